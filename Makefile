@@ -1,0 +1,76 @@
+# `make help` lists what there is to do.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.SILENT:
+.PHONY: help setup search train test lint types format bench clean always
+
+INSTALLED := .venv/.installed
+PY := .venv/bin/python
+
+# A variable becomes a flag where it is set, and whatever it holds stays one word.
+flag = $${$1:+--$2="$$$1"}
+
+help: ## list the targets
+	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	echo
+	echo "  make search MODEL=resnet50 HW=cloud BUDGET=0.6 finds how many bits each layer should have. It also takes"
+	echo "  DATA, DATA_DIR, METRIC (latency, energy, size), SEARCH, EPISODES, SEED, WEIGHTS and OUT (the run folder);"
+	echo "  '.venv/bin/python -m haqjax search --help' says what each one means."
+	echo "  The first target that needs them installs haqjax's requirements in .venv; PYTHON=... chooses the Python, 3.11"
+	echo "  or newer. make setup EXTRA=cuda (or tpu) adds JAX for that accelerator."
+
+setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
+	echo "haqjax is installed in .venv"
+
+search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
+	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
+	  $(call flag,DATA_DIR,data-dir) $(call flag,METRIC,metric) $(call flag,BUDGET,budget) \
+	  $(call flag,SEARCH,search) $(call flag,EPISODES,episodes) $(call flag,SEED,seed) \
+	  $(call flag,WEIGHTS,weights) $(call flag,OUT,out)
+
+train: $(INSTALLED)-dev ## train and keep the float network: MODEL=resnet50 DATA=digits ...
+	exec $(PY) -m haqjax train $(call flag,MODEL,model) $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) \
+	  $(call flag,SEED,seed) $(call flag,OUT,out)
+
+test: lint types ## lint, types, tests, and the examples in the documentation
+	$(PY) -m pytest -q -n 2
+
+lint: $(INSTALLED)-dev ## layout and lint, changing nothing
+	$(PY) -m ruff format --quiet --check .
+	$(PY) -m ruff check --quiet .
+
+types: $(INSTALLED)-dev ## check the types
+	$(PY) -m mypy --no-error-summary
+
+format: $(INSTALLED)-dev ## lay out the code and mend what can be mended
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+bench: $(INSTALLED)-dev $(INSTALLED)-bench ## measure the speeds that the project claims
+	set -e; for script in benchmarks/*.py; do $(PY) "$$script"; done
+
+clean: ## remove caches; runs and .venv stay
+	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The mark is written last, so an installation that broke off is done again, and so is one whose Python has gone.
+$(INSTALLED)-%: pyproject.toml $(if $(wildcard $(PY)),,always)
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi; \
+	  python=; \
+	  for candidate do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      python="$$candidate"; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "haqjax needs Python 3.11 or newer, and $$* is not: name one with PYTHON=/path/to/python3" >&2; exit 1; \
+	  fi; \
+	  echo "haqjax: setting up .venv with $$("$$python" --version), once"; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	echo "haqjax: installing the requirements ($*) in .venv, a minute or two"
+	$(PY) -m pip install -qq --disable-pip-version-check --editable '.[$*]'
+	$(PY) -c 'import matplotlib.font_manager' 2>/dev/null # builds its font cache, with a message, on first use
+	touch $@

@@ -1,0 +1,64 @@
+"""Parts of a labelled data set: what they are, and how one is cut into several."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images, on the host."""
+
+    images: Float[np.ndarray, "n H W 3"]  # float32
+    labels: Int[np.ndarray, "n"]  # int32, 0 .. classes - 1
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Int[np.ndarray, "m"]) -> "Split":
+        """Makes the split of the given rows."""
+        return Split(self.images[rows], self.labels[rows])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three parts that share no image: one to train on, one to select policies by, one to report."""
+
+    name: str
+    classes: int
+    train: Split
+    search: Split
+    report: Split
+
+
+def stratified(labels: Int[np.ndarray, "n"], sizes: Sequence[int], seed: int) -> list[Int[np.ndarray, "m"]]:
+    """Cuts rows into disjoint random parts in each of which every class has its share, to within one row.
+
+    Each class is shuffled and spread evenly over [0, 1); the parts are consecutive pieces of that line.
+
+    Args:
+      labels: class of each row.
+      sizes: rows of each part; what is left over belongs to none.
+      seed: same seed, same parts.
+
+    Returns:
+      The row numbers of each part, in random order.
+
+    Raises:
+      ValueError: there are fewer rows than the parts need.
+
+    >>> first, second = stratified(np.array([0, 0, 0, 0, 1, 1]), [3, 3], seed=0)
+    >>> sorted(np.array([0, 0, 0, 0, 1, 1])[first].tolist()), sorted([*first.tolist(), *second.tolist()])
+    ([0, 0, 1], [0, 1, 2, 3, 4, 5])
+    """
+    if sum(sizes) > len(labels):
+        raise ValueError(f"cannot cut parts of {list(sizes)} rows from {len(labels)} rows")
+    random = np.random.default_rng(seed)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rows] = (random.permutation(len(rows)) + random.uniform()) / len(rows)
+    cuts = np.cumsum(sizes)
+    return [random.permutation(part) for part in np.split(np.argsort(place, kind="stable"), cuts)[:-1]]

@@ -1,0 +1,251 @@
+"""BISMO, a bit-serial matrix multiplier, as HAQ uses it: exact cycles of a layer at any pair of bit-widths.
+
+The equations stand in docs/hardware.md. Everything is 64-bit integers, in a scope of its own: cycle counts pass 2**32.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from haqjax.hardware.fields import Amount, Count, Positive
+from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, LayerTable
+
+
+class Bismo(NamedTuple):
+    """One instance; fields with leading axes are a family of machines."""
+
+    array: Count  # D: the array is D x D dot-product units
+    dot_bits: Count  # Dk: binary products of one unit and cycle
+    port_bits: Count  # what the port of each operand delivers a cycle
+    buffer_words: Count  # words of Dk bits in one row of an operand's buffer
+    result_bits: Count  # width of a result
+    batch: Count  # images
+    clock: Positive  # Hz
+    operation_energy: Amount  # J per binary operation; a product and its sum are two
+    dram_energy: Amount  # J per bit moved
+    leakage_power: Amount  # W, as long as the batch takes
+
+
+class Products(NamedTuple):
+    """A layer as `jobs` equal matrix products."""
+
+    vectors: Int[Array, "*n"]  # P: activation vectors
+    outputs: Int[Array, "*n"]  # N: results of each
+    length: Int[Array, "*n"]  # K: summands of each result
+    jobs: Int[Array, "*n"]
+
+
+class Work(NamedTuple):
+    """What a layer makes a machine do."""
+
+    cycles: Int[Array, "*n"]
+    busy: Int[Array, "*n"]  # cycles in which the array works
+    dram_bits: Int[Array, "*n"]  # read and written
+
+
+def work(numbers: Bismo, layers: LayerTable) -> Work:
+    """Counts cycles and traffic of every layer at every pair of bit-widths, for one batch of images.
+
+    Args:
+      numbers: one machine, or a family of them along leading axes.
+      layers: the network, L layers.
+
+    Returns:
+      Exact int64 counts on the host, [*machines, L, 8, 8]: `[..., layer, weight_bits - 1, activation_bits - 1]`.
+    """
+    bits = range(1, WIDTHS + 1)
+    _, weight_bits, activation_bits = np.meshgrid(range(len(layers)), bits, bits, indexing="ij")
+    return _count(numbers, layers, weight_bits, activation_bits)
+
+
+def policy_work(numbers: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"]) -> Work:
+    """Counts cycles and traffic of every layer under one policy, on one machine or a whole family in one call.
+
+    Args:
+      numbers: one machine, or a family of them along leading axes.
+      layers: the network, L layers.
+      policy: bits of weights and activations.
+
+    Returns:
+      Exact int64 counts on the host, [*machines, L].
+
+    >>> from haqjax.capture import layers
+    >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
+    >>> family = Bismo(8, 256, np.array([32, 64, 128]), 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
+    >>> policy_work(family, network, np.array([[1, 1]])).cycles[:, 0].tolist()  # the wider the port, the sooner
+    [64, 32, 16]
+    """
+    bits = np.asarray(policy)
+    return _count(numbers, layers, bits[:, WEIGHT], bits[:, ACTIVATION])
+
+
+def cycles(numbers: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"]:
+    """Cycles of every layer at every pair of bit-widths, for one batch of images.
+
+    Equal to every entry of the table that HAQ's authors released, their simulator's word.
+
+    Args:
+      numbers: one machine, or a family of them along leading axes.
+      layers: the network, L layers.
+
+    Returns:
+      Exact int64 counts on the host, indexed `[..., layer, weight_bits - 1, activation_bits - 1]`.
+
+    >>> from haqjax.capture import layers
+    >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
+    >>> numbers = Bismo(8, 256, 64, 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
+    >>> cycles(numbers, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product
+    [32, 64, 96]
+    """
+    return np.asarray(work(numbers, layers).cycles)
+
+
+def price(numbers: Bismo, layers: LayerTable) -> tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]:
+    """Seconds and joules of every layer at every pair of bit-widths, for one batch of images.
+
+    The energy is an assumption: busy operations and DRAM bits at constant costs, plus leakage.
+
+    Args:
+      numbers: one machine.
+      layers: the network, L layers.
+
+    Returns:
+      Latency in s and energy in J, float64 on the host.
+    """
+    counts = work(numbers, layers)
+    latency = np.asarray(counts.cycles) / numbers.clock
+    operations = np.asarray(counts.busy) * (2.0 * numbers.array**2 * numbers.dot_bits)
+    dynamic = operations * numbers.operation_energy + counts.dram_bits * numbers.dram_energy
+    return latency, dynamic + latency * numbers.leakage_power
+
+
+def _count(numbers: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
+    """Work for bits whose first axis is the layers', in 64 bits; back on the host, where JAX leaves 64 bits alone."""
+    given = (Bismo(*np.broadcast_arrays(*numbers)), layers, weight_bits, activation_bits)
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, _batched_work(*jax.tree.map(_widen, given)))
+
+
+def _widen(number: np.ndarray) -> np.ndarray:
+    return np.asarray(number, np.int64) if np.issubdtype(np.asarray(number).dtype, np.integer) else np.asarray(number)
+
+
+@jax.jit
+def _batched_work(numbers: Bismo, layers: LayerTable, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+    def network_work(numbers: Bismo) -> Work:
+        each = layer_work
+        for _ in range(weight_bits.ndim - 1):
+            each = jax.vmap(each, (None, None, 0, 0))
+        return jax.vmap(each, (None, 0, 0, 0))(
+            numbers, as_products(numbers.batch, layers), weight_bits, activation_bits
+        )
+
+    for _ in range(numbers.array.ndim):
+        network_work = jax.vmap(network_work)
+    return network_work(numbers)
+
+
+def as_products(batch: Int[Array, ""], layers: LayerTable) -> Products:
+    """Reads each layer as matrix products, the way HAQ's simulator does.
+
+    A convolution is one product per image, a grouped one a product per image and group. A depthwise one is a product
+    per channel with the images packed block-diagonally. A dense layer is one product with the images among the vectors.
+    """
+    area, rows = (jnp.prod(jnp.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
+    packed = jnp.where(layers.depthwise & ~layers.dense, batch, 1)
+    return Products(
+        vectors=jnp.where(layers.dense, batch, 1) * rows,
+        outputs=packed * layers.out_channels // layers.groups,
+        length=packed * area * layers.in_channels // layers.groups,
+        jobs=jnp.where(layers.dense, 1, batch) // packed * layers.groups,
+    )
+
+
+def layer_work(numbers: Bismo, layer: Products, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
+    """Counts the work of one layer; scalars of 64 bits, so call it where `jax.enable_x64` is on.
+
+    Each operand is split into groups that fit its buffer; every pair of groups is one job, fetched anew.
+    """
+    steps = _ceil_div(layer.length, numbers.dot_bits)
+    vector_counts, vector_rows = _groups(numbers, layer.vectors, activation_bits, steps)
+    output_counts, output_rows = _groups(numbers, layer.outputs, weight_bits, steps)
+
+    def job(vectors: jax.Array, outputs: jax.Array) -> Work:
+        return _job(numbers, layer._replace(vectors=vectors, outputs=outputs), weight_bits, activation_bits)
+
+    jobs = jax.vmap(jax.vmap(job, (None, 0)), (0, None))(vector_rows, output_rows)
+    counts = layer.jobs * vector_counts[:, None] * output_counts[None, :]
+    return jax.tree.map(lambda each: jnp.sum(counts * each), jobs)
+
+
+def _groups(numbers: Bismo, rows: jax.Array, bits: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many full groups and last groups an operand has, and their rows."""
+    tiles = _ceil_div(rows, numbers.array)
+    most = jnp.maximum(1, numbers.buffer_words // (steps * bits))
+    groups = _ceil_div(tiles, most)
+    full = _ceil_div(tiles, groups) * numbers.array
+    return jnp.stack([groups - 1, jnp.ones_like(groups)]), jnp.stack([full, rows - (groups - 1) * full])
+
+
+def _job(numbers: Bismo, layer: Products, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+    activations, weights = (layer.vectors, activation_bits), (layer.outputs, weight_bits)
+    steps, whole_beats, last_beats = _split(numbers, layer.length)
+    busy = _ceil_div(layer.vectors, numbers.array) * _ceil_div(layer.outputs, numbers.array) * steps
+    busy = busy * weight_bits * activation_bits
+    stalled = jnp.minimum(
+        _delay(numbers, layer.length, activations, weights), _delay(numbers, layer.length, weights, activations)
+    )
+    beats = sum(rows * bits for rows, bits in (activations, weights)) * (whole_beats * (steps - 1) + last_beats)
+    results = layer.vectors * layer.outputs * numbers.result_bits
+    return Work(busy - 1 + stalled, busy, beats * numbers.port_bits + results)
+
+
+def _split(numbers: Bismo, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Steps along a row, beats that a whole step of it takes to arrive, and those of the last step."""
+    steps = _ceil_div(length, numbers.dot_bits)
+    rest = length - numbers.dot_bits * (steps - 1)
+    return steps, _ceil_div(numbers.dot_bits, numbers.port_bits), _ceil_div(rest, numbers.port_bits)
+
+
+Operand = tuple[jax.Array, jax.Array]  # rows, bits
+
+
+def _delay(numbers: Bismo, length: jax.Array, outer: Operand, inner: Operand) -> jax.Array:
+    """The wait that the order outer tile, inner tile, step, inner bit, outer bit adds to the busy cycles, plus one."""
+    steps, _, _ = _split(numbers, length)
+    inner_bits, outer_bits = inner[1], outer[1]
+    turn = _ceil_div(inner[0], numbers.array) * steps * inner_bits * outer_bits  # cycles of one outer tile
+    late = (
+        _lateness(numbers, length, outer, lambda t, s, b: t * turn + s * inner_bits * outer_bits + b),
+        _lateness(numbers, length, inner, lambda t, s, b: ((t * steps + s) * inner_bits + b) * outer_bits),
+    )
+    return jnp.maximum(1, jnp.maximum(*late))
+
+
+def _lateness(numbers: Bismo, length: jax.Array, operand: Operand, first_use: Callable) -> jax.Array:
+    """By how many cycles the words of an operand come after their first use, at most.
+
+    Arrival and first use are linear in tile, step and bit but for the last tile and step, so the corners are enough.
+    """
+    rows, bits = operand
+    steps, whole_beats, last_beats = _split(numbers, length)
+    tiles = _ceil_div(rows, numbers.array)
+    tile, step = _corners(tiles)[:, None, None], _corners(steps)[None, :, None]
+    bit = jnp.stack([jnp.zeros_like(bits), bits - 1])[None, None, :]
+    height = jnp.where(tile == tiles - 1, rows - numbers.array * (tiles - 1), numbers.array)
+    beats = jnp.where(step == steps - 1, last_beats, whole_beats)
+    tile_beats = numbers.array * (whole_beats * (steps - 1) + last_beats) * bits
+    arrival = tile_beats * tile + height * (whole_beats * step * bits + beats * (bit + 1))
+    return jnp.max(arrival - first_use(tile, step, bit))
+
+
+def _corners(count: jax.Array) -> jax.Array:
+    return jnp.maximum(jnp.stack([jnp.zeros_like(count), count - 2, count - 1]), 0)
+
+
+def _ceil_div(a: jax.Array, b: jax.Array) -> jax.Array:
+    return -(-a // b)

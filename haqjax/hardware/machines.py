@@ -1,0 +1,81 @@
+"""Machines by name or from a YAML file."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from jaxtyping import Float
+
+from haqjax.hardware import bismo, bitfusion
+from haqjax.hardware.fields import read_fields
+from haqjax.types import LayerTable
+
+FOLDER = Path(__file__).parent / "machines"  # one YAML file a machine
+SHORT_NAMES = {"edge": "bismo_edge", "cloud": "bismo_cloud"}
+
+
+class Model(NamedTuple):
+    """A kind of accelerator."""
+
+    numbers: type  # the NamedTuple that a YAML file fills in
+    price: Callable[[Any, LayerTable], tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]]  # s, J
+
+
+MODELS = {
+    "bismo": Model(bismo.Bismo, bismo.price),
+    "bitfusion": Model(bitfusion.Bitfusion, bitfusion.price),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """An accelerator: a model and its numbers."""
+
+    name: str
+    model: str  # a key of MODELS
+    numbers: Any
+
+    def __post_init__(self):
+        if self.model not in MODELS:
+            raise ValueError(f"{self.name}: unknown model {self.model}; the models are {', '.join(MODELS)}")
+
+
+def machine(name_or_path: str | Path) -> Machine:
+    """Finds a machine.
+
+    Args:
+      name_or_path: a name, such as "bismo_edge" or "edge", or the path of a YAML file. To describe a machine of your
+        own, copy a file of `haqjax/hardware/machines` and edit it.
+
+    Returns:
+      The machine.
+
+    Raises:
+      ValueError: there is no such machine, or a value of the file is missing, unknown or out of range.
+
+    >>> machine("edge").numbers.batch
+    1
+    """
+    name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        names = ", ".join([*known, *SHORT_NAMES])
+        raise ValueError(f"unknown machine {name}; there are {names}, or give the path of a .yaml file")
+    return _read_machine(path)
+
+
+def _read_machine(path: Path) -> Machine:
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{path}: expected one `key: value` a line")
+    model = given.pop("model", None)
+    if model not in MODELS:
+        raise ValueError(f"{path}: model is {model}; the models are {', '.join(MODELS)}")
+    return Machine(path.stem, model, read_fields(MODELS[model].numbers, given, str(path)))

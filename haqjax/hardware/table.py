@@ -1,0 +1,69 @@
+"""The cost table of a network on a machine."""
+
+import math
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from haqjax.hardware.machines import MODELS, Machine
+from haqjax.pricing import price
+from haqjax.types import WIDTHS, Cost, CostTable, LayerTable
+
+CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
+PARAMETER_BYTES = 4.0  # what stays unquantised is stored in 32 bits
+
+
+def cost_table(machine: Machine, layers: LayerTable) -> CostTable:
+    """Prices every layer at every pair of bit-widths.
+
+    Args:
+      machine: from `haqjax.machine`.
+      layers: the network, L layers.
+
+    Returns:
+      Latency in s and energy in J for one batch of the machine, size in bytes; each float64 [L, 8, 8]. The same
+      machine and layers give the same table.
+
+    Raises:
+      ValueError: the machine's model cannot price these layers.
+
+    >>> from haqjax.capture import layers
+    >>> from haqjax.hardware import machine
+    >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
+    >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9
+    160.0
+    """
+    latency, energy = MODELS[machine.model].price(machine.numbers, layers)
+    shape = (len(layers), WIDTHS, WIDTHS)
+    bits = layers.weights[:, None] * np.arange(1, WIDTHS + 1)[None, :]
+    size = np.broadcast_to((bits / 8)[:, :, None], shape).copy()
+    fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters]))
+    return CostTable(latency, energy, size, fixed)
+
+
+@jax.jit
+def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
+    """What a network costs under each policy; `haqjax.pricing.price`, compiled.
+
+    Args:
+      table: from `cost_table`.
+      policy: bits of weights and activations, 1 to 8. Integers are looked up. Floating bits are interpolated between
+        the four neighbouring entries: equal to the table at whole bits and differentiable.
+
+    Returns:
+      Seconds, joules and bytes, leading axes as the policy's; NaN for a policy with bits outside 1..8.
+
+    Raises:
+      ValueError: the policy has another number of layers than the table.
+
+    >>> bits = np.arange(1.0, 9.0)[None, :, None] + np.zeros((3, 8, 8))
+    >>> table = CostTable(latency=bits, energy=bits, size=bits, fixed=Cost(0.0, 0.0, 5.0))
+    >>> float(total_cost(table, np.full((3, 2), 4)).size)
+    17.0
+    """
+    lead, row = policy.shape[:-2], policy.shape[-2:]
+    if math.prod(lead) <= CHUNK:
+        return price(table, policy)
+    found = jax.lax.map(lambda one: price(table, one), policy.reshape(-1, *row), batch_size=CHUNK)
+    return jax.tree.map(lambda costs: costs.reshape(lead), found)

@@ -1,0 +1,130 @@
+"""Faster equal forms of a layer where the platform's own convolution is slow.
+
+On a CPU, XLA runs a depthwise convolution as a scalar loop, at a hundredth of the speed of arithmetic, and a dense one
+over a map of a few pixels not much faster. There a depthwise convolution becomes shifted multiply-adds, one a tap of
+the kernel, and a pointwise or small one becomes a matrix product. Taps that only ever meet padding are left out. On
+other platforms the layer stays as it is.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from haqjax.capture import Compute
+from haqjax.graph import Layer
+
+
+class _Convolution(NamedTuple):
+    """A convolution with its axes in the order batch, places..., channels."""
+
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    kernel: tuple[int, ...]
+    places: tuple[int, ...]  # sizes of the output map
+
+
+def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+    """A hook for `with_hook`: computes the layer in the form that is fastest on the platform it runs on.
+
+    Equal to the plain form within float32 rounding; differentiable, and works under `vmap`.
+
+    >>> from haqjax.capture import with_hook
+    >>> from jax.lax import conv_general_dilated
+    >>> kinds = dict(feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    >>> apply = lambda params, x: conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)
+    >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 2))
+    >>> bool(jnp.allclose(with_hook(apply, lower)(params, x), apply(params, x)))
+    True
+    """
+    form = _choose(layer)
+    if form is None:
+        return compute(activation, weight)
+    numbers = layer.equation.params["dimension_numbers"]
+    to_last = lambda spec: (spec[0], *spec[2:], spec[1])  # noqa: E731
+
+    def faster(activation: Array, weight: Array) -> Array:
+        x = jnp.transpose(activation, to_last(numbers.lhs_spec))
+        w = jnp.transpose(weight, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
+        y = form(x, w, _convolution(layer))
+        dtype = layer.equation.outvars[0].aval.dtype
+        return jnp.transpose(y, _inverse(to_last(numbers.out_spec))).astype(dtype)
+
+    return lax.platform_dependent(activation, weight, cpu=faster, default=compute)
+
+
+def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | None:
+    if layer.dense or layer.equation.params["batch_group_count"] != 1:
+        return None
+    if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
+        return None
+    groups = layer.equation.params["feature_group_count"]
+    if groups > 1:
+        channels = layer.activation_shape[layer.equation.params["dimension_numbers"].lhs_spec[1]]
+        return _shifted_multiply_adds if groups == channels else None
+    convolution = _convolution(layer)
+    taps = math.prod(convolution.kernel)
+    # Measured: from as many places as taps on, XLA's own dense convolution is as fast as the matrix product.
+    return _matrix_product if taps == 1 or math.prod(convolution.places) < taps else None
+
+
+def _convolution(layer: Layer) -> _Convolution:
+    params, output = layer.equation.params, layer.equation.outvars[0].aval.shape
+    numbers = params["dimension_numbers"]
+    return _Convolution(
+        stride=tuple(params["window_strides"]),
+        padding=tuple(params["padding"]),
+        dilation=tuple(params["rhs_dilation"]),
+        kernel=tuple(layer.weight_shape[axis] for axis in numbers.rhs_spec[2:]),
+        places=tuple(output[axis] for axis in numbers.out_spec[2:]),
+    )
+
+
+def _shifted_multiply_adds(x: Array, weight: Array, convolution: _Convolution) -> Array:
+    """Depthwise: input channel c feeds the output channels c m .. c m + m - 1."""
+    multiplier = weight.shape[-1] // x.shape[-1]
+    x = jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x
+    patches = _patches(x, convolution)
+    spread = (1,) * (x.ndim - 1) + (-1,)
+    products = [patch * weight[tap].reshape(spread) for tap, patch in patches]
+    return sum(products[1:], products[0])
+
+
+def _matrix_product(x: Array, weight: Array, convolution: _Convolution) -> Array:
+    taps, patches = zip(*_patches(x, convolution), strict=True)
+    rows = patches[0] if len(taps) == 1 else jnp.concatenate(patches, axis=-1)
+    columns = weight[taps[0]] if len(taps) == 1 else jnp.concatenate([weight[tap] for tap in taps])
+    return (rows.reshape(-1, rows.shape[-1]) @ columns).reshape(*rows.shape[:-1], columns.shape[-1])
+
+
+def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...], Array]]:
+    """For each tap of the kernel that meets the input at all, the input that it is multiplied with."""
+    stride, padding, dilation, kernel, places = convolution
+    live = [
+        [tap for tap in range(kernel[i]) if _meets(tap * dilation[i] - padding[i][0], stride[i], places[i], size)]
+        for i, size in enumerate(x.shape[1:-1])
+    ]
+    taps = list(itertools.product(*live)) or [(0,) * len(kernel)]
+    x = lax.optimization_barrier(x) if len(taps) > 1 else x  # else what computes x is fused into, and run at, each tap
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
+    x = lax.optimization_barrier(x) if len(taps) > 1 else x  # else what computes x is fused into, and run at, each tap
+
+    def patch(tap: tuple[int, ...]) -> Array:
+        start = [t * d for t, d in zip(tap, dilation, strict=True)]
+        stop = [first + (n - 1) * step + 1 for first, n, step in zip(start, places, stride, strict=True)]
+        return lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *stride, 1))
+
+    return [(tap, patch(tap)) for tap in taps]
+
+
+def _meets(first: int, step: int, count: int, size: int) -> bool:
+    return any(0 <= first + step * i < size for i in range(count))
+
+
+def _inverse(permutation: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))

@@ -1,0 +1,89 @@
+"""The piece every network here is made of: a bias-free convolution followed by batch normalisation."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+MOMENTUM = 0.9  # share of the running statistics kept at each training step (0.1 replaced: torchvision's default)
+EPSILON = 1e-5  # added to the variance (torchvision's default)
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+
+class ConvNorm(nnx.Module):
+    """A convolution without bias, then batch normalisation.
+
+    Its leaves are `kernel` [height, width, in / groups, out] and `norm.scale`, `norm.bias`, `norm.mean`, `norm.var`
+    [out]; the last two are running statistics, which `train` replaces by those of the batch and moves towards them.
+    The kernel is zero until `haqjax.models.build` draws it.
+
+    Args:
+      c_in: input channels, all groups together.
+      c_out: output channels, all groups together.
+      kernel: height and width of the kernel.
+      stride: of both axes.
+      groups: `c_in` for a depthwise convolution.
+      padding: as `jax.lax.conv_general_dilated`; None is `(kernel - 1) / 2` on every side.
+      scale: what `norm.scale` starts at.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        padding: Padding | None = None,
+        scale: float = 1.0,
+    ):
+        shape = (kernel, kernel, c_in // groups, c_out)
+        self.kernel = nnx.Param(jnp.zeros(shape))
+        initial = nnx.initializers.constant(scale)
+        self.norm = nnx.BatchNorm(c_out, momentum=MOMENTUM, epsilon=EPSILON, scale_init=initial, rngs=nnx.Rngs(0))
+        self.stride = (stride, stride)
+        self.groups = groups
+        self.padding = padding if padding is not None else ((kernel // 2, kernel // 2),) * 2
+
+    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
+        y = jax.lax.conv_general_dilated(
+            x, self.kernel[...], self.stride, self.padding, dimension_numbers=LAYOUT, feature_group_count=self.groups
+        )
+        return self.norm(y, use_running_average=not train)
+
+
+class Classifier(nnx.Module):
+    """The mean over the map, then a dense layer with bias.
+
+    Its leaves are `kernel` [features, classes] and `bias` [classes].
+    """
+
+    def __init__(self, features: int, classes: int):
+        self.kernel = nnx.Param(jnp.zeros((features, classes)))
+        self.bias = nnx.Param(jnp.zeros(classes))
+
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B classes"]:
+        return x.mean((1, 2)) @ self.kernel[...] + self.bias[...][None, :]
+
+
+def round_channels(channels: int, width: float, divisor: int = 8) -> int:
+    """Channels after a width multiplier: the nearest multiple of `divisor`, never below 90 % of the exact number.
+
+    The rule of the MobileNets (Sandler et al. 2018 and its released code).
+
+    Args:
+      channels: number at width 1.
+      width: multiplier.
+      divisor: what the result is a multiple of; the least result.
+
+    Returns:
+      The number of channels.
+
+    >>> round_channels(32, 1.0), round_channels(24, 0.5), round_channels(16, 0.3)
+    (32, 16, 8)
+    """
+    exact = channels * width
+    rounded = max(divisor, int(exact + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * exact else rounded

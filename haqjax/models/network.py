@@ -1,0 +1,157 @@
+"""Networks by name, as pure functions of their parameters."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from haqjax.models.mobilenet_v1 import MobileNetV1
+from haqjax.models.mobilenet_v2 import MobileNetV2
+from haqjax.models.resnet import CifarResNet, ResNet50
+
+Params = dict[str, Any]
+STATISTICS = ("mean", "var")  # leaves that training moves but no gradient reaches
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    "resnet50": ResNet50,
+    "resnet20": functools.partial(CifarResNet, blocks_per_stage=3),
+    "resnet56": functools.partial(CifarResNet, blocks_per_stage=9),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network as two pure functions of its parameters.
+
+    `params` is a nested dictionary of arrays: layer weights and dense weights under `kernel`, running statistics of
+    batch normalisation under `mean` and `var`.
+    """
+
+    name: str
+    classes: int
+    image_size: int  # height and width of the images it is meant for; the functions take any
+    width: float  # multiplier of the channels
+    apply: Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B classes"]]  # running statistics
+    apply_train: Callable[[Params, Float[Array, "B H W 3"]], tuple[Float[Array, "B classes"], Params]]  # batch's own
+    params: Params
+
+    @property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """Shape and type of one image as a batch."""
+        return jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.float32)
+
+
+def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float = 1.0, key: PRNGKeyArray) -> Network:
+    """Makes a network with freshly drawn parameters.
+
+    Args:
+      name: one of `MODELS`.
+      classes: number of logits.
+      image_size: height and width of the images, in pixels.
+      width: multiplier of the channels of every layer.
+      key: of the kernels: normal, of variance 2 / fan-in, in the classifier of deviation 0.01. In a residual network
+        the last batch-norm scale of each block starts at zero, so that the block starts as its shortcut and trains at
+        once; what a fresh network answers then hardly depends on the kernels inside its blocks.
+
+    Returns:
+      The network. `apply_train` normalises by the batch's statistics and returns the parameters with the running ones
+      moved; all other leaves come back as they are.
+
+    Raises:
+      ValueError: `name` is not in `MODELS`, or a number is not positive.
+
+    >>> network = build("resnet20", classes=10, image_size=8, width=0.25, key=jax.random.key(0))
+    >>> network.apply(network.params, np.zeros((2, 8, 8, 3), np.float32)).shape
+    (2, 10)
+    """
+    network = outline(name, classes=classes, image_size=image_size, width=width)
+    return dataclasses.replace(network, params=_draw(name, classes, width, key))
+
+
+def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: float = 1.0) -> Network:
+    """Makes a network whose parameters are shapes only: enough to read its layers, in milliseconds.
+
+    Args, errors: as `build`.
+
+    Returns:
+      The network, with a `jax.ShapeDtypeStruct` for each parameter.
+
+    >>> count_learned(outline("resnet20", classes=10, image_size=32).params)
+    269722
+    """
+    _check(name, classes, image_size, width)
+    graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name](classes, width)))
+
+    def apply(params, x):
+        return nnx.merge(graph, params)(x)
+
+    def apply_train(params, x):
+        model = nnx.merge(graph, params)
+        logits = model(x, train=True)
+        return logits, nnx.to_pure_dict(nnx.state(model))
+
+    return Network(name, classes, image_size, width, apply, apply_train, nnx.to_pure_dict(state))
+
+
+def is_statistic(path: tuple[Any, ...]) -> bool:
+    """Whether the leaf at a `jax.tree_util` path is a running statistic of batch normalisation.
+
+    >>> from jax.tree_util import DictKey
+    >>> is_statistic((DictKey("norm"), DictKey("mean"))), is_statistic((DictKey("norm"), DictKey("scale")))
+    (True, False)
+    """
+    return getattr(path[-1], "key", None) in STATISTICS
+
+
+def count_learned(params: Params) -> int:
+    """Counts the learned numbers of a network: all but the running statistics of batch normalisation.
+
+    Args:
+      params: nested dictionary of arrays or shapes.
+
+    Returns:
+      The count: what papers call the number of parameters.
+
+    >>> count_learned({"kernel": np.zeros((2, 3)), "norm": {"scale": np.zeros(3), "mean": np.zeros(3)}})
+    9
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_statistic(path))
+
+
+def _draw(name: str, classes: int, width: float, key: PRNGKeyArray) -> Params:
+    """Draws all kernels at once: a draw for each would take ten seconds to compile."""
+    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(MODELS[name](classes, width))))()
+    leaves, tree = jax.tree_util.tree_flatten_with_path(fresh)
+    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
+    normal = np.asarray(jax.random.normal(key, (sum(sizes),), jnp.float32))
+    parts = np.split(normal, np.cumsum(sizes)[:-1])
+    return jax.tree.unflatten(
+        tree,
+        [
+            jnp.asarray(part.reshape(leaf.shape) * np.float32(_deviation(leaf.shape))) if part.size else leaf
+            for (_, leaf), part in zip(leaves, parts, strict=True)
+        ],
+    )
+
+
+def _deviation(shape: tuple[int, ...]) -> float:
+    """He et al. 2015 by fan-in for a convolution; for a classifier 0.01, so that all logits start about equal."""
+    return math.sqrt(2 / math.prod(shape[:-1])) if len(shape) == 4 else 0.01
+
+
+def _check(name: str, classes: int, image_size: int, width: float) -> None:
+    if name not in MODELS:
+        raise ValueError(f"unknown network {name!r}; there are {', '.join(sorted(MODELS))}")
+    for what, value in (("classes", classes), ("image_size", image_size), ("width", width)):
+        if not value > 0:
+            raise ValueError(f"{what} must be positive, got {value!r}")

@@ -1,0 +1,97 @@
+"""Residual networks (He et al. 2016, arXiv 1512.03385): ResNet-50 for ImageNet, ResNet-20 and ResNet-56 for CIFAR."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
+
+EXPANSION = 4  # output channels of a bottleneck over its inner ones
+BOTTLENECK_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # ResNet-50: (inner channels, blocks, stride)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride is on the 3x3 ("v1.5", as torchvision)."""
+
+    def __init__(self, c_in: int, inner: int, stride: int):
+        c_out = inner * EXPANSION
+        self.reduce = ConvNorm(c_in, inner)
+        self.spatial = ConvNorm(inner, inner, 3, stride)
+        self.expand = ConvNorm(inner, c_out, scale=0.0)  # the block starts as its shortcut: Goyal et al. 2017, 5.1
+        self.shortcut = ConvNorm(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
+
+    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
+        y = nnx.relu(self.reduce(x, train))
+        y = nnx.relu(self.spatial(y, train))
+        y = self.expand(y, train)
+        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, train)))
+
+
+class ResNet50(nnx.Module):
+    """A 7x7 stem with max pooling, 16 bottlenecks, the classifier: 54 layers, the 4 projecting shortcuts included."""
+
+    def __init__(self, classes: int, width: float):
+        channels = round_channels(64, width, 1)
+        self.stem = ConvNorm(3, channels, 7, 2)
+        blocks = []
+        for inner, count, first in BOTTLENECK_STAGES:
+            for stride in (first, *(1,) * (count - 1)):
+                blocks.append(Bottleneck(channels, round_channels(inner, width, 1), stride))
+                channels = round_channels(inner, width, 1) * EXPANSION
+        self.blocks = nnx.List(blocks)
+        self.classifier = Classifier(channels, classes)
+
+    def __call__(self, x: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B classes"]:
+        x = nnx.relu(self.stem(x, train))
+        x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for block in self.blocks:
+            x = block(x, train)
+        return self.classifier(x)
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions beside a shortcut without parameters."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        self.first = ConvNorm(c_in, c_out, 3, stride)
+        self.second = ConvNorm(c_out, c_out, 3, scale=0.0)  # as in `Bottleneck`
+        self.stride = stride
+
+    def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
+        y = nnx.relu(self.first(x, train))
+        y = self.second(y, train)
+        return nnx.relu(y + zero_padded_shortcut(x, y.shape[-1], self.stride))
+
+
+class CifarResNet(nnx.Module):
+    """A 3x3 stem, three stages of `blocks_per_stage` basic blocks, the classifier: `6 blocks_per_stage + 2` layers."""
+
+    def __init__(self, classes: int, width: float, *, blocks_per_stage: int):
+        channels = round_channels(16, width, 1)
+        self.stem = ConvNorm(3, channels, 3)
+        blocks = []
+        for c_out, first in ((16, 1), (32, 2), (64, 2)):
+            for stride in (first, *(1,) * (blocks_per_stage - 1)):
+                blocks.append(BasicBlock(channels, round_channels(c_out, width, 1), stride))
+                channels = round_channels(c_out, width, 1)
+        self.blocks = nnx.List(blocks)
+        self.classifier = Classifier(channels, classes)
+
+    def __call__(self, x: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B classes"]:
+        x = nnx.relu(self.stem(x, train))
+        for block in self.blocks:
+            x = block(x, train)
+        return self.classifier(x)
+
+
+def zero_padded_shortcut(x: Float[Array, "B H W C"], channels: int, stride: int) -> Float[Array, "B h w c"]:
+    """Every `stride`-th pixel of `x`, with channels of zeros around it up to `channels`: option A of the paper.
+
+    Half of the zeros stand before the channels of `x`, as in the PyTorch releases of these networks.
+
+    >>> zero_padded_shortcut(jnp.ones((1, 4, 4, 2)), 4, 2)[0, 0, 0].tolist()
+    [0.0, 1.0, 1.0, 0.0]
+    """
+    missing = channels - x.shape[-1]
+    before = missing // 2
+    return jnp.pad(x[:, ::stride, ::stride, :], ((0, 0), (0, 0), (0, 0), (before, missing - before)))

@@ -1,0 +1,78 @@
+"""Symmetric linear fake quantisation with the straight-through estimator; the bit-width is data."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from haqjax.types import FULL_PRECISION
+
+
+class Grid(NamedTuple):
+    """The levels of a quantiser: multiples of `step` from `lowest` to `highest`. Any shape, for many at once."""
+
+    lowest: Float[Array, "*n"]
+    highest: Float[Array, "*n"]
+    step: Float[Array, "*n"]
+    per_unit: Float[Array, "*n"]  # 1 / step
+    identity: Bool[Array, "*n"]  # leave the tensor as it is
+
+
+def make_grid(clip: Float[Array, "*n"], bits: Int[Array, "*n"], signed: Bool[Array, "*n"]) -> Grid:
+    """Levels of a linear quantiser (Wang et al. 2019, section 3.4).
+
+    Signed: `n = 2^(bits - 1) - 1` levels a side of zero in `[-clip, clip]`. Unsigned: `n = 2^bits - 1` levels in
+    `[0, clip]`. The step is `clip / n`. One signed bit has no level but zero: its grid gives NaN.
+
+    >>> print(make_grid(jnp.array(3.0), jnp.array(3), jnp.array(True)).step)
+    1.0
+    """
+    clip, bits, signed = jnp.asarray(clip), jnp.asarray(bits), jnp.asarray(signed)
+    levels = (jnp.left_shift(1, bits - signed.astype(jnp.int32)) - 1).astype(clip.dtype)
+    return Grid(jnp.where(signed, -clip, 0), clip, clip / levels, levels / clip, bits >= FULL_PRECISION)
+
+
+def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
+    """Rounds `x` to a grid, ties to the even level; the gradient passes as if `x` were only clipped.
+
+    The gradient of `x` is 1 inside the clip and 0 outside; that of the clip is 0 inside and the sign of `x` outside.
+
+    Args:
+      grid: scalars, or arrays of the rank of `x` that broadcast against it.
+    """
+    grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim) if leaf.ndim == 0 else leaf, grid)
+    clipped = jnp.minimum(jnp.maximum(x, grid.lowest.astype(x.dtype)), grid.highest.astype(x.dtype))
+    return jnp.where(grid.identity, x, _round(clipped, grid.per_unit.astype(x.dtype), grid.step.astype(x.dtype)))
+
+
+def fake_quantize(
+    x: Float[Array, "*shape"],
+    clip: Float[Array, "*#shape"] | float,
+    bits: Int[Array, ""] | int,
+    signed: Bool[Array, ""] | bool = True,
+) -> Float[Array, "*shape"]:
+    """Rounds `x` to the levels of a linear quantiser, with the straight-through estimator (see `make_grid`, `snap`).
+
+    Args:
+      x: any shape.
+      clip: positive; a scalar, or one value a channel, of the rank of `x`.
+      bits: 2..8, or 1 where unsigned; 32 returns `x` as it is. Traced: another width does not compile again.
+      signed: traced.
+    Returns:
+      Values on the quantiser's levels, of the shape and dtype of `x`.
+
+    >>> fake_quantize(jnp.array([-2.0, -0.4, 0.6, 0.9]), 1.0, 3)
+    Array([-1.        , -0.33333334,  0.6666667 ,  1.        ], dtype=float32)
+    """
+    return snap(x, make_grid(jnp.asarray(clip, x.dtype), jnp.asarray(bits), jnp.asarray(signed)))
+
+
+@jax.custom_jvp
+def _round(x: Array, per_unit: Array, step: Array) -> Array:
+    return jnp.round(x * per_unit) * step
+
+
+@_round.defjvp
+def _round_straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _round(*primals), tangents[0]

@@ -1,0 +1,6 @@
+"""What a person looks at: figures and tables."""
+
+from haqjax.report.figures import bits_figure, save, search_figure
+from haqjax.report.tables import Row, as_text, comparison_table, standard_error
+
+__all__ = ["Row", "as_text", "bits_figure", "comparison_table", "save", "search_figure", "standard_error"]

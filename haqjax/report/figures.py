@@ -1,0 +1,217 @@
+"""Draws what a search found: the bits of every layer, and the accuracy over episodes."""
+
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from haqjax.files import write_bytes
+from haqjax.types import ACTIVATION, WEIGHT, WIDTHS
+
+WIDTH = 7.2  # inches, both columns of a page
+POINT = 1 / 72  # inches
+FEWEST = 20  # a network of fewer layers leaves room at the right
+TEXT, SMALL = 8, 5.5  # points
+GRID = "0.85"
+# Told apart by hue, by lightness and by hatching, so that neither colour blindness nor a grey print hides them.
+KINDS: dict[str, dict[str, Any]] = {
+    "depthwise": {"facecolor": "#f0a330", "hatch": "/////"},
+    "pointwise (1×1)": {"facecolor": "#23679e"},
+    "other": {"facecolor": "#a9c1d6"},
+}
+FIXED: dict[str, Any] = {"facecolor": "white", "hatch": None}  # drawn over the kind: an outline alone
+
+
+def bits_figure(
+    names: Sequence[str],
+    policy: Int[np.ndarray, "L 2"],
+    depthwise: Bool[np.ndarray, "L"],
+    pinned: Bool[np.ndarray, "L"] | Bool[np.ndarray, "L 2"],
+    title: str = "",
+    *,
+    pointwise: Bool[np.ndarray, "L"] | None = None,
+) -> Figure:
+    """Draws the bits of each layer, in the order of execution: weights upwards, activations downwards.
+
+    Where no layer's activations were searched, the weights alone are drawn.
+
+    Args:
+      names: one name a layer.
+      policy: bit-widths; 32, a tensor left as it is, is drawn above 8 and called 32.
+      depthwise: the layers drawn as depthwise convolutions.
+      pinned: the layers, or the single entries, that the search could not change: drawn as outlines.
+      title: a line above the figure.
+      pointwise: the layers drawn as 1x1 convolutions; the rest is "other".
+
+    Returns:
+      A figure 7.2 inches wide; see `save`.
+
+    Raises:
+      ValueError: the lengths differ.
+
+    >>> figure = bits_figure(
+    ...     ["stem", "dw"], np.array([[8, 8], [4, 6]]), np.array([False, True]), np.array([True, False])
+    ... )
+    >>> [[int(bar.get_height()) for bar in axes.patches] for axes in figure.axes]
+    [[8, 4], [8, 6]]
+    """
+    policy, pinned = np.asarray(policy), np.asarray(pinned)
+    if policy.shape != (len(names), 2) or len(depthwise) != len(names) or len(pinned) != len(names):
+        raise ValueError(f"{len(names)} names, a policy {policy.shape}, {len(depthwise)} and {len(pinned)} flags")
+    kinds = _kinds(np.asarray(depthwise), pointwise)
+    fixed = np.broadcast_to(pinned.reshape(len(names), -1), policy.shape)
+    columns = [WEIGHT] if fixed[:, ACTIVATION].all() else [WEIGHT, ACTIVATION]
+    figure = Figure(figsize=(WIDTH, 1.2 + 1.2 * len(columns)), layout=ConstrainedLayoutEngine(hspace=0, h_pad=0.01))
+    panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
+    for column, axes in zip(columns, panels, strict=True):
+        _draw_bars(axes, policy[:, column], kinds, fixed[:, column], ("weight bits", "activation bits")[column])
+    if ACTIVATION in columns:
+        _hang(panels[ACTIVATION])
+    _name_layers(panels[-1], names)
+    searched = np.flatnonzero(~fixed[:, columns].all(axis=1))
+    _legend(figure, {kinds[at] for at in searched}, bool(fixed.any()), title)
+    return figure
+
+
+def search_figure(
+    accuracy: Float[np.ndarray, "E"],
+    feasible: Bool[np.ndarray, "E"],
+    best_so_far: Float[np.ndarray, "E"],
+    float_accuracy: float | None = None,
+    uniform_accuracy: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Draws the accuracy of each episode's policy, the best so far, and what it is measured against.
+
+    Args:
+      accuracy: in 0..1, on the images that the search selects with.
+      feasible: whether the episode's policy fits the budget.
+      best_so_far: the best accuracy of a policy that fits, NaN before there is one.
+      float_accuracy: that of the network before quantisation, on the same images.
+      uniform_accuracy: that of the best uniform policy that fits.
+      title: a line above the figure.
+
+    Returns:
+      A figure 7.2 inches wide; see `save`.
+
+    >>> figure = search_figure(np.array([0.4, 0.8]), np.array([True, True]), np.array([0.4, 0.8]), 0.9)
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['best so far, 80.0 %', 'float network, 90.0 %']
+    """
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots()
+    _frame(axes, "accuracy, search split (%)")
+    episodes, feasible = np.arange(1, len(accuracy) + 1), np.asarray(feasible, bool)
+    percent, best = 100 * np.asarray(accuracy, float), 100 * np.asarray(best_so_far, float)
+    axes.scatter(episodes[feasible], percent[feasible], s=9, c="#8fb3d3", linewidths=0, label="policy of an episode")
+    if not feasible.all():
+        axes.scatter(episodes[~feasible], percent[~feasible], s=14, c="0.45", marker="x", lw=0.8, label="over budget")
+    last = f", {best[-1]:.1f} %" if len(best) and np.isfinite(best[-1]) else ""
+    axes.plot(episodes, best, color="#123a5e", lw=1.8, drawstyle="steps-post", label=f"best so far{last}")
+    for name, value, color, style in (
+        ("float network", float_accuracy, "0.2", (0, (1, 1.5))),
+        ("best uniform in the budget", uniform_accuracy, "#c8590a", (0, (5, 2))),
+    ):
+        if value is not None:
+            axes.axhline(100 * value, color=color, lw=1.2, ls=style, label=f"{name}, {100 * value:.1f} %")
+    axes.set_xlabel("episode", fontsize=TEXT)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.015)
+    figure.legend(loc="outside upper left", ncols=3, fontsize=TEXT, frameon=False, title=title, **_TITLE)
+    return figure
+
+
+def save(figure: Figure, path: str | Path, dpi: int = 300) -> Path:
+    """Writes a figure, whole or not at all, in the format that the name's ending says (.png, .pdf, .svg).
+
+    Args:
+      figure: the figure.
+      path: where to write; its folder exists.
+      dpi: dots per inch of a .png; 300 is what printers ask for.
+
+    Returns:
+      The path.
+
+    >>> import tempfile
+    >>> save(Figure(figsize=(1, 1)), Path(tempfile.mkdtemp()) / "a.png").read_bytes()[1:4]
+    b'PNG'
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi)
+    return write_bytes(path, buffer.getvalue())
+
+
+_TITLE: dict[str, Any] = {"alignment": "left", "title_fontproperties": {"size": TEXT + 1, "weight": "bold"}}
+
+
+def _kinds(depthwise: np.ndarray, pointwise: np.ndarray | None) -> list[str]:
+    """The kind of each layer, a key of `KINDS`."""
+    one_by_one = np.zeros_like(depthwise) if pointwise is None else np.asarray(pointwise)
+    first, second, rest = KINDS
+    return np.where(depthwise, first, np.where(one_by_one, second, rest)).tolist()
+
+
+def _draw_bars(axes: Axes, bits: np.ndarray, kinds: Sequence[str], fixed: np.ndarray, label: str) -> None:
+    _frame(axes, label)
+    beyond = WIDTHS + 2  # the height of a tensor left as it is
+    ticks = {2: "2", 4: "4", 6: "6", 8: "8"} | ({beyond: "32"} if (bits > WIDTHS).any() else {})
+    for at, height in enumerate(np.where(bits > WIDTHS, beyond, bits).tolist()):
+        style = KINDS[kinds[at]] | (FIXED if fixed[at] else {})
+        axes.bar(at, height, width=0.74, edgecolor="0.15", linewidth=0.5, **style)
+    axes.tick_params(axis="x", length=0)
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.set_ylim(0, max(ticks) + 0.6)
+    axes.set_xlim(-0.8, max(len(bits), FEWEST) - 0.2)
+
+
+def _hang(axes: Axes) -> None:
+    """Turns a panel upside down, its bars hanging from the line between the panels."""
+    axes.invert_yaxis()
+    axes.spines["bottom"].set_visible(False)
+
+
+def _name_layers(axes: Axes, names: Sequence[str]) -> None:
+    """Writes the names upright under the bars, every n-th where there is no room for all."""
+    room = (WIDTH - 0.6) / max(len(names), FEWEST)
+    every = int(np.ceil(1.25 * SMALL * POINT / room))
+    shown = range(0, len(names), every)
+    axes.set_xticks(list(shown), [_shorten(name) for name in _without_common_end(names)[::every]], rotation=90)
+    axes.tick_params(axis="x", labelsize=SMALL, pad=2)
+
+
+def _without_common_end(names: Sequence[str]) -> list[str]:
+    """Names such as a.conv.kernel and b.conv.kernel without the last parts that all of them share."""
+    parts = [name.replace("/", ".").split(".") for name in names]
+    while len(names) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return [".".join(part) for part in parts]
+
+
+def _shorten(name: str, most: int = 24) -> str:
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
+
+
+def _frame(axes: Axes, label: str) -> None:
+    axes.set_ylabel(label, fontsize=TEXT)
+    axes.tick_params(labelsize=TEXT, width=0.5, color="0.4")
+    axes.grid(axis="y", color=GRID, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(linewidth=0.5, color="0.4")
+
+
+def _legend(figure: Figure, there: Collection[str], any_fixed: bool, title: str) -> None:
+    entries = {kind: style for kind, style in KINDS.items() if kind in there}
+    entries |= {"not searched": FIXED} if any_fixed else {}
+    patches = [Patch(edgecolor="0.15", linewidth=0.5, label=name, **style) for name, style in entries.items()]
+    figure.legend(
+        handles=patches, loc="outside upper left", ncols=4, fontsize=TEXT, frameon=False, title=title, **_TITLE
+    )

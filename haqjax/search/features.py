@@ -1,0 +1,56 @@
+"""What an agent sees: ten numbers for each of a network's 2L decisions."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from haqjax.types import WEIGHT, WIDTHS, LayerTable
+
+FIRST = 1.0  # what was decided before the first decision: the input image, 8 bits of 8
+
+
+def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
+    """The nine numbers that do not depend on what was decided before.
+
+    They are HAQ's (Wang et al. 2019, section 3.1): layer index, input channels, output channels, kernel size, stride,
+    area of the input map, number of weights, depthwise or not, and whether the decision is on weights (1) or
+    activations (0). A dense layer has kernel 1 and stride 0. Each number is scaled to [0, 1] over the decisions, from
+    its least to its greatest; one that is the same everywhere is left alone.
+
+    Returns:
+      A row for each decision: (layer 0, weights), (layer 0, activations), (layer 1, weights), ...
+    """
+    count = len(layers)
+    dense = np.asarray(layers.dense)
+    columns = [
+        np.arange(count),
+        layers.in_channels,
+        layers.out_channels,
+        np.where(dense, 1, layers.kernel[:, 0]),
+        np.where(dense, 0, layers.stride[:, 0]),
+        np.prod(np.asarray(layers.in_size, np.int64), axis=-1),
+        layers.weights,
+        layers.depthwise,
+    ]
+    rows = np.repeat(np.stack(columns, axis=-1).astype(np.float64), 2, axis=0)
+    kind = np.tile([1.0, 0.0], count) if WEIGHT == 0 else np.tile([0.0, 1.0], count)
+    return jnp.asarray(_scale(np.column_stack([rows, kind])), jnp.float32)
+
+
+def observe(features: Float[Array, "2L 9"], policy: Int[Array, "*n L 2"]) -> Float[Array, "*n 2L 10"]:
+    """Every observation of walks over the layers: `describe` and, last, the width decided just before, over 8.
+
+    Args:
+      features: of `describe`.
+      policy: what was decided on the walks, weights before activations.
+    """
+    decided = policy.reshape(*policy.shape[:-2], -1) / WIDTHS
+    first = jnp.full((*decided.shape[:-1], 1), FIRST)
+    before = jnp.concatenate([first, decided[..., :-1]], axis=-1)[..., None]
+    return jnp.concatenate([jnp.broadcast_to(features, (*before.shape[:-1], features.shape[-1])), before], axis=-1)
+
+
+def _scale(rows: Float[np.ndarray, "d f"]) -> Float[np.ndarray, "d f"]:
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    spread = np.where(most > least, most - least, 1.0)
+    return np.where(most > least, (rows - least) / spread, rows)

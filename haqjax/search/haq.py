@@ -1,0 +1,117 @@
+"""HAQ (Wang et al. 2019): a DDPG agent that walks the layers and decides their widths."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from haqjax.agent.ddpg import DDPG, AgentState, make_agent
+from haqjax.agent.replay import ReplayState, add, make_replay
+from haqjax.policy import to_bits
+from haqjax.search.base import Problem, Searcher
+from haqjax.search.features import FIRST, observe
+from haqjax.types import WIDTHS, Bounds, Transition
+
+EPISODES = 600  # of the paper's searches; the agent's schedule is made for them
+REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class HAQ:
+    """The method's numbers.
+
+    Raises:
+      ValueError: fewer than one explorer, or a negative number of updates.
+    """
+
+    agent: DDPG = DDPG()
+    parallel: int = 1  # explorers a round; they share one agent, which learns after the round
+    updates: float = 1.0  # of the agent, per decision
+
+    def __post_init__(self) -> None:
+        if self.parallel < 1 or self.updates < 0:
+            raise ValueError(f"parallel {self.parallel} must be at least 1 and updates {self.updates} at least 0")
+
+
+class HAQState(NamedTuple):
+    """Everything that a search with HAQ carries on."""
+
+    agent: AgentState
+    memory: ReplayState
+    episode: Int[Array, ""]
+    key: PRNGKeyArray  # for learning; folded with the episode
+    features: Float[Array, "2L 9"]
+    bounds: Bounds
+
+
+def shorten(agent: DDPG, episodes: int) -> DDPG:
+    """The agent with its schedule, made for 600 episodes, squeezed into fewer (or stretched over more).
+
+    Warm-up takes the same share of the episodes, and exploration is as narrow at the end.
+
+    >>> short = shorten(DDPG(), 150)
+    >>> short.warmup, round(short.decay, 4)
+    (5, 0.9606)
+    """
+    ratio = EPISODES / episodes
+    return dataclasses.replace(agent, warmup=max(1, round(agent.warmup / ratio)), decay=agent.decay**ratio)
+
+
+@functools.cache
+def make_haq(config: HAQ = HAQ()) -> Searcher:
+    """The method as a searcher.
+
+    An episode walks the layers; at each the agent chooses weights, then activations. Every decision of an episode gets
+    the episode's reward. What the agent proposed is remembered, not what the budget left of it.
+    """
+    agent = make_agent(config.agent)
+
+    def init(problem: Problem, key: PRNGKeyArray) -> HAQState:
+        agent_key, learn_key = jax.random.split(key)
+        layers = problem.bounds.low.shape[0]
+        memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, config.agent.observation_size)
+        return HAQState(
+            agent.init(agent_key), memory, jnp.int32(0), learn_key, jnp.asarray(problem.features), problem.bounds
+        )
+
+    def walk(state: HAQState, episode: Int[Array, ""], key: PRNGKeyArray) -> Float[Array, "L 2"]:
+        def decide(before, decision):
+            row, bounds, key = decision
+            action = agent.act(state.agent, jnp.append(row, before), episode, key)
+            return to_bits(action, bounds) / WIDTHS, action
+
+        flat = jax.tree.map(jnp.ravel, state.bounds)
+        keys = jax.random.split(key, state.features.shape[0])
+        return jax.lax.scan(decide, jnp.float32(FIRST), (state.features, flat, keys))[1].reshape(-1, 2)
+
+    def ask(state: HAQState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
+        episodes = state.episode + jnp.arange(config.parallel)
+        return jax.vmap(walk, (None, 0, 0))(state, episodes, jax.random.split(key, config.parallel))
+
+    def tell(state: HAQState, actions: Array, policies: Array, gains: Array) -> HAQState:
+        memory = add(state.memory, _remember(state, actions, REWARD * gains, config.agent.discount))
+        episode = state.episode + len(gains)
+        updates = round(config.updates * actions.size)
+        learned = jax.lax.cond(
+            episode > config.agent.warmup,
+            lambda: agent.learn(state.agent, memory, jax.random.fold_in(state.key, episode), updates),
+            lambda: state.agent,
+        )
+        return state._replace(agent=learned, memory=memory, episode=episode)
+
+    return Searcher(init, ask, tell)
+
+
+def _remember(
+    state: HAQState, actions: Float[Array, "N L 2"], rewards: Float[Array, "N"], discount: float
+) -> Transition:
+    """The decisions of N episodes as rows [N 2L]."""
+    seen = observe(state.features, to_bits(actions, state.bounds))
+    shape = seen.shape[:2]
+    following = jnp.roll(seen, -1, axis=1)  # after the last decision nothing follows: its discount is 0
+    discounts = jnp.full(shape, discount).at[:, -1].set(0)
+    rows = Transition(seen, actions.reshape(shape), jnp.broadcast_to(rewards[:, None], shape), following, discounts)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)

@@ -1,0 +1,25 @@
+"""Random search: what every other method has to beat."""
+
+import functools
+
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from haqjax.search.base import Problem, Searcher
+from haqjax.types import Bounds
+
+
+@functools.cache
+def make_random(parallel: int = 1) -> Searcher:
+    """Uniform actions, `parallel` policies a round; learns nothing."""
+
+    def init(problem: Problem, key: PRNGKeyArray) -> Bounds:
+        return problem.bounds
+
+    def ask(state: Bounds, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
+        return jax.random.uniform(key, (parallel, *state.low.shape))
+
+    def tell(state: Bounds, actions: Array, policies: Array, gains: Array) -> Bounds:
+        return state
+
+    return Searcher(init, ask, tell)

@@ -1,0 +1,10 @@
+"""Training float networks, measuring them, keeping them."""
+
+from haqjax.train.augment import augment
+from haqjax.train.evaluate import Accuracy, accuracy
+from haqjax.train.fit import RECIPES, Progress, Recipe, fit
+from haqjax.train.weights import load_params, save_params
+
+__all__ = [
+    "RECIPES", "Accuracy", "Progress", "Recipe", "accuracy", "augment", "fit", "load_params", "save_params",
+]  # fmt: skip

@@ -1,0 +1,134 @@
+"""The records that the parts of haqjax pass to each other.
+
+Sizes in shapes: L layers, N policies, E episodes, B images. Bit-widths run from 1 to `WIDTHS`; a table entry for
+`w` weight bits and `a` activation bits stands at `[layer, w - 1, a - 1]`. Units are SI: seconds, joules, bytes.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+WIDTHS = 8  # bit-widths 1..8 have a column in every table
+FULL_PRECISION = 32  # a policy entry of 32 leaves the tensor as it is
+WEIGHT, ACTIVATION = 0, 1  # columns of a policy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerTable:
+    """The layers of a network that carry a weight: one row a layer, in the order of execution, for one image.
+
+    A `dense` layer is a matrix product: kernel 1x1, stride 1, and `out_size` is (rows per image, 1).
+    Multiply-accumulates and element counts are derived, in 64-bit NumPy integers on the host.
+    """
+
+    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    kernel: Int[np.ndarray, "L 2"]  # height, width
+    stride: Int[np.ndarray, "L 2"]
+    in_channels: Int[np.ndarray, "L"]  # all groups together
+    out_channels: Int[np.ndarray, "L"]  # all groups together
+    groups: Int[np.ndarray, "L"]
+    in_size: Int[np.ndarray, "L 2"]  # input map, before padding
+    out_size: Int[np.ndarray, "L 2"]
+    dense: Bool[np.ndarray, "L"]  # a matrix product, not a convolution
+    other_parameters: Int[
+        np.ndarray, ""
+    ]  # learned numbers outside the layers' weights: biases, batch norm scale and shift
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def depthwise(self) -> Bool[np.ndarray, "L"]:
+        return (self.groups > 1) & (self.groups == self.in_channels)
+
+    @property
+    def pointwise(self) -> Bool[np.ndarray, "L"]:
+        return ~np.asarray(self.dense) & (np.prod(self.kernel, axis=-1) == 1) & (np.asarray(self.groups) == 1)
+
+    @property
+    def weights(self) -> Int[np.ndarray, "L"]:
+        """Weight elements of each layer."""
+        shape = (np.prod(self.kernel, axis=-1), self.in_channels, self.out_channels)
+        kernel, c_in, c_out = (np.asarray(n, np.int64) for n in shape)
+        return kernel * (c_in // self.groups) * c_out
+
+    @property
+    def macs(self) -> Int[np.ndarray, "L"]:
+        """Multiply-accumulates of each layer for one image."""
+        return self.weights * np.prod(np.asarray(self.out_size, np.int64), axis=-1)
+
+
+class Cost(NamedTuple):
+    """What one policy costs; leading axes as the policy's."""
+
+    latency: Float[Array, "*n"]  # s per batch of the machine
+    energy: Float[Array, "*n"]  # J per batch of the machine; NaN where the machine has no energy model
+    size: Float[Array, "*n"]  # bytes of the stored parameters
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CostTable:
+    """What every layer costs at every pair of bit-widths: the seam between hardware and search.
+
+    The tables are float64 NumPy arrays on the host and become float32 inside `jit`.
+    """
+
+    latency: Float[np.ndarray, "L 8 8"]  # s
+    energy: Float[np.ndarray, "L 8 8"]  # J
+    size: Float[np.ndarray, "L 8 8"]  # bytes
+    fixed: Cost  # what no policy changes, scalars: bytes of the parameters that stay at 32 bits
+
+    def __len__(self) -> int:
+        return self.latency.shape[0]
+
+
+class Bounds(NamedTuple):
+    """The fewest and the most bits allowed; a pinned entry has `low == high`."""
+
+    low: Int[Array, "L 2"]
+    high: Int[Array, "L 2"]
+
+
+class Budget(NamedTuple):
+    """The most that a policy may cost, scalars; a resource without a limit has `inf`."""
+
+    latency: Float[Array, ""]  # s
+    energy: Float[Array, ""]  # J
+    size: Float[Array, ""]  # bytes
+
+
+class Projection(NamedTuple):
+    """A policy lowered onto a budget."""
+
+    policy: Int[Array, "*n L 2"]
+    feasible: Bool[Array, "*n"]  # whether it fits; where not, the policy is the lowest one
+    cost: Cost
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Where each tensor is clipped at each bit-width, and which activations are signed.
+
+    With `per_channel`, an output channel of a weight is clipped at `clip` times the ratio of the channel's largest
+    magnitude to the tensor's; without, at `clip`.
+    """
+
+    clip: Float[Array, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
+    signed: Bool[Array, "L"]  # activations only; weights are always signed
+    per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
+
+
+class Transition(NamedTuple):
+    """One decision of an agent: width `action` chosen on seeing `observation`."""
+
+    observation: Float[Array, "*n 10"]
+    action: Float[Array, "*n"]  # in [0, 1]
+    reward: Float[Array, "*n"]
+    next_observation: Float[Array, "*n 10"]
+    discount: Float[Array, "*n"]  # 0 at the last decision of an episode

@@ -1,0 +1,253 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import references_hardware as references
+from haqjax.hardware import cost_table, machine, total_cost
+from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
+from haqjax.types import Cost, CostTable
+from references_hardware import conv, dense, table
+
+MACHINES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def random_table(layers, seed=0):
+    rng = np.random.default_rng(seed)
+    latency, energy, size = rng.uniform(1, 2, (3, layers, 8, 8))
+    return CostTable(latency, energy, size, Cost(*np.array([0.5, 0.25, 100.0])))
+
+
+def slow_cost(values, fixed, policy):
+    return fixed + sum(values[layer, w - 1, a - 1] for layer, (w, a) in enumerate(policy))
+
+
+# Machines
+
+
+def test_short_names_stand_for_machines():
+    for short, name in SHORT_NAMES.items():
+        assert machine(short) == machine(name)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_copy_of_a_file_is_the_same_machine(name, tmp_path):
+    copy = tmp_path / "mine.yaml"
+    copy.write_text((FOLDER / f"{name}.yaml").read_text())
+    assert machine(copy) == Machine("mine", machine(name).model, machine(name).numbers)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_every_number_has_a_comment(name):
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    assert all("#" in line for line in lines if line and not line.startswith("model:"))
+
+
+@pytest.mark.parametrize("name", ["tpu_v9", "missing.yaml", "", "."])
+def test_an_unknown_machine_lists_what_there_is(name):
+    with pytest.raises(ValueError, match=r"unknown machine .*; there are .*bismo_cloud.*bismo_edge.*edge") as error:
+        machine(name)
+    assert "\n" not in str(error.value)
+
+
+FAULTS = [
+    ({"clock": None}, "missing key clock"),
+    ({"warp": 3}, "unknown key warp; the keys are array, dot_bits"),
+    ({"array": 0}, "array is 0, expected a whole number of at least 1"),
+    ({"array": 2.5}, "array is 2.5, expected a whole number of at least 1"),
+    ({"batch": True}, "batch is True, expected a whole number"),
+    ({"clock": -2e8}, "clock is -200000000.0, expected a finite number above 0"),
+    ({"clock": float("inf")}, "clock is inf, expected a finite number above 0"),
+    ({"clock": "fast"}, "clock is fast, expected a finite number above 0"),
+    ({"dram_energy": float("nan")}, "dram_energy is nan, expected a finite number of at least 0"),
+    ({"leakage_power": -1}, "leakage_power is -1, expected a finite number of at least 0"),
+    ({"model": "quantum"}, "model is quantum; the models are bismo"),
+    ({"model": None}, "model is None; the models are bismo"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS)
+def test_a_fault_in_a_file_is_one_clear_line(change, message, tmp_path):
+    given = yaml.safe_load((FOLDER / "bismo_edge.yaml").read_text()) | change
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    with pytest.raises(ValueError, match="mine.yaml: ") as error:
+        machine(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "just text", "a: [1", "- 1"])
+def test_a_file_of_something_else_is_one_clear_line(text, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="mine.yaml: ") as error:
+        machine(path)
+    assert "\n" not in str(error.value)
+
+
+def test_exponents_without_a_dot_are_numbers(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text((FOLDER / "bismo_edge.yaml").read_text().replace("200.0e+6", "1e8"))
+    assert machine(path).numbers.clock == 1e8
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ValueError, match="unknown model quantum"):
+        Machine("mine", "quantum", None)
+
+
+def test_peak_of_the_pynq_instance():
+    numbers = machine("bismo_pynq_z1").numbers
+    # The BISMO repository: 6.5 binary tera-operations a second.
+    assert 2 * numbers.array**2 * numbers.dot_bits * numbers.clock == pytest.approx(6.5e12, rel=0.01)
+
+
+# Tables
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_table_made_twice_is_identical(name):
+    layers = table([conv(3, 2, 3, 8, 8), conv(3, 1, 8, 8, 4, groups=8), dense(8, 4)], other_parameters=20)
+    first, second = (cost_table(machine(name), layers) for _ in range(2))
+    for one, two in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_every_entry_is_finite_and_positive(name):
+    found = cost_table(machine(name), references.mobilenet_v2())
+    for values in (found.latency, found.energy, found.size):
+        assert values.shape == (53, 8, 8)
+        assert values.dtype == np.float64
+        assert np.isfinite(values).all()
+        assert (values > 0).all()
+
+
+def test_size_is_weight_bits_and_the_rest_at_32():
+    found = cost_table(machine("edge"), references.mobilenet_v1())
+    for bits in range(1, 9):
+        weights = 4_231_976 - found.fixed.size / 4  # the published parameter count, without biases and batch norm
+        assert found.size[:, bits - 1, 3].sum() == weights * bits / 8
+    assert (found.size == found.size[:, :, :1]).all()
+    # Wang et al. 2019, table 4: 1.09 MiB at 2 bits.
+    assert (found.size[:, 1, 0].sum() + found.fixed.size) / 2**20 == pytest.approx(1.09, abs=0.005)
+    assert (found.fixed.latency, found.fixed.energy) == (0, 0)
+
+
+def test_costs_of_large_layers_do_not_overflow():
+    layers = table([dense(4096, 4096, rows=4096)])
+    found = cost_table(machine("cloud"), layers)
+    busy = 4096 * 16 / 16 * 4096 / 16 * 4096 / 256 * 64
+    assert found.latency[0, 7, 7] >= busy / 2e8
+    assert found.energy[0, 7, 7] >= busy * 2 * 16 * 16 * 256 * 0.52e-12
+    assert found.size[0, 7, 7] == 4096**2
+
+
+# Policies
+
+
+@pytest.mark.parametrize("lead", [(), (5,), (2, 3)])
+def test_a_policy_costs_the_sum_of_its_entries(lead):
+    costs = random_table(7)
+    policy = np.random.default_rng(1).integers(1, 9, (*lead, 7, 2))
+    found = total_cost(costs, policy)
+    for name in Cost._fields:
+        values, fixed = getattr(costs, name), getattr(costs.fixed, name)
+        expected = [slow_cost(values, fixed, row) for row in policy.reshape(-1, 7, 2)]
+        assert getattr(found, name).shape == lead
+        np.testing.assert_allclose(np.ravel(getattr(found, name)), expected, rtol=1e-6)
+
+
+def test_uniform_cost_is_the_table():
+    costs = cost_table(machine("cloud"), references.mobilenet_v2())
+    found = total_cost(costs, np.broadcast_to(np.arange(1, 9)[:, None, None], (8, 53, 2)))
+    cycles = [3433704, 7063425, 11103578, 15716150, 20916896, 26653434, 32886714, 39624933]  # the released table
+    np.testing.assert_allclose(found.latency, np.array(cycles) / 2e8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_many_policies_cost_what_they_cost_alone(dtype):
+    costs = random_table(3)
+    policy = np.random.default_rng(5).integers(1, 9, (3, 1100, 3, 2)).astype(dtype)
+    together, apart = total_cost(costs, policy), [total_cost(costs, part) for part in policy.reshape(30, 110, 3, 2)]
+    for name in Cost._fields:
+        expected = np.concatenate([getattr(part, name) for part in apart]).reshape(3, 1100)
+        np.testing.assert_allclose(getattr(together, name), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [0, -1, 9, 32])
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_bits_without_an_entry_cost_nan(bits, dtype):
+    policy = np.full((2, 3, 2), 4, dtype)
+    policy[1, 2, 0] = bits
+    for row in total_cost(random_table(3), policy):
+        assert np.isfinite(row[0])
+        assert np.isnan(row[1])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (5, 3), (2,), (4, 2, 2)])
+def test_a_policy_of_another_shape_is_an_error(shape):
+    with pytest.raises(ValueError, match="policy has shape"):
+        total_cost(random_table(4), np.full(shape, 4))
+
+
+def test_fractional_bits_are_interpolated():
+    costs = random_table(3)
+    policy = np.array([[1.25, 7.5], [3.0, 4.75], [8.0, 8.0]])
+    expected = costs.fixed.energy + costs.energy[2, 7, 7]
+    expected += 0.25 * costs.energy[1, 2, 3] + 0.75 * costs.energy[1, 2, 4]
+    for w, part in ((1, 0.75), (2, 0.25)):
+        expected += part * 0.5 * (costs.energy[0, w - 1, 6] + costs.energy[0, w - 1, 7])
+    assert float(total_cost(costs, policy).energy) == pytest.approx(expected, rel=1e-6)
+
+
+def test_whole_bits_agree_between_dtypes():
+    costs = random_table(6)
+    policy = np.random.default_rng(2).integers(1, 9, (50, 6, 2))
+    for whole, floating in zip(total_cost(costs, policy), total_cost(costs, policy.astype(float)), strict=True):
+        np.testing.assert_allclose(whole, floating, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", Cost._fields)
+def test_gradient_is_the_finite_difference(name):
+    costs = random_table(4)
+    rng = np.random.default_rng(3)
+    policy = rng.integers(1, 8, (4, 2)) + rng.uniform(0.2, 0.8, (4, 2))
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda bits: getattr(total_cost(costs, bits), name))(jnp.asarray(policy))
+        for index in np.ndindex(policy.shape):
+            step = np.zeros(policy.shape)
+            step[index] = 1e-3
+            high, low = (getattr(total_cost(costs, policy + sign * step), name) for sign in (1, -1))
+            assert float(gradient[index]) == pytest.approx(float(high - low) / 2e-3, rel=1e-6)
+
+
+def test_a_missing_energy_leaves_latency_alone():
+    costs = random_table(4)
+    unknown = CostTable(costs.latency, np.full_like(costs.energy, np.nan), costs.size, costs.fixed)
+    policy = np.full((4, 2), 4.5)
+    assert np.isnan(total_cost(unknown, policy).energy)
+    assert total_cost(unknown, policy).latency == total_cost(costs, policy).latency
+    gradient = jax.grad(lambda bits: total_cost(unknown, bits).latency)(jnp.asarray(policy))
+    assert np.isfinite(gradient).all()
+
+
+def test_vmap_is_the_leading_axis():
+    costs = random_table(5)
+    policy = np.random.default_rng(4).integers(1, 9, (8, 5, 2))
+    mapped = jax.vmap(total_cost, in_axes=(None, 0))(costs, policy)
+    np.testing.assert_allclose(mapped.latency, total_cost(costs, policy).latency, rtol=1e-6)
+
+
+def test_another_policy_compiles_nothing():
+    first, second = random_table(5), random_table(5, seed=1)
+    total_cost(first, np.full((5, 2), 3))
+    traces = total_cost._cache_size()
+    total_cost(second, np.full((5, 2), 7))
+    assert total_cost._cache_size() == traces
+
+
+def test_every_model_has_a_machine():
+    assert {machine(name).model for name in MACHINES} == set(MODELS)

@@ -1,0 +1,108 @@
+"""The lowered forms equal the plain convolution, forward and backward, whatever the shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haqjax.capture import with_hook
+from haqjax.lowering import lower
+
+DEPTHWISE = [
+    # map, kernel, stride, padding, dilation, channels, multiplier
+    ((8, 8), (3, 3), (1, 1), "SAME", (1, 1), 4, 1),
+    ((9, 7), (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1), 5, 1),
+    ((8, 8), (5, 3), (2, 1), "VALID", (1, 1), 3, 2),
+    ((8, 8), (3, 3), (1, 1), [(2, 2), (2, 2)], (2, 2), 4, 1),
+    ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 6, 1),
+    ((2, 2), (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1), 6, 1),
+    ((6, 6), (3, 3), (3, 2), [(-1, 2), (0, -1)], (1, 2), 4, 1),
+    ((4, 4), (1, 1), (1, 1), "VALID", (1, 1), 4, 3),
+]
+DENSE = [
+    ((8, 8), (1, 1), (1, 1), "VALID", (1, 1), 6, 5),
+    ((9, 9), (1, 1), (2, 2), "VALID", (1, 1), 6, 5),
+    ((5, 5), (1, 1), (1, 2), [(1, 0), (2, 1)], (1, 1), 3, 4),
+    ((1, 1), (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 6, 5),
+    ((2, 2), (3, 3), (1, 1), [(1, 1), (1, 1)], (1, 1), 6, 5),
+    ((2, 2), (3, 3), (2, 2), [(1, 1), (1, 1)], (1, 1), 6, 5),
+    ((2, 3), (5, 5), (1, 1), [(2, 2), (2, 2)], (1, 1), 3, 2),
+    ((2, 2), (3, 3), (1, 1), [(2, 2), (2, 2)], (2, 2), 3, 2),
+    ((2, 2), (3, 3), (1, 1), [(5, -2), (5, -2)], (1, 1), 3, 2),
+]
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NCHW", "HWIO", "NHWC"), ("HWNC", "OHWI", "CNHW")]
+
+
+def network(kernel, stride, padding, dilation, groups, kinds):
+    def apply(params, x):
+        return jax.lax.conv_general_dilated(
+            x, params["w"], stride, padding, rhs_dilation=dilation, feature_group_count=groups, dimension_numbers=kinds
+        )
+
+    return apply
+
+
+def arrange(named, kind, letters):
+    """An array with axes `letters` in the order `kind`."""
+    return jnp.transpose(named, [letters.index(letter) for letter in kind])
+
+
+def check(apply, weight, x):
+    def both(f):
+        loss = lambda params, x: (
+            f(params, x) * jnp.cos(jnp.arange(f(params, x).size)).reshape(f(params, x).shape)
+        ).sum()  # noqa: E731
+        return f({"w": weight}, x), jax.grad(loss, (0, 1))({"w": weight}, x)
+
+    plain, lowered = jax.jit(lambda: both(apply))(), jax.jit(lambda: both(with_hook(apply, lower)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain, lowered)
+
+
+@pytest.mark.parametrize("kinds", LAYOUTS)
+@pytest.mark.parametrize("case", DEPTHWISE)
+def test_depthwise(case, kinds):
+    size, kernel, stride, padding, dilation, channels, multiplier = case
+    x = arrange(jax.random.normal(jax.random.key(0), (2, *size, channels)), kinds[0], "NHWC")
+    w = arrange(jax.random.normal(jax.random.key(1), (*kernel, 1, channels * multiplier)), kinds[1], "HWIO")
+    check(network(kernel, stride, padding, dilation, channels, kinds), w, x)
+
+
+@pytest.mark.parametrize("kinds", LAYOUTS)
+@pytest.mark.parametrize("case", DENSE)
+def test_pointwise_and_small_maps(case, kinds):
+    size, kernel, stride, padding, dilation, inputs, outputs = case
+    x = arrange(jax.random.normal(jax.random.key(0), (2, *size, inputs)), kinds[0], "NHWC")
+    w = arrange(jax.random.normal(jax.random.key(1), (*kernel, inputs, outputs)), kinds[1], "HWIO")
+    check(network(kernel, stride, padding, dilation, 1, kinds), w, x)
+
+
+def test_one_dimension():
+    kinds = ("NHC", "HIO", "NHC")
+    x = jax.random.normal(jax.random.key(0), (2, 9, 4))
+    check(network((3,), (2,), [(1, 1)], (1,), 4, kinds), jax.random.normal(jax.random.key(1), (3, 1, 4)), x)
+
+
+def lowered_text(apply, weight, x, platform):
+    traced = jax.jit(with_hook(apply, lower)).trace({"w": weight}, x)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("groups, channels, size", [(4, 4, 8), (1, 4, 2)])
+def test_the_cpu_form_has_no_convolution_and_others_keep_it(groups, channels, size):
+    apply = network((3, 3), (1, 1), "SAME", (1, 1), groups, LAYOUTS[0])
+    weight, x = jnp.ones((3, 3, channels // groups, 4)), jnp.ones((1, size, size, channels))
+    assert "stablehlo.convolution" not in lowered_text(apply, weight, x, "cpu")
+    assert "stablehlo.convolution" in lowered_text(apply, weight, x, "cuda")
+    assert "stablehlo.convolution" in lowered_text(apply, weight, x, "tpu")
+
+
+def test_a_large_dense_convolution_stays_as_it_is():
+    apply = network((3, 3), (1, 1), "SAME", (1, 1), 1, LAYOUTS[0])
+    assert "stablehlo.convolution" in lowered_text(apply, jnp.ones((3, 3, 4, 4)), jnp.ones((1, 8, 8, 4)), "cpu")
+
+
+def test_vmap_over_weights():
+    apply = network((3, 3), (1, 1), "SAME", (1, 1), 4, LAYOUTS[0])
+    weights, x = jax.random.normal(jax.random.key(0), (3, 3, 3, 1, 4)), jnp.ones((2, 6, 6, 4))
+    plain, lowered = (jax.vmap(lambda w, f=f: f({"w": w}, x))(weights) for f in (apply, with_hook(apply, lower)))
+    np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,232 @@
+"""The networks against the published counts, and against counts made by plain arithmetic from the papers' tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haqjax import capture
+from haqjax.models import MODELS, build, count_learned, is_statistic, outline
+
+# (kernel, input channels, output channels, groups, output map, batch norm) of one layer
+Row = tuple[int, int, int, int, int, bool]
+
+
+def rows_v1(size: int) -> list[Row]:
+    """Table 1 of Howard et al. 2017."""
+    size //= 2
+    rows = [(3, 3, 32, 1, size, True)]
+    channels = [32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
+    for i, (c_in, c_out) in enumerate(zip(channels, channels[1:], strict=False)):
+        size //= 2 if i in (1, 3, 5, 11) else 1
+        rows += [(3, c_in, c_in, c_in, size, True), (1, c_in, c_out, 1, size, True)]
+    return [*rows, (1, 1024, 1000, 1, 1, False)]
+
+
+def rows_v2(size: int) -> list[Row]:
+    """Table 2 of Sandler et al. 2018."""
+    size //= 2
+    rows, c_in = [(3, 3, 32, 1, size, True)], 32
+    outputs = [16] + [24] * 2 + [32] * 3 + [64] * 4 + [96] * 3 + [160] * 3 + [320]
+    for i, c_out in enumerate(outputs):
+        hidden = c_in if i == 0 else 6 * c_in
+        if i > 0:
+            rows.append((1, c_in, hidden, 1, size, True))
+        size //= 2 if i in (1, 3, 6, 13) else 1
+        rows += [(3, hidden, hidden, hidden, size, True), (1, hidden, c_out, 1, size, True)]
+        c_in = c_out
+    return [*rows, (1, 320, 1280, 1, size, True), (1, 1280, 1000, 1, 1, False)]
+
+
+def rows_resnet50(size: int) -> list[Row]:
+    """Table 1 of He et al. 2016, the stride on the 3x3 convolutions."""
+    rows, c_in, size = [(7, 3, 64, 1, size // 2, True)], 64, size // 4
+    for stage, (inner, count) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for i in range(count):
+            small = size // 2 if stage > 0 and i == 0 else size
+            rows.append((1, c_in, inner, 1, size, True))
+            rows += [(3, inner, inner, 1, small, True), (1, inner, 4 * inner, 1, small, True)]
+            if i == 0:
+                rows.append((1, c_in, 4 * inner, 1, small, True))
+            c_in, size = 4 * inner, small
+    return [*rows, (1, 2048, 1000, 1, 1, False)]
+
+
+def rows_cifar(count: int, size: int) -> list[Row]:
+    """Section 4.2 of He et al. 2016, shortcuts of option A."""
+    rows, c_in = [(3, 3, 16, 1, size, True)], 16
+    for stage, c_out in enumerate((16, 32, 64)):
+        size //= 2 if stage > 0 else 1
+        for _ in range(count):
+            rows += [(3, c_in, c_out, 1, size, True), (3, c_out, c_out, 1, size, True)]
+            c_in = c_out
+    return [*rows, (1, 64, 10, 1, 1, False)]
+
+
+# name: classes, image size, rows, layers, parameters, multiply-accumulates as published (None: by arithmetic only)
+PUBLISHED = {
+    "mobilenet_v1": (1000, 224, rows_v1(224), 28, 4_231_976, 569e6),
+    "mobilenet_v2": (1000, 224, rows_v2(224), 53, 3_504_872, 300e6),
+    "resnet50": (1000, 224, rows_resnet50(224), 54, 25_557_032, 4.09e9),
+    "resnet20": (10, 32, rows_cifar(3, 32), 20, 269_722, 40.6e6),
+    "resnet56": (10, 32, rows_cifar(9, 32), 56, 853_018, 125.5e6),
+}
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def published(request):
+    classes, image_size, *truth = PUBLISHED[request.param]
+    network = outline(request.param, classes=classes, image_size=image_size)
+    return network, capture.layers(network.apply, network.params, network.example), truth
+
+
+def test_parameters_are_the_published_number(published):
+    network, _, (rows, _, parameters, _) = published
+    by_hand = sum(
+        k * k * (c_in // groups) * c_out + (2 * c_out if norm else c_out) for k, c_in, c_out, groups, _, norm in rows
+    )
+    assert count_learned(network.params) == parameters == by_hand
+
+
+def test_layers_are_the_published_ones_in_order_of_execution(published):
+    _, layers, (rows, count, _, _) = published
+    found = zip(
+        layers.kernel[:, 0], layers.in_channels, layers.out_channels, layers.groups, layers.out_size[:, 0], strict=True
+    )
+    assert len(layers) == count
+    assert [tuple(int(n) for n in row) for row in found] == [row[:5] for row in rows]
+
+
+def test_multiply_accumulates_are_the_published_number(published):
+    _, layers, (rows, _, _, macs) = published
+    by_hand = [k * k * (c_in // groups) * c_out * size**2 for k, c_in, c_out, groups, size, _ in rows]
+    assert layers.macs.tolist() == by_hand
+    assert layers.macs.sum() == pytest.approx(macs, rel=5e-3)
+
+
+def test_every_layer_has_its_own_kernel(published):
+    network, layers, _ = published
+    kernels = [path for path, _ in jax.tree_util.tree_leaves_with_path(network.params) if path[-1].key == "kernel"]
+    names = {".".join(str(entry.key) for entry in path[:-1]) for path in kernels}
+    assert {name.removesuffix(".kernel") for name in layers.names} == names
+    assert len(kernels) == len(layers)
+
+
+def test_names_say_where_a_layer_is():
+    names = capture.layers(*_parts(outline("mobilenet_v2", image_size=32))).names
+    assert [name.removesuffix(".kernel") for name in (*names[:4], *names[-2:])] == [
+        "stem", "blocks.0.depthwise", "blocks.0.project", "blocks.1.expand", "head", "classifier",
+    ]  # fmt: skip
+
+
+def test_resnet50_strides_on_the_3x3():
+    layers = capture.layers(*_parts(outline("resnet50")))
+    strided = [(name.split(".")[2], int(k)) for name, k, s in zip(layers.names, layers.kernel[:, 0], layers.stride[:, 0],
+                                                                  strict=True) if s == 2 and "blocks" in name]  # fmt: skip
+    assert strided == [("spatial", 3), ("shortcut", 1)] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "first", "last"),
+    [
+        ("mobilenet_v1", 0.25, 8, 256),
+        ("mobilenet_v2", 0.5, 16, 1280),  # the head keeps its width
+        ("mobilenet_v2", 1.4, 48, 1792),  # 44.8 and 1,792: multiples of 8
+        ("resnet50", 0.25, 16, 512),
+        ("resnet20", 0.25, 4, 16),
+    ],
+)
+def test_width_scales_the_channels(name, width, first, last):
+    network = outline(name, classes=7, image_size=32, width=width)
+    assert network.params["stem"]["kernel"].shape[-1] == first
+    assert network.params["classifier"]["kernel"].shape == (last, 7)
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS.keys() - {"resnet56"}))
+def narrow(request):
+    network = build(request.param, classes=5, image_size=20, width=0.25, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, 20, 20, 3))
+    return network, x, jax.jit(network.apply_train)(network.params, x)[1]
+
+
+def test_fresh_network_gives_finite_logits_that_depend_on_the_image(narrow):
+    network, x, _ = narrow
+    logits = jax.jit(network.apply)(network.params, x)
+    assert logits.shape == (4, 5)
+    assert jnp.isfinite(logits).all()
+    assert (logits.std(axis=0) > 0).all()
+
+
+def test_training_form_moves_the_statistics_only(narrow):
+    network, _, moved = narrow
+    assert jax.tree.structure(moved) == jax.tree.structure(network.params)
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(network.params), jax.tree.leaves(moved), strict=True
+    ):
+        assert np.array_equal(old, new) != is_statistic(path), path
+
+
+def test_statistics_move_a_tenth_of_the_way_to_the_batch(narrow):
+    network, x, moved = narrow
+    kernel = network.params["stem"]["kernel"]
+    padding = "SAME" if network.name == "mobilenet_v1" else ((kernel.shape[0] // 2,) * 2,) * 2
+    stride = 1 if network.name == "resnet20" else 2
+    y = jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = np.asarray(y, np.float64)
+    norm = moved["stem"]["norm"]
+    np.testing.assert_allclose(norm["mean"], 0.1 * y.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-3)
+
+
+def test_both_forms_agree_where_the_running_statistics_are_the_batch_s():
+    network = build("resnet20", classes=5, image_size=16, width=0.25, key=jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (8, 16, 16, 3))
+    logits, moved = jax.jit(network.apply_train)(network.params, x)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, old, new: (new - 0.9 * old) / 0.1 if is_statistic(path) else old, network.params, moved
+    )
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x), logits, rtol=1e-3, atol=1e-4)
+
+
+def test_key_decides_the_draw():
+    first, again, other = (
+        build("resnet20", classes=5, image_size=16, key=jax.random.key(seed)).params["stem"]["kernel"]
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again)
+    assert not np.isin(other, first).any()
+
+
+def test_kernels_are_drawn_with_variance_two_over_fan_in():
+    params = build("resnet50", width=0.5, key=jax.random.key(0)).params
+    for kernel in (params["stem"]["kernel"], params["blocks"][15]["spatial"]["kernel"]):
+        assert kernel.var() * np.prod(kernel.shape[:-1]) == pytest.approx(2, rel=0.05)
+
+
+def test_option_a_shortcut_keeps_every_second_pixel_between_zeros():
+    """A block whose convolutions are zero is its shortcut, since the input is not negative."""
+    network = build("resnet20", classes=2, image_size=8, width=0.25, key=jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, network.params)
+    params["stem"] = network.params["stem"]
+    params["classifier"]["kernel"] = jnp.eye(16)[:, 6:8]  # channels 6 and 7 of 16: the stem's channels 0 and 1
+    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    y = jax.lax.conv_general_dilated(
+        x, params["stem"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    expected = jax.nn.relu(y)[:, ::4, ::4, :2].mean((1, 2))
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x), expected, rtol=1e-4)
+
+
+def test_unknown_name_lists_what_exists():
+    with pytest.raises(ValueError, match=r"'vgg16'.*mobilenet_v1, mobilenet_v2, resnet20, resnet50, resnet56"):
+        build("vgg16", key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("wrong", [{"classes": 0}, {"image_size": -1}, {"width": 0.0}, {"width": float("nan")}])
+def test_numbers_must_be_positive(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be positive"):
+        outline("resnet20", **wrong)
+
+
+def _parts(network):
+    return network.apply, network.params, network.example

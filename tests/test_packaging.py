@@ -1,0 +1,154 @@
+"""The commands that the documents promise exist, and do what they say with whatever is typed."""
+
+import ast
+import importlib.metadata
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAKEFILE = (ROOT / "Makefile").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.MULTILINE))
+IMPORTED_BY_OTHERS = {"filelock", "importlib-resources", "pillow"}  # by JAX, TFDS, TFDS
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def third_party_imports() -> set[str]:
+    nodes = [n for path in (ROOT / "haqjax").rglob("*.py") for n in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"haqjax"}
+
+
+def test_every_import_is_declared_and_every_dependency_is_used():
+    owners = importlib.metadata.packages_distributions()
+    imported = {normal(owner) for name in third_party_imports() for owner in owners[name]}
+    declared = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in PROJECT["dependencies"]}
+    assert imported - declared - {"jaxlib"} == set(), "imported, not declared"
+    assert declared - imported - IMPORTED_BY_OTHERS == set(), "declared, not used"
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_documents_name_targets_that_exist(document):
+    named = set(re.findall(r"(?:^ *|`)make ([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
+    assert named <= TARGETS
+
+
+NAMES = sorted(
+    {name for p in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(haqjax\.[\w.]+)`", p.read_text())}
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_that_the_documents_name_exist(name):
+    assert pkgutil.resolve_name(name)
+
+
+def test_continuous_integration_runs_make_test():
+    commands = [
+        line for line in (ROOT / ".ci/run").read_text().splitlines() if line and not line.startswith(("#", "cd", "set"))
+    ]
+    assert commands == ["make test"]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
+@pytest.mark.parametrize("command", ["search", "train"])
+def test_flags_of_make_are_flags_of_the_program(command):
+    recipe = re.search(rf"^{command}:.*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)[1]
+    passed = {f"--{name}" for name in re.findall(r"call flag,\w+,([\w-]+)\)", recipe)}
+    known = subprocess.run(
+        [sys.executable, "-m", "haqjax", command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert passed <= set(re.findall(r"--[\w-]+", known.stdout))
+
+
+# What make itself does, with a stand-in for Python that writes down how it is called.
+STAND_IN = """#!/bin/sh
+for word do printf '%s\\n' "$word"; done >> "$CALLS"
+case "$*" in
+  *version_info*) exit "${OLD:-0}" ;;
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  "-m pip install"*) exit "${BROKEN:-0}" ;;
+  "-m haqjax"*) exit "${STATUS:-0}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Runs make in a folder with the Makefile alone; returns its status, the calls of Python, and the error output."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    python, calls = tmp_path / "stand in", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def run(*words: str, **environment: str):
+        calls.write_text("")
+        base = {"PATH": os.environ["PATH"], "CALLS": str(calls), "PYTHON": str(python)}
+        done = subprocess.run(["make", *words], cwd=tmp_path, env=base | environment, capture_output=True, text=True)
+        return done.returncode, calls.read_text().splitlines(), done.stderr
+
+    return run
+
+
+def test_help_lists_every_target_and_no_other():
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make ([a-z]+) ", said, flags=re.MULTILINE)) == TARGETS
+    phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()
+    assert set(phony) - {"always"} == TARGETS
+
+
+@pytest.mark.parametrize(
+    "value", ["two words", 'a"b', "it's", "; touch harm", "`touch harm`", "*", "-1", "--help", "a\\b"]
+)
+def test_a_variable_stays_one_word(make, tmp_path, value):
+    make("setup")
+    status, calls, _ = make("search", "MODEL=resnet50", f"OUT={value}")
+    assert (status, calls) == (0, ["-m", "haqjax", "search", "--model=resnet50", f"--out={value}"])
+    assert not (tmp_path / "harm").exists()
+
+
+def test_a_failing_search_fails_make_with_status_2(make):
+    make("setup")
+    assert make("search", "BUDGET=0", STATUS="2")[0] == 2
+
+
+def test_setup_runs_once_and_after_a_change_of_requirements(make, tmp_path):
+    assert "--editable" in make("setup")[1]
+    assert make("setup")[1] == []
+    os.utime(tmp_path / "pyproject.toml", (2**32, 2**32))  # later than any installation
+    assert "--editable" in make("setup")[1]
+
+
+def test_an_installation_that_broke_off_is_done_again(make):
+    assert make("setup", BROKEN="1")[0] != 0
+    assert "--editable" in make("setup")[1]
+
+
+def test_an_environment_whose_python_has_gone_is_made_again(make, tmp_path):
+    make("setup")
+    (tmp_path / ".venv/bin/python").unlink()
+    assert "venv" in make("setup")[1]
+
+
+def test_a_python_too_old_is_named(make, tmp_path):
+    status, calls, said = make("setup", OLD="1")
+    assert status != 0
+    assert "venv" not in calls
+    assert said.splitlines()[0].startswith("haqjax needs Python 3.11 or newer") and str(tmp_path) in said
