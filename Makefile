@@ -7,6 +7,7 @@
 
 INSTALLED := .venv/.installed
 PY := .venv/bin/python
+export HAQJAX_CACHE ?= $(CURDIR)/.cache/haqjax
 
 # A variable becomes a flag where it is set, and whatever it holds stays one word.
 flag = $${$1:+--$2="$$$1"}

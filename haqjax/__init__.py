@@ -1,1 +1,19 @@
-"""stub"""
+"""haqjax: how many bits each layer of a network should have, for a given accelerator."""
+
+from haqjax.budget import budget, project
+from haqjax.capture import layers
+from haqjax.hardware import cost_table, machine, total_cost
+from haqjax.quantize import calibrate, quantize
+from haqjax.search import search
+
+__all__ = [
+    "budget",
+    "calibrate",
+    "cost_table",
+    "layers",
+    "machine",
+    "project",
+    "quantize",
+    "search",
+    "total_cost",
+]

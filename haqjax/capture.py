@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.graph import Layer, Plan, elements, make_plan
+from haqjax.graph import Layer, Plan, elements, make_plan, shape_of
 from haqjax.types import LayerTable
 
 Apply = Callable[..., PyTree]
@@ -205,7 +205,7 @@ def _convolution_geometry(layer: Layer, batch: int) -> dict[str, Any]:
         raise ValueError(f"layer {layer.name!r} has batch_group_count {params['batch_group_count']}: only 1 is a layer")
     numbers = params["dimension_numbers"]
     repeats = _per_example(layer.activation_shape[numbers.lhs_spec[0]], batch, layer)
-    output_shape = layer.equation.outvars[0].aval.shape
+    output_shape = shape_of(layer.equation.outvars[0])
 
     def plane(sizes: Sequence[int], times: int = 1) -> tuple[int, int]:
         *rows, last = (1, *sizes) if len(sizes) < 2 else sizes

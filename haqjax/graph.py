@@ -46,11 +46,11 @@ class Layer:
 
     @property
     def activation_shape(self) -> tuple[int, ...]:
-        return self.equation.invars[1 - self.weight_at].aval.shape
+        return shape_of(self.equation.invars[1 - self.weight_at])
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return self.equation.invars[self.weight_at].aval.shape
+        return shape_of(self.equation.invars[self.weight_at])
 
     @property
     def dot_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -187,10 +187,14 @@ def _control_flow(equation: JaxprEqn, operands: list[Sources]) -> Iterator[tuple
 def _settle(body: Any, operands: list[Sources], start: int, count: int) -> list[Sources]:
     """Sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
     jaxpr, consts = _open(body)
-    _, outputs = _walk(jaxpr, consts, operands, lambda *_: None, None)
+    _, outputs = _walk(jaxpr, consts, operands, _ignore, None)
     carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
     grown = [*operands[:start], *carried, *operands[start + count :]]
     return operands if grown == operands else _settle(body, grown, start, count)
+
+
+def _ignore(*found: Any) -> Any:
+    return None
 
 
 def _bodies(values: Any) -> Iterator[Any]:
@@ -203,6 +207,11 @@ def _bodies(values: Any) -> Iterator[Any]:
 
 def _open(body: Any) -> tuple[Jaxpr, Sequence[Any]]:
     return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """Shape of a variable of a jaxpr."""
+    return atom.aval.shape
 
 
 def elements(shape: Sequence[int], axes: Sequence[int]) -> int:

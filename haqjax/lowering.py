@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from haqjax.capture import Compute
-from haqjax.graph import Layer
+from haqjax.graph import Layer, shape_of
 
 
 class _Convolution(NamedTuple):
@@ -52,7 +52,7 @@ def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> A
         x = jnp.transpose(activation, to_last(numbers.lhs_spec))
         w = jnp.transpose(weight, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
         y = form(x, w, _convolution(layer))
-        dtype = layer.equation.outvars[0].aval.dtype
+        dtype = layer.equation.params["preferred_element_type"] or y.dtype
         return jnp.transpose(y, _inverse(to_last(numbers.out_spec))).astype(dtype)
 
     return lax.platform_dependent(activation, weight, cpu=faster, default=compute)
@@ -74,7 +74,7 @@ def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | Non
 
 
 def _convolution(layer: Layer) -> _Convolution:
-    params, output = layer.equation.params, layer.equation.outvars[0].aval.shape
+    params, output = layer.equation.params, shape_of(layer.equation.outvars[0])
     numbers = params["dimension_numbers"]
     return _Convolution(
         stride=tuple(params["window_strides"]),

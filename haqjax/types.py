@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+AnyArray = Array | np.ndarray  # on the device or on the host
+
 WIDTHS = 8  # bit-widths 1..8 have a column in every table
 FULL_PRECISION = 32  # a policy entry of 32 leaves the tensor as it is
 WEIGHT, ACTIVATION = 0, 1  # columns of a policy
@@ -119,8 +121,8 @@ class Ranges:
     magnitude to the tensor's; without, at `clip`.
     """
 
-    clip: Float[Array, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
-    signed: Bool[Array, "L"]  # activations only; weights are always signed
+    clip: Float[AnyArray, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
+    signed: Bool[AnyArray, "L"]  # activations only; weights are always signed
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
 
 

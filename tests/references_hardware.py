@@ -147,7 +147,7 @@ def simulate_product(numbers, vectors, outputs, length, weight_bits, activation_
 
 
 def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, images, unrolled, w, a):
-    """BitFusion's best (cycles, J, busy cycles, DRAM bits read, written) of one convolution: every tile in every order."""
+    """The best (cycles, J, busy cycles, DRAM bits read, written) on BitFusion: tries every tile in every order."""
     area, columns = kernel[0] * kernel[1], numbers.outputs
     if numbers.share_bricks:
         fused = 16 // (ceil_div(a, 2) * ceil_div(w, 2))

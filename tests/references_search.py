@@ -82,5 +82,7 @@ def observations(layers, policy_bits):
     for column in rows.T:
         if column.max() > column.min():
             column[:] = (column - column.min()) / (column.max() - column.min())
+        else:
+            column[:] = min(column[0], 1)
     before = np.concatenate([[8], np.asarray(policy_bits).reshape(-1)[:-1]]) / 8
     return np.concatenate([rows, before[:, None]], axis=1)

@@ -92,7 +92,7 @@ def test_one_update_equals_gradients_by_hand():
         actor=enlarge(before.actor), target_actor=enlarge(before.actor),
         critic=enlarge(before.critic), target_critic=enlarge(before.critic),
     )  # fmt: skip
-    after = agent.update(before, batch)
+    after = jax.jit(agent.update)(before, batch)
     state, action, reward, following, discount = (np.asarray(x, np.float64) for x in batch)
 
     def act(actor, observation):
@@ -129,8 +129,9 @@ def test_one_update_equals_gradients_by_hand():
 
 def test_target_networks_follow_by_the_mixing_share():
     agent = make_agent(DDPG(hidden=(8, 8), mixing=0.01))
-    state = agent.update(agent.init(jax.random.key(0)), random_batch(0, 64))
-    after = agent.update(state, random_batch(1, 64))
+    update = jax.jit(agent.update)
+    state = update(agent.init(jax.random.key(0)), random_batch(0, 64))
+    after = update(state, random_batch(1, 64))
     for network in ("actor", "critic"):
         old = jax.tree.leaves(getattr(state, f"target_{network}"))
         new = jax.tree.leaves(getattr(after, network))
@@ -142,10 +143,10 @@ def test_target_networks_follow_by_the_mixing_share():
 
 def test_the_baseline_is_a_moving_mean_that_starts_at_the_first_batch():
     agent = make_agent(DDPG(hidden=(4, 4)))
-    state, expected = agent.init(jax.random.key(0)), None
+    update, state, expected = jax.jit(agent.update), agent.init(jax.random.key(0)), None
     for seed in range(4):
         batch = random_batch(seed, 32)
-        state = agent.update(state, batch)
+        state = update(state, batch)
         mean = np.asarray(batch.reward).mean()
         expected = mean if expected is None else expected + 0.5 * (mean - expected)
         assert float(state.baseline) == pytest.approx(expected, rel=1e-5)

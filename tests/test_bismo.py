@@ -5,6 +5,7 @@ import pytest
 import references_hardware as references
 from haqjax.hardware import bismo, cost_table, machine
 from haqjax.hardware.bismo import Bismo
+from haqjax.hardware.products import Products
 from references_hardware import conv, dense, table
 
 CLOUD, EDGE = machine("cloud").numbers, machine("edge").numbers
@@ -81,7 +82,7 @@ def test_corners_agree_with_a_simulation_of_the_two_ports():
     numbers = jax.tree.map(lambda *leaves: np.array(leaves), *(job[0] for job in jobs))
     columns = np.array([job[1] for job in jobs]).T
     with jax.enable_x64(True):
-        products = bismo.Products(*columns[:3], jobs=np.ones(len(jobs), np.int64))
+        products = Products(*columns[:3], jobs=np.ones(len(jobs), np.int64))
         found = jax.jit(jax.vmap(bismo.layer_work))(numbers, products, *columns[3:]).cycles
     expected = [references.simulate_product(machine_numbers, *job) for machine_numbers, job in jobs]
     np.testing.assert_array_equal(found, expected)
@@ -109,21 +110,28 @@ def test_energy_is_busy_operations_and_traffic():
     vectors, outputs, length, w, a = 12, 7, 20, 2, 3
     busy = 6 * 4 * 3 * w * a
     # All tiles fit: each operand goes in once, 2 + 2 + 1 beats of 4 bits a row; results go out once at 32 bits.
-    bits = (vectors * a + outputs * w) * 5 * 4 + vectors * outputs * 32
-    counts = bismo.work(numbers, table([dense(length, outputs, rows=4)]))
-    assert int(counts.busy[0, w - 1, a - 1]) == busy
-    assert int(counts.dram_bits[0, w - 1, a - 1]) == bits
-    latency, energy = bismo.price(numbers._replace(leakage_power=0.5), table([dense(length, outputs, rows=4)]))
-    expected = busy * 2 * 2 * 2 * 8 * 1e-12 + bits * 1e-11 + 0.5 * latency[0, w - 1, a - 1]
-    assert energy[0, w - 1, a - 1] == pytest.approx(expected, rel=1e-12)
+    moved = [outputs * w * 5 * 4, vectors * a * 5 * 4, vectors * outputs * 32]
+    layers, at = table([dense(length, outputs, rows=4)]), (0, w - 1, a - 1)
+    counts = bismo.work(numbers, layers)
+    assert counts.busy[at] == busy
+    assert [bits[at] for bits in counts[2:]] == moved
+    usage = bismo.use(numbers._replace(leakage_power=0.5), layers)
+    assert usage.energy.array[at] == pytest.approx(busy * 2 * 2 * 2 * 8 * 1e-12, rel=1e-12)
+    assert usage.energy.dram[at] == pytest.approx(sum(moved) * 1e-11, rel=1e-12)
+    assert usage.energy.leakage[at] == pytest.approx(0.5 * usage.latency[at], rel=1e-12)
+    assert usage.latency[at] == counts.cycles[at] / 2e8
+    np.testing.assert_allclose([t[at] for t in usage.transfers], [moved[0] / 4 / 2e8, moved[1] / 4 / 2e8, 0])
+    assert usage.compute[at] == busy / 2e8
+    assert usage.ideal[at] == pytest.approx(vectors * outputs * length * w * a / (2 * 2 * 8) / 2e8, rel=1e-12)
 
 
 def test_an_operand_that_does_not_fit_is_fetched_again():
     layers = table([dense(16, 8, rows=8)])  # 4 tiles of 2 rows on each side, 2 steps
     roomy, tight = (small(array=2, dot_bits=8, port_bits=8, buffer_words=words) for words in (8, 4))
-    results = 8 * 8 * 32
-    assert int(bismo.work(roomy, layers).dram_bits[0, 0, 0]) == (8 + 8) * 2 * 8 + results
-    assert int(bismo.work(tight, layers).dram_bits[0, 0, 0]) == 2 * (8 + 8) * 2 * 8 + results
+    for bits in (1, 2):  # weights, activations; a tile of a bit takes 2 words
+        once, again = bismo.work(roomy, layers)[1 + bits], bismo.work(tight, layers)[1 + bits]
+        assert once[0, 0, 0] == 8 * 2 * 8
+        assert again[0, 0, 0] == 2 * 8 * 2 * 8
 
 
 @pytest.mark.parametrize("name", ["edge", "cloud"])

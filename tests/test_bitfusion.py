@@ -72,24 +72,17 @@ def test_every_row_of_the_authors_simulator():
     for name, values in expected.items():
         np.testing.assert_array_equal(values, column(rows, name), err_msg=name)
     core, buffers, dram = energies(numbers, found)
-    for name, values in {
-        "e_core_nJ": core,
-        "e_sram_nJ": buffers,
-        "e_dram_nJ": dram,
-        "e_total_nJ": core + buffers + dram,
-    }.items():
+    parts = {"e_core_nJ": core, "e_sram_nJ": buffers, "e_dram_nJ": dram, "e_total_nJ": core + buffers + dram}
+    for name, values in parts.items():
         np.testing.assert_allclose(values * 1e9, column(rows, name, float), rtol=1e-9, err_msg=name)
 
 
 def test_a_whole_network_of_the_authors_simulator():
     rows = [row for row in simulator_rows() if row["config"] == "bf_e_192" and row["net"] == "CIFAR10"]
+    numbers = [[int(row[name]) for name in ("K", "S", "IC", "OC", "I")] for row in rows]
+    kinds = [row["type"] for row in rows]
     layers = table(
-        [
-            dense(int(r["IC"]), int(r["OC"]))
-            if r["type"] == "fc"
-            else conv(int(r["K"]), int(r["S"]), int(r["IC"]), int(r["OC"]), int(r["I"]))
-            for r in rows
-        ]
+        [dense(*each[2:4]) if kind == "fc" else conv(*each) for kind, each in zip(kinds, numbers, strict=True)]
     )
     costs = cost_table(machine("bitfusion"), layers)
     at = (np.arange(len(rows)), column(rows, "wbits") - 1, column(rows, "abits") - 1)
@@ -98,8 +91,8 @@ def test_a_whole_network_of_the_authors_simulator():
 
 
 def tiny(**changes):
-    buffers = {"weight_buffer": 200, "input_buffer": 160, "output_buffer": 128}
-    return PUBLISHED._replace(inputs=2, outputs=4, dram_bits=24, batch=3, **{**buffers, **changes})
+    sizes = {"inputs": 2, "outputs": 4, "weight_buffer": 200, "input_buffer": 160, "output_buffer": 128}
+    return PUBLISHED._replace(**{**sizes, "dram_bits": 24, "batch": 3, **changes})
 
 
 LAYERS = {
@@ -127,11 +120,8 @@ def test_the_best_of_all_tiles_and_orders(switch):
             cycles, joules, busy, read, written = references.search_tiles(numbers, *shape, images, unrolled, w, a)
             assert counts.cycles[at] == jobs * cycles, (name, w, a)
             assert energy[at] == pytest.approx(jobs * joules, rel=1e-12), (name, w, a)
-            assert (counts.busy[at], counts.dram_read[at], counts.dram_write[at]) == (
-                jobs * busy,
-                jobs * read,
-                jobs * written,
-            )
+            found = (counts.busy[at], counts.dram_read[at], counts.dram_write[at])
+            assert found == (jobs * busy, jobs * read, jobs * written), (name, w, a)
 
 
 def test_maps_and_kernels_need_not_be_square():
@@ -154,12 +144,17 @@ def test_three_bits_compute_like_four_and_five_like_eight():
     assert busy[7, 7] == 2 * busy[3, 7] == 4 * busy[3, 3] == 16 * busy[1, 1]
 
 
-def test_leakage_lasts_as_long_as_the_layer():
-    layers = table([dense(64, 16)])
-    latency, energy = bitfusion.price(tiny(), layers)
-    np.testing.assert_allclose(
-        bitfusion.price(tiny(leakage_power=0.25), layers)[1], energy + 0.25 * latency, rtol=1e-12
-    )
+def test_usage_adds_up():
+    layers, numbers = table([conv(3, 1, 8, 12, 3), dense(64, 16)]), tiny(leakage_power=0.25)
+    counts, usage = bitfusion.work(numbers, layers), bitfusion.use(numbers, layers)
+    np.testing.assert_allclose(sum(usage.energy), sum(energies(numbers, counts)) + 0.25 * usage.latency, rtol=1e-12)
+    np.testing.assert_array_equal(sum(usage.moved), counts.dram_read + counts.dram_write)
+    np.testing.assert_allclose(sum(usage.transfers) * 24 * 5e8, sum(usage.moved), rtol=1e-12)
+    # 3 images of 64 x 16 on 2 x 4 units of 1, 2 and 4 products at 8/8, 4/8 and 3/1 bits.
+    macs = 3 * 64 * 16 / 8 / 5e8
+    found = [usage.ideal[1, w, a] for w, a in [(7, 7), (3, 7), (2, 0)]]
+    np.testing.assert_allclose(found, [macs, macs / 2, macs / 8], rtol=1e-12)
+    assert (usage.ideal <= usage.compute).all()
 
 
 def test_resnet50_cycles_rise_with_bits_but_for_a_thousandth():

@@ -1,4 +1,4 @@
-"""The splits by counting, the enlarged digits by bilinear interpolation written out, a real set of TFDS where present."""
+"""The splits by counting, the enlarged digits by interpolation written out, a real set of TFDS where present."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from haqjax.data import Split, load, stratified
-from haqjax.data.tfds import normalise, tfds
+from haqjax.data.tfds import _read, normalise, tfds
 
 PARTS = ("train", "search", "report")
 
@@ -112,6 +112,22 @@ def test_unreadable_tfds_set_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read the data set 'mnist' in data_dir") as caught:
         load("tfds:mnist", data_dir=str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "'x' has no rows of 'image' and 'label'"),
+        ([{"text": "", "label": 0}], "'x' has no rows of 'image' and 'label'"),
+        (
+            [{"image": np.zeros((n, 4, 3), np.uint8), "label": 0} for n in (4, 5)],
+            "images of the data set 'x' have 2 sizes",
+        ),
+    ],
+)
+def test_unsuitable_tfds_rows_are_refused(rows, message):
+    with pytest.raises(ValueError, match=message):
+        _read("x", rows)
 
 
 def test_missing_library_is_named(tmp_path, monkeypatch):

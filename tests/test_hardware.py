@@ -250,4 +250,4 @@ def test_another_policy_compiles_nothing():
 
 
 def test_every_model_has_a_machine():
-    assert {machine(name).model for name in MACHINES} == set(MODELS)
+    assert {machine(name).model for name in MACHINES} == {name for name, model in MODELS.items() if model.numbers}

@@ -7,6 +7,7 @@ import pytest
 
 from haqjax import capture
 from haqjax.models import MODELS, build, count_learned, is_statistic, outline
+from haqjax.models.resnet import Bottleneck
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer
 Row = tuple[int, int, int, int, int, bool]
@@ -121,9 +122,17 @@ def test_names_say_where_a_layer_is():
 
 def test_resnet50_strides_on_the_3x3():
     layers = capture.layers(*_parts(outline("resnet50")))
-    strided = [(name.split(".")[2], int(k)) for name, k, s in zip(layers.names, layers.kernel[:, 0], layers.stride[:, 0],
-                                                                  strict=True) if s == 2 and "blocks" in name]  # fmt: skip
+    strided = [
+        (name.split(".")[2], int(kernel))
+        for name, (kernel, _), (stride, _) in zip(layers.names, layers.kernel, layers.stride, strict=True)
+        if stride == 2 and name.startswith("blocks")
+    ]
     assert strided == [("spatial", 3), ("shortcut", 1)] * 3
+
+
+def test_bottlenecks_start_close_to_their_shortcuts():
+    block = Bottleneck(16, 4, 1)
+    assert [float(layer.norm.scale[0]) for layer in (block.reduce, block.spatial, block.expand)] == [1, 1, 0.25]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +199,7 @@ def test_both_forms_agree_where_the_running_statistics_are_the_batch_s():
 
 def test_key_decides_the_draw():
     first, again, other = (
-        build("resnet20", classes=5, image_size=16, key=jax.random.key(seed)).params["stem"]["kernel"]
+        build("resnet20", classes=5, width=0.25, key=jax.random.key(seed)).params["stem"]["kernel"]
         for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again)
@@ -198,8 +207,8 @@ def test_key_decides_the_draw():
 
 
 def test_kernels_are_drawn_with_variance_two_over_fan_in():
-    params = build("resnet50", width=0.5, key=jax.random.key(0)).params
-    for kernel in (params["stem"]["kernel"], params["blocks"][15]["spatial"]["kernel"]):
+    blocks = build("resnet20", key=jax.random.key(0)).params["blocks"]
+    for kernel in (blocks[6]["first"]["kernel"], blocks[8]["second"]["kernel"]):
         assert kernel.var() * np.prod(kernel.shape[:-1]) == pytest.approx(2, rel=0.05)
 
 

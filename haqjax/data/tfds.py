@@ -36,7 +36,8 @@ def tfds(
       shifted and divided by ImageNet's mean and deviation of each channel; grey images get three equal channels.
 
     Raises:
-      ValueError: the set cannot be read, naming it and `data_dir`, or its images have several sizes.
+      ValueError: the set cannot be read, naming it and `data_dir`; it has no `image` and `label`; its images have
+        several sizes.
       ImportError: tensorflow-datasets, or one of the modules it needs, is not installed.
     """
     known, unseen = _open(name, data_dir, splits)
@@ -52,8 +53,8 @@ def tfds(
 def normalise(images: UInt8[np.ndarray, "n H W c"]) -> Float[np.ndarray, "n H W 3"]:
     """Turns pixels of one or three channels into float32 of three, around zero.
 
-    >>> normalise(np.array([[[[0, 255, 0]]]], np.uint8)).round(2).tolist()
-    [[[[-2.12, 2.43, -1.8]]]]
+    >>> normalise(np.array([[[[0, 255, 0]]]], np.uint8)).round(2)
+    array([[[[-2.12,  2.43, -1.8 ]]]], dtype=float32)
     """
     scaled = np.broadcast_to(images, (*images.shape[:-1], 3)).astype(np.float32)
     scaled /= 255  # in place: a set is large
@@ -86,6 +87,8 @@ def _import() -> ModuleType:
 
 def _read(name: str, source: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     rows = [source[i] for i in range(len(source))]
+    if not rows or not {"image", "label"} <= rows[0].keys():
+        raise ValueError(f"the data set {name!r} has no rows of 'image' and 'label'; only such sets can be read")
     shapes = {row["image"].shape for row in rows}
     if len(shapes) > 1:
         raise ValueError(f"images of the data set {name!r} have {len(shapes)} sizes; one size is needed")

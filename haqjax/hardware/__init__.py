@@ -1,6 +1,7 @@
 """Accelerator models: from a layer table to what each layer costs at every pair of bit-widths."""
 
 from haqjax.hardware.machines import Machine, machine
-from haqjax.hardware.table import cost_table, total_cost
+from haqjax.hardware.table import cost_table, find_bounds, total_cost
+from haqjax.hardware.table_files import save_table
 
-__all__ = ["Machine", "cost_table", "machine", "total_cost"]
+__all__ = ["Machine", "cost_table", "find_bounds", "machine", "save_table", "total_cost"]

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from haqjax.hardware.fields import Amount, Count, Positive
+from haqjax.hardware.products import Products, as_products
+from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, LayerTable
 
 
@@ -30,21 +32,14 @@ class Bismo(NamedTuple):
     leakage_power: Amount  # W, as long as the batch takes
 
 
-class Products(NamedTuple):
-    """A layer as `jobs` equal matrix products."""
-
-    vectors: Int[Array, "*n"]  # P: activation vectors
-    outputs: Int[Array, "*n"]  # N: results of each
-    length: Int[Array, "*n"]  # K: summands of each result
-    jobs: Int[Array, "*n"]
-
-
 class Work(NamedTuple):
     """What a layer makes a machine do."""
 
     cycles: Int[Array, "*n"]
     busy: Int[Array, "*n"]  # cycles in which the array works
-    dram_bits: Int[Array, "*n"]  # read and written
+    weight_bits: Int[Array, "*n"]  # read from DRAM
+    activation_bits: Int[Array, "*n"]  # read from DRAM
+    result_bits: Int[Array, "*n"]  # written to DRAM
 
 
 def work(numbers: Bismo, layers: LayerTable) -> Work:
@@ -104,8 +99,8 @@ def cycles(numbers: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8
     return np.asarray(work(numbers, layers).cycles)
 
 
-def price(numbers: Bismo, layers: LayerTable) -> tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]:
-    """Seconds and joules of every layer at every pair of bit-widths, for one batch of images.
+def use(numbers: Bismo, layers: LayerTable) -> Usage:
+    """Prices every layer at every pair of bit-widths.
 
     The energy is an assumption: busy operations and DRAM bits at constant costs, plus leakage.
 
@@ -114,13 +109,23 @@ def price(numbers: Bismo, layers: LayerTable) -> tuple[Float[np.ndarray, "L 8 8"
       layers: the network, L layers.
 
     Returns:
-      Latency in s and energy in J, float64 on the host.
+      The usage for one batch of images.
     """
-    counts = work(numbers, layers)
-    latency = np.asarray(counts.cycles) / numbers.clock
-    operations = np.asarray(counts.busy) * (2.0 * numbers.array**2 * numbers.dot_bits)
-    dynamic = operations * numbers.operation_energy + counts.dram_bits * numbers.dram_energy
-    return latency, dynamic + latency * numbers.leakage_power
+    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), work(numbers, layers))
+    operations = 2.0 * numbers.array**2 * numbers.dot_bits  # of a cycle; a product and its sum are two
+    moved = Streams(counts.weight_bits, counts.activation_bits, counts.result_bits)
+    read = Streams(moved.weights, moved.activations, np.zeros_like(moved.outputs))  # writes of results are free
+    transfers = Streams(*(bits / numbers.port_bits / numbers.clock for bits in read))
+    bits = np.arange(1, WIDTHS + 1)
+    useful = 2.0 * numbers.batch * layers.macs[:, None, None] * (bits[:, None] * bits[None, :])[None]
+    latency = counts.cycles / numbers.clock
+    energy = Energies(
+        array=counts.busy * operations * numbers.operation_energy,
+        buffers=np.zeros_like(latency),  # in operation_energy, a bound for a whole board
+        dram=np.sum(moved, axis=0) * numbers.dram_energy,
+        leakage=latency * numbers.leakage_power,
+    )
+    return Usage(latency, useful / operations / numbers.clock, counts.busy / numbers.clock, transfers, moved, energy)
 
 
 def _count(numbers: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
@@ -141,28 +146,12 @@ def _batched_work(numbers: Bismo, layers: LayerTable, weight_bits: jax.Array, ac
         for _ in range(weight_bits.ndim - 1):
             each = jax.vmap(each, (None, None, 0, 0))
         return jax.vmap(each, (None, 0, 0, 0))(
-            numbers, as_products(numbers.batch, layers), weight_bits, activation_bits
+            numbers, as_products(numbers.batch, layers, pack=True), weight_bits, activation_bits
         )
 
     for _ in range(numbers.array.ndim):
         network_work = jax.vmap(network_work)
     return network_work(numbers)
-
-
-def as_products(batch: Int[Array, ""], layers: LayerTable) -> Products:
-    """Reads each layer as matrix products, the way HAQ's simulator does.
-
-    A convolution is one product per image, a grouped one a product per image and group. A depthwise one is a product
-    per channel with the images packed block-diagonally. A dense layer is one product with the images among the vectors.
-    """
-    area, rows = (jnp.prod(jnp.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
-    packed = jnp.where(layers.depthwise & ~layers.dense, batch, 1)
-    return Products(
-        vectors=jnp.where(layers.dense, batch, 1) * rows,
-        outputs=packed * layers.out_channels // layers.groups,
-        length=packed * area * layers.in_channels // layers.groups,
-        jobs=jnp.where(layers.dense, 1, batch) // packed * layers.groups,
-    )
 
 
 def layer_work(numbers: Bismo, layer: Products, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
@@ -199,9 +188,9 @@ def _job(numbers: Bismo, layer: Products, weight_bits: jax.Array, activation_bit
     stalled = jnp.minimum(
         _delay(numbers, layer.length, activations, weights), _delay(numbers, layer.length, weights, activations)
     )
-    beats = sum(rows * bits for rows, bits in (activations, weights)) * (whole_beats * (steps - 1) + last_beats)
-    results = layer.vectors * layer.outputs * numbers.result_bits
-    return Work(busy - 1 + stalled, busy, beats * numbers.port_bits + results)
+    row_bits = (whole_beats * (steps - 1) + last_beats) * numbers.port_bits
+    read = [rows * bits * row_bits for rows, bits in (weights, activations)]
+    return Work(busy - 1 + stalled, busy, read[0], read[1], layer.vectors * layer.outputs * numbers.result_bits)
 
 
 def _split(numbers: Bismo, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -6,10 +6,24 @@ The equations stand in docs/hardware.md; tiling.py counts the work of one layer.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from haqjax.hardware.tiling import NEVER, Bitfusion, Shape, Work, as_tile, energies, layer_work, loop_orders, tile_fits
+from haqjax.hardware.tiling import (
+    NEVER,
+    Bitfusion,
+    Shape,
+    Work,
+    as_tile,
+    energies,
+    layer_work,
+    loop_orders,
+    summed,
+    tile_fits,
+)
+from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
+
+LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that networks share compiled code
 
 
 def work(numbers: Bitfusion, layers: LayerTable) -> Work:
@@ -35,7 +49,7 @@ def work(numbers: Bitfusion, layers: LayerTable) -> Work:
     given = shapes(numbers, layers)
     rows = np.concatenate([np.reshape(field, (len(layers), -1)) for field in given], axis=1)
     _, chosen, back = np.unique(rows, axis=0, return_index=True, return_inverse=True)  # networks repeat themselves
-    unique = Shape(*(field[chosen] for field in given))
+    unique = jax.tree.map(lambda field: _pad_rows(field[chosen], LAYER_STEP), given)
     orders = loop_orders(square=bool((given.out_size[:, 0] == given.out_size[:, 1]).all()))
     with jax.enable_x64(True):
         found = jax.tree.map(np.asarray, _network_work(numbers, unique, _candidates(numbers, unique), orders))
@@ -46,19 +60,27 @@ def work(numbers: Bitfusion, layers: LayerTable) -> Work:
     return jax.tree.map(lambda field: field[back], found)
 
 
-def price(numbers: Bitfusion, layers: LayerTable) -> tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]:
-    """Seconds and joules of every layer at every pair of bit-widths, for one batch of images.
+def use(numbers: Bitfusion, layers: LayerTable) -> Usage:
+    """Prices every layer at every pair of bit-widths.
 
     Args:
       numbers: the machine.
       layers: the network, L layers.
 
     Returns:
-      Latency in s and energy in J, float64 on the host.
+      The usage for one batch of images.
     """
-    counts = work(numbers, layers)
-    latency = np.asarray(counts.cycles) / numbers.clock
-    return latency, np.asarray(sum(energies(numbers, counts))) + latency * numbers.leakage_power
+    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), work(numbers, layers))
+    loaded = counts.dram_read - counts.filled.weights - counts.filled.inputs
+    moved = Streams(counts.filled.weights, counts.filled.inputs, loaded + counts.dram_write)
+    transfers = Streams(*(bits / numbers.dram_bits / numbers.clock for bits in moved))
+    bits = np.arange(1, WIDTHS + 1)
+    with jax.enable_x64(True):
+        products = np.asarray(summed(numbers, bits[:, None], bits[None, :])) * numbers.outputs  # of a cycle
+    latency = counts.cycles / numbers.clock
+    energy = Energies(*energies(numbers, counts), leakage=latency * numbers.leakage_power)
+    ideal = numbers.batch * layers.macs[:, None, None] / products[None] / numbers.clock
+    return Usage(latency, ideal, counts.busy / numbers.clock, transfers, moved, energy)
 
 
 def shapes(numbers: Bitfusion, layers: LayerTable) -> Shape:
@@ -76,21 +98,30 @@ def shapes(numbers: Bitfusion, layers: LayerTable) -> Shape:
         np.where(merged, 1, layers.groups),
         (np.arange(len(layers)) == 0) & ~dense & bool(numbers.unroll_first),
     )
-    return Shape(*(np.asarray(field, np.int64) for field in fields))
+    return Shape(*(np.asarray(field, np.int64) for field in fields))  # type: ignore[arg-type]
 
 
 def _candidates(numbers: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
-    """The tiles of each layer that fit at some bits, as powers of two; a layer with few of them repeats its last."""
+    """The tiles of each layer that fit at some bits, as powers of two; all as many, repeating the last."""
     columns = np.where(shape.unrolled, 1, numbers.outputs)
     sizes = (shape.images, shape.out_size.max(axis=1), shape.in_channels, -(-shape.out_channels // columns))
     steps = np.stack([[int(size - 1).bit_length() for size in each] for each in sizes], axis=1)
-    powers = np.stack(np.meshgrid(*(np.arange(most + 1) for most in steps.max(axis=0)), indexing="ij"), -1).reshape(
-        -1, 4
-    )
+    grid = np.meshgrid(*(np.arange(most + 1) for most in steps.max(axis=0)), indexing="ij")
+    powers = np.stack(grid, axis=-1).reshape(-1, 4)
     fit = np.asarray(_some_fit(numbers, shape, powers)) & (powers[None] <= steps[:, None]).all(axis=2)
     lists = [powers[row] if row.any() else powers[:1] for row in fit]
     most = max(map(len, lists))
-    return np.stack([np.pad(each, ((0, most - len(each)), (0, 0)), mode="edge") for each in lists])
+    return np.stack([_pad_rows(each, _ceil_to(most, TILE_STEP)) for each in lists])
+
+
+def _pad_rows(rows: np.ndarray, step: int) -> np.ndarray:
+    """Repeats the last row until the rows are a multiple of `step`."""
+    missing = _ceil_to(len(rows), step) - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+
+
+def _ceil_to(count: int, step: int) -> int:
+    return -(-count // step) * step
 
 
 @jax.jit

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
-from jaxtyping import Float
 
-from haqjax.hardware import bismo, bitfusion
+from haqjax.hardware import bismo, bitfusion, lookup, roofline
 from haqjax.hardware.fields import read_fields
+from haqjax.hardware.table_files import load_table
+from haqjax.hardware.usage import Usage
 from haqjax.types import LayerTable
 
 FOLDER = Path(__file__).parent / "machines"  # one YAML file a machine
@@ -20,13 +20,16 @@ SHORT_NAMES = {"edge": "bismo_edge", "cloud": "bismo_cloud"}
 class Model(NamedTuple):
     """A kind of accelerator."""
 
-    numbers: type  # the NamedTuple that a YAML file fills in
-    price: Callable[[Any, LayerTable], tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]]  # s, J
+    numbers: type | None  # the NamedTuple that a YAML file fills in; None where the numbers come from elsewhere
+    use: Callable[[Any, LayerTable], Usage]
 
 
 MODELS = {
-    "bismo": Model(bismo.Bismo, bismo.price),
-    "bitfusion": Model(bitfusion.Bitfusion, bitfusion.price),
+    "bismo": Model(bismo.Bismo, bismo.use),
+    "bitfusion": Model(bitfusion.Bitfusion, bitfusion.use),
+    "roofline": Model(roofline.Roofline, roofline.use),
+    "systolic": Model(roofline.Systolic, roofline.use),
+    "measured": Model(None, lookup.use),
 }
 
 
@@ -47,8 +50,8 @@ def machine(name_or_path: str | Path) -> Machine:
     """Finds a machine.
 
     Args:
-      name_or_path: a name, such as "bismo_edge" or "edge", or the path of a YAML file. To describe a machine of your
-        own, copy a file of `haqjax/hardware/machines` and edit it.
+      name_or_path: a name, such as "bismo_edge" or "edge", the path of a YAML file, or the path of a measured table
+        (.csv or .npy). To describe a machine of your own, copy a file of `haqjax/hardware/machines` and edit it.
 
     Returns:
       The machine.
@@ -62,9 +65,11 @@ def machine(name_or_path: str | Path) -> Machine:
     name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
     known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = known.get(name, Path(name))
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml", ".csv", ".npy") or not path.is_file():
         names = ", ".join([*known, *SHORT_NAMES])
-        raise ValueError(f"unknown machine {name}; there are {names}, or give the path of a .yaml file")
+        raise ValueError(f"unknown machine {name}; there are {names}, or give the path of a .yaml, .csv or .npy file")
+    if path.suffix in (".csv", ".npy"):
+        return Machine(path.stem, "measured", load_table(path))
     return _read_machine(path)
 
 
@@ -76,6 +81,7 @@ def _read_machine(path: Path) -> Machine:
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected one `key: value` a line")
     model = given.pop("model", None)
-    if model not in MODELS:
-        raise ValueError(f"{path}: model is {model}; the models are {', '.join(MODELS)}")
-    return Machine(path.stem, model, read_fields(MODELS[model].numbers, given, str(path)))
+    fields = {name: each.numbers for name, each in MODELS.items() if each.numbers}
+    if model not in fields:
+        raise ValueError(f"{path}: model is {model}; the models are {', '.join(fields)}")
+    return Machine(path.stem, model, read_fields(fields[model], given, str(path)))

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.usage import Bounds
 from haqjax.pricing import price
 from haqjax.types import WIDTHS, Cost, CostTable, LayerTable
 
@@ -34,12 +35,33 @@ def cost_table(machine: Machine, layers: LayerTable) -> CostTable:
     >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9
     160.0
     """
-    latency, energy = MODELS[machine.model].price(machine.numbers, layers)
+    usage = MODELS[machine.model].use(machine.numbers, layers)
     shape = (len(layers), WIDTHS, WIDTHS)
     bits = layers.weights[:, None] * np.arange(1, WIDTHS + 1)[None, :]
     size = np.broadcast_to((bits / 8)[:, :, None], shape).copy()
     fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters]))
-    return CostTable(latency, energy, size, fixed)
+    return CostTable(usage.latency, np.sum(usage.energy, axis=0), size, fixed)
+
+
+def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:
+    """Says for every layer and pair of bit-widths what takes the longest, and how well the machine is used.
+
+    Args:
+      machine: one of a model; a measured table does not know.
+      layers: the network, L layers.
+
+    Returns:
+      Intensity in operations per byte, utilisation, and the limit as an index into `usage.LIMITS`; each [L, 8, 8].
+
+    Raises:
+      ValueError: the machine is a measured table.
+    """
+    if machine.model == "measured":
+        raise ValueError(f"{machine.name} is a measured table, which does not say what takes the time")
+    usage = MODELS[machine.model].use(machine.numbers, layers)
+    operations = 2.0 * machine.numbers.batch * layers.macs[:, None, None]
+    limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
+    return Bounds(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)
 
 
 @jax.jit

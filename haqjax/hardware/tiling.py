@@ -85,10 +85,10 @@ class Work(NamedTuple):
 
 NEVER = np.iinfo(np.int64).max  # cycles where no tile fits the buffers
 # Which loops change the block that an operand needs, in the order of the fields of Tile.
-DEPENDS = Operands(
-    weights=np.array([False, False, False, True, True]),
-    inputs=np.array([True, True, True, True, False]),
-    outputs=np.array([True, True, True, False, True]),
+DEPENDS = (
+    np.array([False, False, False, True, True]),  # weights
+    np.array([True, True, True, True, False]),  # inputs
+    np.array([True, True, True, False, True]),  # outputs
 )
 
 
@@ -123,11 +123,13 @@ def layer_work(
     def count(powers: Array, order: Array) -> Work:
         return _tile_work(numbers, shape, as_tile(numbers, shape, powers), order, weight_bits, activation_bits)
 
+    orders = jnp.asarray(orders)
+
     def score(powers: Array, order: Array) -> tuple[Array, Array]:
         counts = count(powers, order)
-        return counts.cycles, sum(energies(numbers, counts))
+        return counts.cycles, jnp.asarray(sum(energies(numbers, counts)))
 
-    cycles, energy = jax.vmap(jax.vmap(score, (None, 0)), (0, None))(powers, orders)
+    cycles, energy = jax.lax.optimization_barrier(jax.vmap(jax.vmap(score, (None, 0)), (0, None))(powers, orders))
     best = _first_least(cycles, energy)
     found = count(powers[best // len(orders)], orders[best % len(orders)])
     scaled = jax.tree.map(lambda field: field * shape.jobs, found)
@@ -155,7 +157,7 @@ def energies(numbers: Bitfusion, counts: Work) -> tuple[Float[Array, "*n"], Floa
 
 def as_tile(numbers: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
     """A tile from powers of two: images, rows and columns, input channels, output channels (in full columns)."""
-    images, side, in_channels, out_channels = (2**power for power in powers)
+    images, side, in_channels, out_channels = (jnp.left_shift(1, power) for power in powers)
     columns = jnp.where(shape.unrolled, 1, numbers.outputs)
     return Tile(
         images=jnp.minimum(images, shape.images),
@@ -169,7 +171,8 @@ def as_tile(numbers: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
 def tile_fits(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
     """Whether the blocks of a tile fit half their buffers."""
     blocks, halves = _blocks(numbers, shape, tile, weight_bits, activation_bits), _halves(numbers)
-    return jnp.all(jnp.stack([block <= half for block, half in zip(blocks, halves, strict=True)]))
+    fits = [block <= half for block, half in zip(blocks, halves, strict=True)]
+    return fits[0] & fits[1] & fits[2]
 
 
 def _tile_work(
@@ -178,7 +181,7 @@ def _tile_work(
     counts = _loop_counts(shape, tile)
     blocks = _blocks(numbers, shape, tile, weight_bits, activation_bits)
     totals, residents = _traffic(numbers, blocks, counts, order)
-    tiles = jnp.prod(jnp.stack(counts))
+    tiles = counts.images * counts.height * counts.width * counts.in_channels * counts.out_channels
     busy = tiles * _tile_cycles(numbers, shape, tile, weight_bits, activation_bits)
     once = blocks.outputs * counts.images * counts.height * counts.width * counts.out_channels
     loaded = jnp.where(numbers.reread_outputs, totals.outputs, totals.outputs - once)
@@ -226,43 +229,40 @@ def _halves(numbers: Bitfusion) -> Operands:
 
 def _blocks(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
     """Bits of each operand's block."""
-    patch = (shape.kernel + (jnp.stack([tile.height, tile.width]) - 1) * shape.stride).prod()
-    patch = jnp.where(shape.unrolled, tile.height * tile.width * shape.kernel.prod(), patch)
-    depth = _padded(shape.kernel.prod() * tile.in_channels, _summed(numbers, weight_bits, activation_bits))
+    height, width = (shape.kernel[i] + (side - 1) * shape.stride[i] for i, side in enumerate((tile.height, tile.width)))
+    patch = jnp.where(shape.unrolled, tile.height * tile.width * _area(shape), height * width)
+    depth = _padded(_area(shape) * tile.in_channels, summed(numbers, weight_bits, activation_bits))
+    wide = _padded(tile.out_channels, numbers.outputs)
     return Operands(
         weights=depth * tile.out_channels * weight_bits,
         inputs=patch * tile.in_channels * tile.images * activation_bits,
-        outputs=tile.height
-        * tile.width
-        * _padded(tile.out_channels, numbers.outputs)
-        * tile.images
-        * numbers.output_bits,
+        outputs=tile.height * tile.width * wide * tile.images * numbers.output_bits,
     )
 
 
 def _tile_cycles(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
-    summed, area = _summed(numbers, weight_bits, activation_bits), shape.kernel.prod()
+    together, area = summed(numbers, weight_bits, activation_bits), _area(shape)
     steps = jnp.where(
-        shape.unrolled, _ceil_div(area * tile.in_channels, summed), area * _ceil_div(tile.in_channels, summed)
+        shape.unrolled, _ceil_div(area * tile.in_channels, together), area * _ceil_div(tile.in_channels, together)
     )
     return tile.images * tile.height * tile.width * _ceil_div(tile.out_channels, numbers.outputs) * steps
 
 
 def _tile_reads(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
     """Bits between the buffers and the array, in the cheapest of input-, output- and weight-stationary dataflow."""
-    area, summed = shape.kernel.prod(), _summed(numbers, weight_bits, activation_bits)
+    area, together = _area(shape), summed(numbers, weight_bits, activation_bits)
     places = tile.images * tile.height * tile.width
     inner = jnp.where(
-        shape.unrolled, _padded(area * tile.in_channels, summed), area * _padded(tile.in_channels, summed)
+        shape.unrolled, _padded(area * tile.in_channels, together), area * _padded(tile.in_channels, together)
     )
     outer = _padded(tile.out_channels, numbers.outputs)
     w, a, y = weight_bits, activation_bits, numbers.output_bits
-    flows = (
-        inner * places * (a + outer * (w + y)),
-        outer * places * (y + inner * (a + w)),
-        inner * outer * (w + places * (a + y)),
-    )
-    by_input, by_output, by_weight = (jnp.argmin(jnp.stack(flows)) == flow for flow in range(3))
+    flow_input = inner * places * (a + outer * (w + y))
+    flow_output = outer * places * (y + inner * (a + w))
+    flow_weight = inner * outer * (w + places * (a + y))
+    by_input = (flow_input <= flow_output) & (flow_input <= flow_weight)
+    by_output = ~by_input & (flow_output <= flow_weight)
+    by_weight = ~by_input & ~by_output
     patches, products = area * tile.in_channels * places, area * tile.in_channels * places * tile.out_channels
     return Operands(
         weights=jnp.where(by_weight, area * tile.in_channels * tile.out_channels, products) * w,
@@ -271,7 +271,11 @@ def _tile_reads(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array
     )
 
 
-def _summed(numbers: Bitfusion, weight_bits: Array, activation_bits: Array) -> Array:
+def _area(shape: Shape) -> Array:
+    return shape.kernel[0] * shape.kernel[1]
+
+
+def summed(numbers: Bitfusion, weight_bits: Array | np.ndarray, activation_bits: Array | np.ndarray) -> Array:
     """Products that one column of the array adds up a cycle."""
     fused = (8 // jnp.maximum(activation_bits, 2)) * (8 // jnp.maximum(weight_bits, 2))
     shared = 16 // (_ceil_div(activation_bits, 2) * _ceil_div(weight_bits, 2))
@@ -282,5 +286,6 @@ def _padded(size: Array, step: Array) -> Array:
     return _ceil_div(size, step) * step
 
 
-def _ceil_div(a: Array, b: Array) -> Array:
+def _ceil_div(a: Array | np.ndarray, b: Array | int) -> Array:
+    # Exact below 2**52, and many times faster than dividing integers.
     return jnp.ceil(a / b).astype(jnp.int64)

@@ -17,6 +17,8 @@ from haqjax.models.mobilenet_v2 import MobileNetV2
 from haqjax.models.resnet import CifarResNet, ResNet50
 
 Params = dict[str, Any]
+Apply = Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B classes"]]
+ApplyTrain = Callable[[Params, Float[Array, "B H W 3"]], tuple[Float[Array, "B classes"], Params]]
 STATISTICS = ("mean", "var")  # leaves that training moves but no gradient reaches
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
@@ -40,8 +42,8 @@ class Network:
     classes: int
     image_size: int  # height and width of the images it is meant for; the functions take any
     width: float  # multiplier of the channels
-    apply: Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B classes"]]  # running statistics
-    apply_train: Callable[[Params, Float[Array, "B H W 3"]], tuple[Float[Array, "B classes"], Params]]  # batch's own
+    apply: Apply  # normalises by the running statistics
+    apply_train: ApplyTrain  # normalises by those of the batch, and returns the parameters with the running ones moved
     params: Params
 
     @property
@@ -58,9 +60,7 @@ def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float
       classes: number of logits.
       image_size: height and width of the images, in pixels.
       width: multiplier of the channels of every layer.
-      key: of the kernels: normal, of variance 2 / fan-in, in the classifier of deviation 0.01. In a residual network
-        the last batch-norm scale of each block starts at zero, so that the block starts as its shortcut and trains at
-        once; what a fresh network answers then hardly depends on the kernels inside its blocks.
+      key: of the kernels: normal, of variance 2 / fan-in, in the classifier 1 / fan-in.
 
     Returns:
       The network. `apply_train` normalises by the batch's statistics and returns the parameters with the running ones
@@ -70,11 +70,13 @@ def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float
       ValueError: `name` is not in `MODELS`, or a number is not positive.
 
     >>> network = build("resnet20", classes=10, image_size=8, width=0.25, key=jax.random.key(0))
-    >>> network.apply(network.params, np.zeros((2, 8, 8, 3), np.float32)).shape
-    (2, 10)
+    >>> jax.eval_shape(network.apply, network.params, network.example).shape
+    (1, 10)
     """
-    network = outline(name, classes=classes, image_size=image_size, width=width)
-    return dataclasses.replace(network, params=_draw(name, classes, width, key))
+    _check(name, classes, image_size, width)
+    graph, state = nnx.split(MODELS[name](classes, width))
+    params = _draw_kernels(nnx.to_pure_dict(state), key)
+    return Network(name, classes, image_size, width, *_make_functions(graph), params)
 
 
 def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: float = 1.0) -> Network:
@@ -90,16 +92,7 @@ def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: flo
     """
     _check(name, classes, image_size, width)
     graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name](classes, width)))
-
-    def apply(params, x):
-        return nnx.merge(graph, params)(x)
-
-    def apply_train(params, x):
-        model = nnx.merge(graph, params)
-        logits = model(x, train=True)
-        return logits, nnx.to_pure_dict(nnx.state(model))
-
-    return Network(name, classes, image_size, width, apply, apply_train, nnx.to_pure_dict(state))
+    return Network(name, classes, image_size, width, *_make_functions(graph), nnx.to_pure_dict(state))
 
 
 def is_statistic(path: tuple[Any, ...]) -> bool:
@@ -128,25 +121,34 @@ def count_learned(params: Params) -> int:
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_statistic(path))
 
 
-def _draw(name: str, classes: int, width: float, key: PRNGKeyArray) -> Params:
+def _make_functions(graph: nnx.GraphDef) -> tuple[Apply, ApplyTrain]:
+    def apply(params: Params, x: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
+        return nnx.merge(graph, params)(x)
+
+    def apply_train(params: Params, x: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B classes"], Params]:
+        model = nnx.merge(graph, params)
+        logits = model(x, train=True)
+        return logits, nnx.to_pure_dict(nnx.state(model))
+
+    return apply, apply_train
+
+
+def _draw_kernels(params: Params, key: PRNGKeyArray) -> Params:
     """Draws all kernels at once: a draw for each would take ten seconds to compile."""
-    fresh = jax.jit(lambda: nnx.to_pure_dict(nnx.state(MODELS[name](classes, width))))()
-    leaves, tree = jax.tree_util.tree_flatten_with_path(fresh)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in leaves]
     normal = np.asarray(jax.random.normal(key, (sum(sizes),), jnp.float32))
     parts = np.split(normal, np.cumsum(sizes)[:-1])
-    return jax.tree.unflatten(
-        tree,
-        [
-            jnp.asarray(part.reshape(leaf.shape) * np.float32(_deviation(leaf.shape))) if part.size else leaf
-            for (_, leaf), part in zip(leaves, parts, strict=True)
-        ],
-    )
+    drawn = [
+        jnp.asarray(part.reshape(leaf.shape) * _deviation(leaf.shape)) if part.size else leaf
+        for part, (_, leaf) in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
 
 
-def _deviation(shape: tuple[int, ...]) -> float:
-    """He et al. 2015 by fan-in for a convolution; for a classifier 0.01, so that all logits start about equal."""
-    return math.sqrt(2 / math.prod(shape[:-1])) if len(shape) == 4 else 0.01
+def _deviation(shape: tuple[int, ...]) -> np.float32:
+    """By fan-in: He et al. 2015 before a rectifier, LeCun et al. 1998 for the classifier."""
+    return np.float32(math.sqrt((2 if len(shape) == 4 else 1) / math.prod(shape[:-1])))
 
 
 def _check(name: str, classes: int, image_size: int, width: float) -> None:

@@ -8,6 +8,9 @@ from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
 
 EXPANSION = 4  # output channels of a bottleneck over its inner ones
 BOTTLENECK_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # ResNet-50: (inner channels, blocks, stride)
+# Last batch-norm scale of a fresh bottleneck: 1 / sqrt(16 blocks), so that their sum varies no more than one of them.
+# At 1 training starts far slower; at 0 (Goyal et al. 2017) a little slower, and the blocks of a fresh network are idle.
+LAST_SCALE = 0.25
 
 
 class Bottleneck(nnx.Module):
@@ -17,7 +20,7 @@ class Bottleneck(nnx.Module):
         c_out = inner * EXPANSION
         self.reduce = ConvNorm(c_in, inner)
         self.spatial = ConvNorm(inner, inner, 3, stride)
-        self.expand = ConvNorm(inner, c_out, scale=0.0)  # the block starts as its shortcut: Goyal et al. 2017, 5.1
+        self.expand = ConvNorm(inner, c_out, scale=LAST_SCALE)
         self.shortcut = ConvNorm(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
@@ -54,7 +57,7 @@ class BasicBlock(nnx.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         self.first = ConvNorm(c_in, c_out, 3, stride)
-        self.second = ConvNorm(c_out, c_out, 3, scale=0.0)  # as in `Bottleneck`
+        self.second = ConvNorm(c_out, c_out, 3)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:

@@ -67,7 +67,9 @@ def apply_quantized(
     apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, policy: Policy, ranges: Ranges
 ) -> PyTree:
     """The forward pass with weights from `quantize_weights` and activations quantised on the way."""
-    grids = make_grid(_clips(policy, ranges)[:, ACTIVATION], jnp.asarray(policy)[:, ACTIVATION], ranges.signed)
+    grids = make_grid(
+        _clips(policy, ranges)[:, ACTIVATION], jnp.asarray(policy)[:, ACTIVATION], jnp.asarray(ranges.signed)
+    )
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         grid: Grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)

@@ -1,9 +1,10 @@
 """Histograms of magnitudes whose range grows with the data, so that one pass over the batches is enough."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 BINS = 2048
 SAMPLES = 1 << 15  # of a tensor, at most so many elements are counted; extremes are taken over all
@@ -41,14 +42,23 @@ def draw(x: Array, weight: Array | float = 1.0) -> Sample:
     >>> draw(jnp.array([0.5, -2.0])).magnitude[:3].tolist()
     [0.5, 2.0, 0.0]
     """
-    stride = -(-x.size // SAMPLES)
+    stride = _stride(x.size)
     taken = x.reshape(-1)[::stride].astype(jnp.float32)
     weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape).reshape(-1)[::stride]
     fill = (0, SAMPLES - taken.size)
     return Sample(jnp.pad(jnp.abs(taken), fill), jnp.pad(weights, fill), jnp.min(x), jnp.max(x))
 
 
+def _stride(size: int) -> int:
+    """Steps through a tensor without falling in with its axes, which would count some channels and never others."""
+    stride = -(-size // SAMPLES)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+
 def empty(rows: int) -> Histogram:
+    """No counts yet."""
     zeros = jnp.zeros(rows, jnp.float32)
     return Histogram(jnp.zeros((rows, BINS), jnp.float32), zeros, zeros, zeros)
 

@@ -42,7 +42,9 @@ def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
       grid: scalars, or arrays of the rank of `x` that broadcast against it.
     """
     grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim) if leaf.ndim == 0 else leaf, grid)
-    clipped = jnp.minimum(jnp.maximum(x, grid.lowest.astype(x.dtype)), grid.highest.astype(x.dtype))
+    lowest, highest = grid.lowest.astype(x.dtype), grid.highest.astype(x.dtype)
+    # Not minimum and maximum: at a tie, such as the largest weight of a channel, they would halve the gradient.
+    clipped = jnp.where(x > highest, highest, jnp.where(x < lowest, lowest, x))
     return jnp.where(grid.identity, x, _round(clipped, grid.per_unit.astype(x.dtype), grid.step.astype(x.dtype)))
 
 

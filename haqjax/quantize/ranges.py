@@ -58,9 +58,10 @@ def clip_kl(row: Row, signed: Bool[Array, ""]) -> Float[Array, "8"]:
 
     For a clip of `i` bins: P is the first `i` bins, with all beyond added to the last; Q spreads the counts of the
     first `i` bins evenly over the non-empty bins of each quantisation interval; the divergence is
-    `sum P log(P / Q)` after both are normalised, an empty Q counting as 1e-12. (Migacz, GTC 2017.)
+    `sum P log(P / Q)` after both are normalised, an empty Q counting as 1e-12 (Migacz, GTC 2017). The first bin counts
+    as much as the second: zero is a level of every quantiser, so how many zeros ReLU leaves says nothing of the clip.
     """
-    counts, edges = row.counts, jnp.arange(BINS)
+    counts, edges = row.counts.at[0].set(row.counts[1]), jnp.arange(BINS)
     total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(counts)])
     filled = jnp.concatenate([jnp.zeros(1), jnp.cumsum(counts > 0)])
 

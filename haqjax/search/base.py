@@ -65,17 +65,17 @@ def make_problem(
 class Searcher(NamedTuple):
     """A method of search: three pure functions around one state, a pytree of arrays.
 
+    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policy.to_bits` reads them; the key is consumed. `tell`
+    is given the state, those actions, the policies that the budget made of them, and their gains [N] over the reference
+    accuracy.
+
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is
     given the same configuration returns the same functions. Together that makes one compiled program serve all.
     """
 
     init: Callable[[Problem, PRNGKeyArray], Any]
-    ask: Callable[
-        [Any, PRNGKeyArray], Float[Array, "N L 2"]
-    ]  # proposals in [0, 1], as haqjax.policy.to_bits reads them
-    tell: Callable[
-        ..., Any
-    ]  # (state, actions, policies, gains [N]) -> state; policies are the actions within the budget
+    ask: Callable[[Any, PRNGKeyArray], Float[Array, "N L 2"]]
+    tell: Callable[[Any, Float[Array, "N L 2"], Int[Array, "N L 2"], Float[Array, "N"]], Any]
 
 
 class Record(NamedTuple):
@@ -123,7 +123,7 @@ def choose_best(records: Record, budget: Budget) -> int | None:
     usable = np.flatnonzero(np.asarray(records.feasible) & np.isfinite(records.accuracy))
     if not len(usable):
         return None
-    shares = [np.asarray(spent)[usable] / limit for spent, limit in zip(records.cost, budget, strict=True)]
+    shares = [np.asarray(spent)[usable] / float(limit) for spent, limit in zip(records.cost, budget, strict=True)]
     share = np.nanmax([*shares, np.zeros(len(usable))], axis=0)  # a free resource spends nothing of an infinite limit
     order = np.lexsort((usable, share, -np.asarray(records.accuracy)[usable]))
     return int(usable[order[0]])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.types import WEIGHT, WIDTHS, LayerTable
+from haqjax.types import WIDTHS, LayerTable
 
 FIRST = 1.0  # what was decided before the first decision: the input image, 8 bits of 8
 
@@ -15,7 +15,8 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
     They are HAQ's (Wang et al. 2019, section 3.1): layer index, input channels, output channels, kernel size, stride,
     area of the input map, number of weights, depthwise or not, and whether the decision is on weights (1) or
     activations (0). A dense layer has kernel 1 and stride 0. Each number is scaled to [0, 1] over the decisions, from
-    its least to its greatest; one that is the same everywhere is left alone.
+    its least to its greatest. One that is the same everywhere tells nothing: it is left alone if it lies in [0, 1],
+    else brought there, because a constant input of thousands would drown the others.
 
     Returns:
       A row for each decision: (layer 0, weights), (layer 0, activations), (layer 1, weights), ...
@@ -33,7 +34,7 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
         layers.depthwise,
     ]
     rows = np.repeat(np.stack(columns, axis=-1).astype(np.float64), 2, axis=0)
-    kind = np.tile([1.0, 0.0], count) if WEIGHT == 0 else np.tile([0.0, 1.0], count)
+    kind = np.tile([1.0, 0.0], count)  # weights, then activations
     return jnp.asarray(_scale(np.column_stack([rows, kind])), jnp.float32)
 
 
@@ -43,6 +44,9 @@ def observe(features: Float[Array, "2L 9"], policy: Int[Array, "*n L 2"]) -> Flo
     Args:
       features: of `describe`.
       policy: what was decided on the walks, weights before activations.
+
+    >>> observe(jnp.zeros((4, 9)), jnp.asarray([[8, 4], [2, 6]]))[:, -1].tolist()
+    [1.0, 1.0, 0.5, 0.25]
     """
     decided = policy.reshape(*policy.shape[:-2], -1) / WIDTHS
     first = jnp.full((*decided.shape[:-1], 1), FIRST)
@@ -53,4 +57,4 @@ def observe(features: Float[Array, "2L 9"], policy: Int[Array, "*n L 2"]) -> Flo
 def _scale(rows: Float[np.ndarray, "d f"]) -> Float[np.ndarray, "d f"]:
     least, most = rows.min(axis=0), rows.max(axis=0)
     spread = np.where(most > least, most - least, 1.0)
-    return np.where(most > least, (rows - least) / spread, rows)
+    return np.where(most > least, (rows - least) / spread, np.clip(rows, 0, 1))

@@ -50,7 +50,8 @@ class HAQState(NamedTuple):
 def shorten(agent: DDPG, episodes: int) -> DDPG:
     """The agent with its schedule, made for 600 episodes, squeezed into fewer (or stretched over more).
 
-    Warm-up takes the same share of the episodes, and exploration is as narrow at the end.
+    Warm-up takes the same share of the episodes, and exploration is as narrow at the end. The last episodes get better
+    by it, the best one not always: an agent that has seen little may settle on a poor policy early.
 
     >>> short = shorten(DDPG(), 150)
     >>> short.warmup, round(short.decay, 4)
@@ -66,6 +67,9 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
 
     An episode walks the layers; at each the agent chooses weights, then activations. Every decision of an episode gets
     the episode's reward. What the agent proposed is remembered, not what the budget left of it.
+
+    >>> make_haq(HAQ(shorten(DDPG(), 100), parallel=4)) is make_haq(HAQ(shorten(DDPG(), 100), parallel=4))
+    True
     """
     agent = make_agent(config.agent)
 
@@ -77,19 +81,20 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
             agent.init(agent_key), memory, jnp.int32(0), learn_key, jnp.asarray(problem.features), problem.bounds
         )
 
-    def walk(state: HAQState, episode: Int[Array, ""], key: PRNGKeyArray) -> Float[Array, "L 2"]:
-        def decide(before, decision):
-            row, bounds, key = decision
-            action = agent.act(state.agent, jnp.append(row, before), episode, key)
-            return to_bits(action, bounds) / WIDTHS, action
-
-        flat = jax.tree.map(jnp.ravel, state.bounds)
-        keys = jax.random.split(key, state.features.shape[0])
-        return jax.lax.scan(decide, jnp.float32(FIRST), (state.features, flat, keys))[1].reshape(-1, 2)
-
     def ask(state: HAQState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         episodes = state.episode + jnp.arange(config.parallel)
-        return jax.vmap(walk, (None, 0, 0))(state, episodes, jax.random.split(key, config.parallel))
+        decisions, limits = state.features.shape[0], jax.tree.map(jnp.ravel, state.bounds)
+
+        def decide(before: Float[Array, "N 1"], decision: tuple) -> tuple[Float[Array, "N 1"], Float[Array, "N"]]:
+            row, limit, keys = decision
+            seen = jnp.concatenate([jnp.broadcast_to(row, (config.parallel, row.size)), before], axis=-1)
+            actions = jax.vmap(agent.act, (None, 0, 0, 0))(state.agent, seen, episodes, keys)
+            return to_bits(actions, limit)[:, None] / WIDTHS, actions
+
+        keys = jax.random.split(key, (decisions, config.parallel))
+        first = jnp.full((config.parallel, 1), FIRST)
+        _, actions = jax.lax.scan(decide, first, (state.features, limits, keys))
+        return actions.T.reshape(config.parallel, -1, 2)
 
     def tell(state: HAQState, actions: Array, policies: Array, gains: Array) -> HAQState:
         memory = add(state.memory, _remember(state, actions, REWARD * gains, config.agent.discount))

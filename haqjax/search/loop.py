@@ -60,13 +60,11 @@ def search(
         raise ValueError(f"a search of {episodes} episodes finds nothing: it needs at least 1")
     check_reachable(problem.table, problem.bounds, problem.budget, problem.names)
     start_key, round_key = jax.random.split(key)
-    state = _start(searcher, problem, start_key) if resume is None else resume.state
-    width = jax.eval_shape(searcher.ask, state, round_key).shape[0]
     result = resume
     try:
-        for number in range(
-            _rounds(0 if resume is None else len(resume.records.accuracy), width), _rounds(episodes, width)
-        ):
+        state = _start(searcher, problem, start_key) if resume is None else resume.state
+        width = jax.eval_shape(searcher.ask, state, round_key).shape[0]
+        for number in range(_rounds(_played(resume), width), _rounds(episodes, width)):
             state, record = play_round(searcher, problem, state, jax.random.fold_in(round_key, number))
             result = _extend(result, problem.budget, state, record, episodes)
             if on_round is not None:
@@ -92,10 +90,17 @@ def play_round(searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArr
 
     Returns:
       The searcher's next state, and what happened.
+
+    Raises:
+      ValueError: `evaluate` does not give one accuracy for each policy.
     """
     actions = searcher.ask(state, key)
     lowered = project(to_bits(actions, problem.bounds), problem.table, problem.bounds, problem.budget)
     accuracy = problem.evaluate(lowered.policy)
+    if accuracy.shape != lowered.feasible.shape:
+        raise ValueError(
+            f"evaluate gave accuracies {accuracy.shape} for {len(actions)} policies: expected one for each"
+        )
     gain = jnp.where(jnp.isfinite(accuracy), accuracy, 0) - problem.reference
     state = searcher.tell(state, actions, lowered.policy, gain)
     return state, Record(actions, lowered.policy, accuracy, gain, lowered.cost, lowered.feasible)
@@ -122,13 +127,17 @@ def _start(searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> Any:
     return searcher.init(problem, key)
 
 
+def _played(result: SearchResult | None) -> int:
+    return 0 if result is None else len(result.records.accuracy)
+
+
 def _rounds(episodes: int, width: int) -> int:
     return -(-episodes // width)
 
 
 def _extend(before: SearchResult | None, budget: Budget, state: Any, record: Record, episodes: int) -> SearchResult:
     """The result with one more round, as far as it lies within the episodes asked for."""
-    left = episodes - (0 if before is None else len(before.records.accuracy))
+    left = episodes - _played(before)
     records = jax.tree.map(lambda x: np.asarray(x)[:left], record)
     if before is not None:
         records = jax.tree.map(lambda *x: np.concatenate(x), before.records, records)

@@ -11,7 +11,11 @@ from haqjax.types import Bounds
 
 @functools.cache
 def make_random(parallel: int = 1) -> Searcher:
-    """Uniform actions, `parallel` policies a round; learns nothing."""
+    """Uniform actions, `parallel` policies a round; learns nothing.
+
+    >>> make_random(4) is make_random(4)  # hence compiled once
+    True
+    """
 
     def init(problem: Problem, key: PRNGKeyArray) -> Bounds:
         return problem.bounds

@@ -1,0 +1,5 @@
+"""python -m haqjax."""
+
+from haqjax.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""The command line: python -m haqjax search | train."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+import tyro
+from rich.console import Console
+
+from haqjax.run import SearchConfig, TrainConfig, run_search, run_train
+from haqjax.run.network import cache_folder
+
+COMMANDS: dict[type, Callable] = {SearchConfig: run_search, TrainConfig: run_train}
+BAD_INPUT, INTERRUPTED = 2, 130
+CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs against other processes
+
+
+def main() -> None:
+    """Runs one command; bad input is one line on standard error and exit status 2."""
+    try:
+        config = tyro.extras.subcommand_cli_from_dict({"search": SearchConfig, "train": TrainConfig}, prog="haqjax")
+        keep_compiled_programs()
+        COMMANDS[type(config)](config, Console())
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(_complain(error, BAD_INPUT))
+    except RuntimeError as error:
+        sys.exit(_complain(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted: nothing was written", INTERRUPTED))
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what JAX compiles for the next run, unless the user's own JAX settings say where."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _complain(error: object, status: int) -> int:
+    print(f"haqjax: {error}", file=sys.stderr)
+    return status

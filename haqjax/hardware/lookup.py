@@ -1,0 +1,121 @@
+"""Measured tables as machines: the costs of a network's layers, looked up."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+from jaxtyping import Float
+
+from haqjax.hardware.usage import Energies, Streams, Usage
+from haqjax.types import LayerTable
+
+TOLERANCE = 0.01  # a cost may fall by this share from one width to the next before a warning
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """A table as it stands in a file; NaN where the file has no entry."""
+
+    path: str
+    names: tuple[str, ...] | None  # of the layers; None where the file has none, so that only their number is known
+    shapes: tuple[dict[str, str], ...] | None  # of each layer, as text: {"kernel": "3x3", "groups": "1", ...}
+    latency: Float[np.ndarray, "L 8 8"]  # s
+    energy: Float[np.ndarray, "L 8 8"]  # J
+
+    def __post_init__(self):
+        for what, values in (("latency", self.latency), ("energy", self.energy)):
+            bad = ~np.isnan(values) & ~(np.isfinite(values) & (values > 0))
+            if bad.any():
+                layer, w, a = np.argwhere(bad)[0]
+                raise ValueError(
+                    f"{self.path}: {what} of layer {self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations) "
+                    f"is {values[layer, w, a]:g}; it must be finite and above 0"
+                )
+        empty = np.isnan(self.latency).all(axis=(1, 2))
+        if empty.any():
+            raise ValueError(f"{self.path}: layer {self.label(np.argmax(empty))} has no latency at any bits")
+        for what, values in (("latency", self.latency), ("energy", self.energy)):
+            self._warn_of_falls(what, values)
+
+    def label(self, layer: int | np.integer) -> str:
+        """How to call a layer in a message."""
+        return self.names[layer] if self.names else str(layer)
+
+    def _warn_of_falls(self, what: str, values: np.ndarray) -> None:
+        for axis, operand in ((1, "weight"), (2, "activation")):
+            falls = values < (1 - TOLERANCE) * np.fmax.accumulate(values, axis=axis)  # below that of a narrower width
+            if falls.any():
+                layer, w, a = np.argwhere(falls)[0]
+                warnings.warn(
+                    f"{self.path}: {what} falls with more {operand} bits in {falls.sum()} places, first in layer "
+                    f"{self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations); a search assumes it rises",
+                    stacklevel=4,
+                )
+
+
+def use(numbers: Measured, layers: LayerTable) -> Usage:
+    """Looks up the layers of a network in a measured table.
+
+    A pair of widths without an entry costs what the cheapest entry does that is at least as wide in both: a machine
+    for 2, 4 and 8 bits computes 3 bits as 4. Where there is none, it costs infinity.
+
+    Args:
+      numbers: the table.
+      layers: the network.
+
+    Returns:
+      The usage for one batch, of which only the latency and the energy are known; NaN without a measured energy.
+
+    Raises:
+      ValueError: the table is of a network with other layers, or other shapes of them.
+    """
+    order = _match(numbers, layers)
+    latency, energy = numbers.latency[order], numbers.energy[order]
+    unknown = np.full_like(latency, np.nan)
+    energy = unknown if np.isnan(energy[~np.isnan(latency)]).any() else _fill(energy)
+    nothing = np.zeros_like(energy)
+    streams = Streams(unknown, unknown, unknown)
+    # All of the energy stands under the array: a measurement does not say where it went.
+    return Usage(_fill(latency), unknown, unknown, streams, streams, Energies(energy, nothing, nothing, nothing))
+
+
+def widths(numbers: Measured) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The weight bits and the activation bits that a measured table has entries for, in some layer."""
+    present = ~np.isnan(numbers.latency)
+    weights, activations = (np.flatnonzero(present.any(axis=axes)) + 1 for axes in ((0, 2), (0, 1)))
+    return tuple(weights.tolist()), tuple(activations.tolist())
+
+
+def _fill(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "L 8 8"]:
+    wider = np.where(np.isnan(values), np.inf, values)
+    for axis in (1, 2):
+        wider = np.flip(np.minimum.accumulate(np.flip(wider, axis), axis=axis), axis)
+    return np.where(np.isnan(values), wider, values)
+
+
+def _match(numbers: Measured, layers: LayerTable) -> np.ndarray:
+    """Where each layer of the network stands in the table."""
+    if numbers.names is None:
+        if len(numbers.latency) != len(layers):
+            raise ValueError(f"{numbers.path}: the table has {len(numbers.latency)} layers, the network {len(layers)}")
+        return np.arange(len(layers))
+    for what, some, others in (("table", layers.names, numbers.names), ("network", numbers.names, layers.names)):
+        missing = [name for name in some if name not in set(others)]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{numbers.path}: the {what} has no layer {missing[0]}{more}")
+    order = [numbers.names.index(name) for name in layers.names]
+    shapes = numbers.shapes or ({},) * len(numbers.names)
+    for layer, row in enumerate(order):
+        for field, value in shapes[row].items():
+            if value != shape_text(layers, layer, field):
+                raise ValueError(
+                    f"{numbers.path}: layer {layers.names[layer]} has {field} {value} in the table, "
+                    f"{shape_text(layers, layer, field)} in the network"
+                )
+    return np.array(order)
+
+
+def shape_text(layers: LayerTable, layer: int, field: str) -> str:
+    """A field of a layer's shape as it stands in a file, such as `3x3`."""
+    return "x".join(str(n) for n in np.ravel(getattr(layers, field)[layer]))

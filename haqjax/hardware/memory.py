@@ -1,0 +1,154 @@
+"""Peak memory of activations under a policy, from the lifetimes of the tensors in a network's program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Literal
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from haqjax.graph import Layer, Plan, make_plan, shape_of
+from haqjax.types import ACTIVATION, FULL_PRECISION
+
+# Another view of the same numbers: no memory of its own.
+VIEWS = {"reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p", "stop_gradient", "rev"}
+
+
+PRODUCTS = {"dot_general", "conv_general_dilated"}
+
+
+class Lifetimes(NamedTuple):
+    """The V tensors computed from the input, and which of them are in memory during each of the E products.
+
+    A product is a layer, or one of two activations.
+    """
+
+    elements: Float[np.ndarray, "V"]  # for the batch that was traced
+    alive: Bool[np.ndarray, "E V"]  # what the product reads and writes, and what is read later
+    readers: Bool[np.ndarray, "V L"]  # the layers whose activation bits a tensor is stored at, the widest of them
+
+
+class _Step(NamedTuple):
+    """One equation; tensors go by their place in `Lifetimes.elements`."""
+
+    reads: frozenset[int]
+    writes: tuple[int, ...]
+    layer: int | None
+    product: bool
+
+
+def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> Lifetimes:
+    """Reads the lifetimes off a network's jaxpr; nothing is computed.
+
+    Layers run one after another in the order of the program. What stands between them (activation functions,
+    normalisation, sums) is computed on the way and takes no memory of its own.
+
+    Args:
+      apply: pure function `apply(params, x)`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      x: an example batch or its `ShapeDtypeStruct`s; memory is for this batch.
+
+    Returns:
+      The lifetimes, for `peak_memory`.
+
+    Raises:
+      ValueError: as `haqjax.layers`.
+    """
+    leaves, inputs = jax.tree.leaves(params), len(jax.tree.leaves(x))
+    closed = jax.make_jaxpr(apply)(params, x)
+    plan = make_plan(closed, [str(i) for i in range(len(leaves))], [leaf.size for leaf in leaves], inputs)
+    elements: list[int] = []
+    steps: list[_Step] = []
+    arguments = [None] * len(leaves) + [_add(elements, var) for var in plan.jaxpr.invars[len(leaves) :]]
+    outputs = _walk(plan, arguments, elements, steps)
+    steps.append(_Step(_tensors(outputs), (), None, product=False))
+    layers = sum(1 for _ in plan.layers())
+    return Lifetimes(np.array(elements, float), _alive(steps, len(elements)), _readers(steps, len(elements), layers))
+
+
+def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n"]:
+    """The most bytes of activations that are in memory at a time.
+
+    A tensor is stored at the widest activation bits of the layers that read it: directly or through element-wise
+    functions, else through sums. One that no layer reads, such as the output, is stored in 32 bits.
+
+    Args:
+      lifetimes: from `find_lifetimes`.
+      policy: bits of weights and activations; weights do not matter here.
+
+    Returns:
+      Bytes, leading axes as the policy's.
+
+    >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
+    >>> lifetimes = find_lifetimes(apply, {"a": np.ones((6, 100)), "b": np.ones((100, 2))}, np.ones((1, 6)))
+    >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
+    58.0
+    """
+    activation_bits = policy[..., None, :, ACTIVATION]
+    readers = jnp.reshape(lifetimes.readers, (1,) * (policy.ndim - 2) + lifetimes.readers.shape)
+    bits = jnp.max(jnp.where(readers, activation_bits, 0), axis=-1)
+    bits = jnp.where(readers.any(axis=-1), bits, FULL_PRECISION)
+    stored = bits * jnp.reshape(lifetimes.elements, (1,) * (bits.ndim - 1) + (-1,))
+    alive = jnp.asarray(lifetimes.alive, stored.dtype)
+    return jnp.max(stored @ alive.T, axis=-1) / 8
+
+
+def _add(elements: list[int], var: Any) -> int:
+    elements.append(int(np.prod(shape_of(var), dtype=np.int64)))
+    return len(elements) - 1
+
+
+def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: list[_Step]) -> list[int | None]:
+    """Lists the steps of a program; None stands for what is computed from parameters alone."""
+    known = dict(zip(plan.jaxpr.invars, arguments, strict=True))
+
+    def read(atom: Any) -> int | None:
+        return None if isinstance(atom, Literal) else known.get(atom)
+
+    for equation, step in zip(plan.jaxpr.eqns, plan.steps, strict=True):
+        operands = [read(atom) for atom in equation.invars]
+        if isinstance(step, Plan):
+            outputs = _walk(step, operands, elements, steps)
+        elif not _tensors(operands) or equation.primitive.name in VIEWS:
+            outputs = [next(iter(_tensors(operands)), None)] * len(equation.outvars)
+        else:
+            written = tuple(_add(elements, var) for var in equation.outvars)
+            layer = step.index if isinstance(step, Layer) else None
+            steps.append(_Step(_tensors(operands), written, layer, equation.primitive.name in PRODUCTS))
+            outputs = list(written)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in plan.jaxpr.outvars]
+
+
+def _tensors(values: Sequence[int | None]) -> frozenset[int]:
+    return frozenset(value for value in values if value is not None)
+
+
+def _alive(steps: list[_Step], count: int) -> Bool[np.ndarray, "E V"]:
+    born, last = np.full(count, -1), np.full(count, -1)
+    for time, step in enumerate(steps):
+        for tensor in step.writes:
+            born[tensor] = last[tensor] = time
+        for tensor in step.reads:
+            last[tensor] = time
+    times = np.array([time for time, step in enumerate(steps) if step.product])[:, None]
+    return (born[None] <= times) & (times <= last[None])
+
+
+def _readers(steps: list[_Step], count: int, layers: int) -> Bool[np.ndarray, "V L"]:
+    near = np.zeros((count, layers), bool)  # layers that read a tensor, perhaps through functions of it alone
+    far = np.zeros((count, layers), bool)  # layers that read it through sums and products with others
+    for step in reversed(steps):
+        results = np.array(step.writes, int)
+        for tensor in step.reads:
+            if step.layer is not None:
+                near[tensor, step.layer] = True
+            elif len(step.reads) == 1:
+                near[tensor] |= near[results].any(axis=0)
+                far[tensor] |= far[results].any(axis=0)
+            else:
+                found = near[results].any(axis=0)
+                far[tensor] |= found if found.any() else far[results].any(axis=0)
+    return np.where(near.any(axis=1, keepdims=True), near, far)

@@ -1,0 +1,41 @@
+"""Layers as matrix products."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from haqjax.types import LayerTable
+
+
+class Products(NamedTuple):
+    """A layer as `jobs` equal matrix products."""
+
+    vectors: Int[Array, "*n"]  # P: activation vectors
+    outputs: Int[Array, "*n"]  # N: results of each
+    length: Int[Array, "*n"]  # K: summands of each result
+    jobs: Int[Array, "*n"]
+
+
+def as_products(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Products:
+    """Reads each layer as matrix products; 64-bit integers where `jax.enable_x64` is on.
+
+    A convolution is one product per image, a grouped one a product per image and group. A dense layer is one product
+    with the images among the vectors.
+
+    Args:
+      batch: images.
+      layers: the network, L layers.
+      pack: whether a depthwise layer is one product per channel, the images side by side in a block-diagonal matrix.
+
+    Returns:
+      The products, each [L].
+    """
+    area, rows = (jnp.prod(jnp.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
+    packed = jnp.where(layers.depthwise & ~layers.dense & pack, batch, 1)
+    return Products(
+        vectors=jnp.where(layers.dense, batch, 1) * rows,
+        outputs=packed * layers.out_channels // layers.groups,
+        length=packed * area * layers.in_channels // layers.groups,
+        jobs=jnp.where(layers.dense, 1, batch) // packed * layers.groups,
+    )

@@ -1,0 +1,155 @@
+"""Generic machines: an array of multipliers, or a systolic one, against the bandwidth of DRAM."""
+
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from haqjax.hardware.fields import Amount, Count, Positive, Switch
+from haqjax.hardware.products import Products, as_products
+from haqjax.hardware.usage import Energies, Streams, Usage
+from haqjax.types import WIDTHS, LayerTable
+
+
+class Roofline(NamedTuple):
+    """An array that multiplies a rows x depth by a depth x columns matrix a cycle, at its narrowest widths."""
+
+    rows: Count  # activation vectors at a time
+    columns: Count  # outputs at a time
+    depth: Count  # summands at a time
+    weight_step: Count  # weight bits of a cycle; wider weights take several, 8 is fixed hardware and 1 bit-serial
+    activation_step: Count  # activation bits of a cycle
+    dram_bits: Count  # moved a cycle
+    output_bits: Count  # width of an output on its way to DRAM
+    batch: Count  # images
+    clock: Positive  # Hz
+    overhead: Amount  # s a layer
+    mac_energy: Amount  # J per multiply-accumulate, whatever its widths
+    mac_bit_energy: Amount  # J per multiply-accumulate and product of its widths
+    sram_energy: Amount  # J per bit between the buffers and the array
+    dram_energy: Amount  # J per bit
+    leakage_power: Amount  # W
+
+
+class Systolic(NamedTuple):
+    """A systolic array of 8-bit multiplier cells, one multiply-accumulate a cell and cycle at any widths."""
+
+    rows: Count
+    columns: Count
+    output_stationary: Switch  # outputs stay in their cells; where false, weights do
+    dram_bits: Count  # the rest as in Roofline
+    output_bits: Count
+    batch: Count
+    clock: Positive
+    overhead: Amount
+    mac_energy: Amount
+    mac_bit_energy: Amount
+    sram_energy: Amount
+    dram_energy: Amount
+    leakage_power: Amount
+
+
+class Fetched(NamedTuple):
+    """Numbers that come from DRAM, for the whole batch."""
+
+    weights: Float[Array, "*n"]
+    inputs: Float[Array, "*n"]
+
+
+class ArrayWork(NamedTuple):
+    """What the array of multipliers does."""
+
+    cycles: Float[Array, "*n"]
+    ideal: Float[Array, "*n"]  # cycles, had every multiplier done useful work in each
+    bit_products: Float[Array, "*n"]  # of one multiply-accumulate
+
+
+Numbers = TypeVar("Numbers", Roofline, Systolic)
+
+
+def use(numbers: Numbers, layers: LayerTable) -> Usage:
+    """Prices every layer at every pair of bit-widths: the slower of array and DRAM, which work side by side.
+
+    Every weight, input and output moves between DRAM and the machine once.
+
+    Args:
+      numbers: the machine.
+      layers: the network, L layers.
+
+    Returns:
+      The usage for one batch.
+
+    >>> from haqjax.capture import layers
+    >>> from haqjax.hardware import machine
+    >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
+    >>> usage = use(machine("systolic").numbers, network)
+    >>> float(usage.compute[0, 7, 7] * 5e8)  # one row of 64 through 32 x 32 cells
+    125.0
+    """
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, _use(numbers, layers))
+
+
+@jax.jit
+def _use(numbers: Numbers, layers: LayerTable) -> Usage:
+    products = as_products(numbers.batch, layers, pack=False)
+    fetched = Fetched(
+        weights=products.outputs * products.length * layers.groups,
+        inputs=layers.in_channels * jnp.prod(jnp.asarray(layers.in_size), axis=-1) * numbers.batch,
+    )
+    products, fetched = jax.tree.map(lambda field: field[:, None, None].astype(float), (products, fetched))
+    bits = jnp.arange(1.0, WIDTHS + 1)
+    usage = layer_use(numbers, products, fetched, bits[None, :, None], bits[None, None, :])
+    return jax.tree.map(lambda field: jnp.broadcast_to(field, (len(layers), WIDTHS, WIDTHS)), usage)
+
+
+def layer_use(
+    numbers: Numbers, layer: Products, fetched: Fetched, weight_bits: jax.Array, activation_bits: jax.Array
+) -> Usage:
+    """Prices layers element by element: scalars for one layer at one pair, or arrays that broadcast."""
+    results = layer.vectors * layer.outputs * layer.jobs
+    macs = results * layer.length
+    count = _padded if isinstance(numbers, Roofline) else _systolic
+    array = count(numbers, layer, macs, weight_bits, activation_bits)
+    moved = Streams(fetched.weights * weight_bits, fetched.inputs * activation_bits, results * numbers.output_bits)
+    transfers = Streams(*(bits / numbers.dram_bits / numbers.clock for bits in moved))
+    compute = array.cycles / numbers.clock
+    latency = jnp.maximum(compute, sum(transfers)) + numbers.overhead
+    weight_reads = layer.outputs * weight_bits * _ceil_div(layer.vectors, numbers.rows)
+    activation_reads = layer.vectors * activation_bits * _ceil_div(layer.outputs, numbers.columns)
+    read = layer.jobs * layer.length * (weight_reads + activation_reads) + results * numbers.output_bits
+    energy = Energies(
+        array=macs * (numbers.mac_energy + numbers.mac_bit_energy * array.bit_products),
+        buffers=read * numbers.sram_energy,
+        dram=sum(moved) * numbers.dram_energy,
+        leakage=latency * numbers.leakage_power,
+    )
+    return Usage(latency, array.ideal / numbers.clock, compute, transfers, moved, energy)
+
+
+def _padded(
+    numbers: Roofline, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+) -> ArrayWork:
+    steps = _ceil_div(weight_bits, numbers.weight_step) * _ceil_div(activation_bits, numbers.activation_step)
+    tiles = _ceil_div(layer.vectors, numbers.rows) * _ceil_div(layer.outputs, numbers.columns)
+    cycles = layer.jobs * tiles * _ceil_div(layer.length, numbers.depth) * steps
+    ideal = macs * steps / (numbers.rows * numbers.columns * numbers.depth)
+    return ArrayWork(cycles, ideal, steps * numbers.weight_step * numbers.activation_step)
+
+
+def _systolic(
+    numbers: Systolic, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+) -> ArrayWork:
+    """SCALE-Sim's closed forms (Samajdar et al. 2018), free of stalls."""
+    rows, columns = numbers.rows, numbers.columns
+    skew = rows + columns - 2  # cycles until the data has gone through the array
+    outputs_stay = _ceil_div(layer.vectors, rows) * _ceil_div(layer.outputs, columns) * (layer.length + skew)
+    weights_stay = _ceil_div(layer.length, rows) * _ceil_div(layer.outputs, columns) * (layer.vectors + rows + skew)
+    cycles = layer.jobs * (jnp.where(numbers.output_stationary, outputs_stay, weights_stay) - 1)
+    return ArrayWork(cycles, macs / (rows * columns), jnp.asarray(float(WIDTHS**2)))
+
+
+def _ceil_div(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.ceil(a / b)  # exact below 2**52

@@ -1,0 +1,75 @@
+"""The float network of a run: read from a folder, from the cache, or trained on first use."""
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from haqjax.data import Dataset
+from haqjax.models import Network, build, outline
+from haqjax.train import RECIPES, fit, load_params, save_params
+from haqjax.train import Progress as Epoch
+
+VERSION = 1  # of the cache: raise it when training or a network changes
+
+
+def cache_folder() -> Path:
+    """Where trained networks and compiled programs are kept: `HAQJAX_CACHE`, else the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HAQJAX_CACHE") or Path(base) / "haqjax")
+
+
+def empty_network(model: str, data: Dataset) -> Network:
+    """The network of a run with shapes for parameters: enough to read its layers."""
+    return outline(model, classes=data.classes, image_size=data.train.images.shape[1])
+
+
+def load_network(network: Network, data: Dataset, weights: str | None, console: Console) -> Network:
+    """Fills in trained parameters: from the folder `weights`, or from the cache, or else by training now."""
+    if weights is not None:
+        return dataclasses.replace(network, params=load_params(weights, network.params))
+    folder = cache_folder() / "networks" / _cache_name(network, data)
+    if folder.is_dir():
+        try:
+            return dataclasses.replace(network, params=load_params(folder, network.params))
+        except ValueError as error:
+            console.print(f"the cached network is not usable and is trained again ({error})", highlight=False)
+    trained = train_network(network, data, 0, console)
+    save_params(folder, trained.params)
+    return trained
+
+
+def train_network(network: Network, data: Dataset, seed: int, console: Console) -> Network:
+    """Trains from scratch by the network's recipe, with a progress bar."""
+    init_key, fit_key = jax.random.split(jax.random.key(seed))
+    fresh = build(network.name, classes=network.classes, image_size=network.image_size, key=init_key)
+    recipe = RECIPES[network.name]
+    with make_progress(console) as progress:
+        bar = progress.add_task(f"training {network.name} on {data.name}", total=recipe["epochs"], note="compiling")
+
+        def on_epoch(epoch: Epoch) -> None:
+            progress.update(bar, completed=epoch.epoch, note=f"training accuracy {100 * epoch.accuracy:.1f} %")
+
+        params = fit(fresh, data.train, **recipe, key=fit_key, on_epoch=on_epoch)
+    return dataclasses.replace(fresh, params=params)
+
+
+def make_progress(console: Console) -> Progress:
+    """A progress bar with a count, the time left and a note."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def _cache_name(network: Network, data: Dataset) -> str:
+    told = f"{VERSION} {data.name} {data.train.images.shape} {data.classes} {RECIPES[network.name]}"
+    return f"{network.name}-{data.name.replace(':', '-')}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"

@@ -1,0 +1,31 @@
+"""The train command: a float network in a folder of weights."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from haqjax.data import load
+from haqjax.files import check_free
+from haqjax.run.config import TrainConfig, free_folder
+from haqjax.run.network import empty_network, train_network
+from haqjax.train import accuracy, save_params
+
+
+def run_train(config: TrainConfig, console: Console) -> Path:
+    """Trains a network, says how accurate it is on the report split, and writes its weights.
+
+    Raises:
+      ValueError: bad input; nothing is written.
+    """
+    name = f"weights/{config.model}-{config.data.replace(':', '-')}-seed{config.seed}"
+    out = check_free(config.out) if config.out is not None else free_folder(name)
+    data = load(config.data, data_dir=config.data_dir)
+    network = train_network(empty_network(config.model, data), data, config.seed, console)
+    measured = accuracy(network.apply, network.params, data.report)
+    save_params(out, network.params)
+    console.print(
+        f"{config.model} on {data.name}: {100 * measured.value:.1f} ± {100 * measured.error:.1f} % on the "
+        f"{len(data.report)} images of the report split; weights in {out}",
+        highlight=False,
+    )
+    return out

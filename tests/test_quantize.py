@@ -1,0 +1,255 @@
+"""Fake quantisation, clip values and calibration against slow references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haqjax.quantize import calibrate, quantize
+from haqjax.quantize.channels import channel_shares
+from haqjax.quantize.forward import apply_quantized, quantize_weights
+from haqjax.quantize.histogram import BINS, add, draw, empty
+from haqjax.quantize.linear import fake_quantize
+from haqjax.quantize.ranges import CANDIDATES, METHODS, Row
+from haqjax.types import ACTIVATION, WEIGHT, Ranges
+from references_quantize import kl_clip, quantize_value, squared_error
+
+WIDTHS = range(2, 9)
+
+
+def normal(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [*WIDTHS, 1])
+def test_fake_quantization_equals_the_definition(bits, signed):
+    if bits == 1 and signed:
+        pytest.skip("one signed bit has no level: see the next test")
+    x = np.asarray(2 * normal(500))
+    found = jax.jit(fake_quantize)(x, 1.3, bits, signed)
+    expected = [quantize_value(float(v), 1.3, bits, signed) for v in x]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert len(np.unique(found)) <= (2**bits - 1 if signed else 2**bits)
+
+
+def test_one_signed_bit_is_never_mistaken_for_a_number():
+    assert jnp.isnan(fake_quantize(normal(5), 1.0, 1)).all()
+
+
+def test_ties_go_to_the_even_level():
+    assert fake_quantize(jnp.array([0.5, 1.5, 2.5]), 3.0, 3).tolist() == [0, 2, 2]
+
+
+def test_32_bits_leave_every_bit_as_it_is():
+    x = 1e3 * normal(100)
+    np.testing.assert_array_equal(fake_quantize(x, 1.0, 32), x)
+    np.testing.assert_array_equal(fake_quantize(x, 1.0, 32, False), x)
+
+
+def test_widths_and_signs_share_one_program():
+    traces = []
+    f = jax.jit(lambda x, bits, signed: (traces.append(0), fake_quantize(x, 1.0, bits, signed))[1])
+    for bits in (2, 5, 32):
+        for signed in (True, False):
+            f(normal(3), bits, signed)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_straight_through_gradient_is_that_of_the_clipping_alone(signed):
+    x = np.array([-2.0, -0.7, -0.1, 0.2, 0.8, 3.0], np.float32)
+    clipped = lambda x, clip: np.clip(x, -clip if signed else 0, clip).sum()  # noqa: E731
+    by_x, by_clip = jax.grad(lambda x, clip: fake_quantize(x, clip, 3, signed).sum(), (0, 1))(jnp.asarray(x), 1.0)
+    steps = 1e-3 * np.eye(6)
+    np.testing.assert_allclose(by_x, [(clipped(x + s, 1.0) - clipped(x - s, 1.0)) / 2e-3 for s in steps], atol=1e-3)
+    np.testing.assert_allclose(by_clip, (clipped(x, 1.001) - clipped(x, 0.999)) / 2e-3, atol=1e-3)
+
+
+def test_the_largest_value_keeps_its_whole_gradient():
+    assert jax.grad(lambda x: fake_quantize(x, 1.0, 3).sum())(jnp.array([-1.0, 1.0])).tolist() == [1, 1]
+
+
+def test_gradient_at_32_bits_is_the_identity():
+    np.testing.assert_array_equal(jax.grad(lambda x: fake_quantize(x, 0.1, 32).sum())(normal(9)), np.ones(9))
+
+
+def row_of(values):
+    counted = add(empty(1), jax.tree.map(lambda leaf: leaf[None], draw(values)))
+    return Row(counted.counts[0], counted.limit[0], counted.largest[0])
+
+
+def test_histogram_in_parts_equals_numpy_over_the_whole():
+    parts = [np.asarray(normal(1000, seed=s)) * scale for s, scale in enumerate((0.5, 3.0, 1.0))]
+    counted = empty(1)
+    for part in parts:
+        counted = add(counted, jax.tree.map(lambda leaf: leaf[None], draw(jnp.asarray(part))))
+    limit = float(counted.limit[0])
+    expected, _ = np.histogram(np.abs(np.concatenate(parts)), BINS, (0, limit))
+    assert limit >= np.abs(parts[1]).max() > limit / 2
+    assert np.abs(np.asarray(counted.counts[0]) - expected).sum() <= 4  # a value on an edge may fall on either side
+    assert float(counted.lowest[0]) == min(part.min() for part in parts)
+
+
+def test_sampling_meets_every_channel_alike():
+    x = jnp.broadcast_to(jnp.arange(16.0), (64, 32, 32, 16))
+    taken = draw(x)
+    counts = np.bincount(np.asarray(taken.magnitude, int)[np.asarray(taken.weight) > 0], minlength=16)
+    assert counts.min() > 0.99 * counts.max()
+
+
+def test_a_sample_weighs_what_it_is_told():
+    taken = draw(jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 4.0]]))
+    assert taken.weight[:3].tolist() == [0.25, 4, 0]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_kl_clip_equals_the_literal_reading(seed, signed):
+    rng = np.random.default_rng(seed)
+    values = np.abs(rng.standard_t(3, 5000)) * (rng.random(5000) > 0.4 if seed == 1 else 1)
+    row = row_of(jnp.asarray(values, jnp.float32))
+    found = jax.jit(METHODS["kl"])(row, jnp.array(signed))
+    counts = np.asarray(row.counts, np.float64)
+    for bits in (2, 4, 8):
+        expected = min(kl_clip(counts, float(row.limit), bits, signed, CANDIDATES), float(row.largest))
+        assert float(found[bits - 1]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_mse_clip_is_as_good_as_a_search_over_the_values_themselves(signed):
+    values = np.asarray(normal(4000)) * np.where(np.arange(4000) % 50, 1, 4)
+    values = values if signed else np.maximum(values, 0)
+    found = METHODS["mse"](row_of(jnp.asarray(values)), jnp.array(signed))
+    for bits in WIDTHS:
+        grid = np.abs(values).max() * np.arange(1, 201) / 200
+        best = min(squared_error(values, clip, bits, signed) for clip in grid)
+        assert squared_error(values, float(found[bits - 1]), bits, signed) <= 1.03 * best
+
+
+def test_max_and_percentile_are_what_they_say():
+    values = np.abs(np.asarray(normal(20000)))
+    row = row_of(jnp.asarray(values))
+    np.testing.assert_allclose(METHODS["max"](row, jnp.array(True)), values.max())
+    width = float(row.limit) / BINS
+    np.testing.assert_allclose(
+        METHODS["percentile"](row, jnp.array(True)), np.percentile(values, 99.99), atol=2 * width
+    )
+
+
+def two_layers(params, x):
+    return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+
+PARAMS = {"first": normal(6, 5, seed=1), "second": normal(5, 4, seed=2)}
+X = normal(16, 6, seed=3)
+
+
+def quantized_by_hand(policy, ranges):
+    """The two layers in NumPy."""
+    x = np.asarray(X, np.float64)
+    for layer, name in enumerate(PARAMS):
+        w = np.asarray(PARAMS[name], np.float64)
+        w_bits, a_bits = policy[layer]
+        clip = ranges.clip[layer, WEIGHT, w_bits - 1]
+        clips = clip * np.abs(w).max(0) / np.abs(w).max() if ranges.per_channel else np.full(w.shape[1], clip)
+        w = np.array([[quantize_value(v, c, w_bits, True) for v, c in zip(row, clips, strict=True)] for row in w])
+        a_clip, signed = ranges.clip[layer, ACTIVATION, a_bits - 1], bool(ranges.signed[layer])
+        x = np.array([[quantize_value(v, a_clip, a_bits, signed) for v in row] for row in x]) @ w
+        x = np.maximum(x, 0) if layer == 0 else x
+    return x
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_quantized_forward_equals_numpy(method, per_channel):
+    ranges = calibrate(two_layers, PARAMS, [X[:8], X[8:]], method, per_channel=per_channel)
+    assert ranges.signed.tolist() == [True, False]
+    assert ranges.clip.shape == (2, 2, 8) and (ranges.clip > 0).all()
+    for policy in ([[8, 8], [8, 8]], [[4, 3], [2, 5]]):
+        found = jax.jit(quantize(two_layers))(PARAMS, X, jnp.array(policy), ranges)
+        np.testing.assert_allclose(found, quantized_by_hand(policy, ranges), rtol=1e-4, atol=1e-4)
+
+
+def test_32_bits_everywhere_is_the_float_network():
+    ranges = calibrate(two_layers, PARAMS, [X])
+    found = quantize(two_layers)(PARAMS, X, jnp.full((2, 2), 32), ranges)
+    np.testing.assert_array_equal(found, two_layers(PARAMS, X))
+
+
+def test_weights_quantized_once_serve_every_batch():
+    ranges, policy = calibrate(two_layers, PARAMS, [X]), jnp.array([[3, 8], [5, 4]])
+    weights = quantize_weights(two_layers, PARAMS, jax.ShapeDtypeStruct((1, 6), "float32"), policy, ranges)
+    found = apply_quantized(two_layers, PARAMS, weights, X, policy, ranges)
+    np.testing.assert_array_equal(found, quantize(two_layers)(PARAMS, X, policy, ranges))
+
+
+def test_policies_and_ranges_are_data_under_vmap_and_grad():
+    traces = []
+    qapply = quantize(lambda params, x: (traces.append(0), two_layers(params, x))[1])
+    ranges = calibrate(two_layers, PARAMS, [X], "max")
+    policies = jnp.array([[[8, 8], [8, 8]], [[2, 3], [4, 5]]])
+    f = jax.jit(jax.vmap(qapply, (None, None, 0, None)))
+    mapped = f(PARAMS, X, policies, ranges)
+    traced = len(traces)
+    f(PARAMS, X, policies[::-1], Ranges(ranges.clip * 0.5, ~ranges.signed))
+    assert len(traces) == traced
+    for policy, one in zip(policies, mapped, strict=True):
+        np.testing.assert_allclose(one, qapply(PARAMS, X, policy, ranges), rtol=1e-5, atol=1e-5)
+    gradient = jax.grad(lambda params: (qapply(params, X, policies[0], ranges) ** 2).sum())(PARAMS)
+    float_gradient = jax.grad(lambda params: (two_layers(params, X) ** 2).sum())(PARAMS)
+    for name in PARAMS:  # at 8 bits, with nothing clipped, the straight-through gradient is close to the float one
+        cosine = jnp.vdot(gradient[name], float_gradient[name]) / (
+            jnp.linalg.norm(gradient[name]) * jnp.linalg.norm(float_gradient[name])
+        )
+        assert cosine > 0.99
+
+
+def test_a_channel_of_zeros_stays_zero():
+    params = PARAMS | {"first": PARAMS["first"].at[:, 2].set(0)}
+    ranges = calibrate(two_layers, params, [X])
+    weights = quantize_weights(two_layers, params, X, jnp.full((2, 2), 4), ranges)
+    assert (weights[0][:, 2] == 0).all() and jnp.isfinite(weights[0]).all()
+
+
+def test_shares_are_of_the_own_layer():
+    shares, layer_of = channel_shares((jnp.array([2.0, 1.0]), jnp.array([0.0, 8.0, 2.0]), jnp.zeros(1)))
+    assert shares.tolist() == [1, 0.5, 1, 1, 0.25, 1] and layer_of.tolist() == [0, 0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(method="best"), "unknown calibration method 'best': one of max, mse, percentile, kl"),
+        (dict(batches=[]), "no batch to calibrate on"),
+        (dict(params=PARAMS | {"second": PARAMS["second"].at[0, 0].set(jnp.inf)}), "weight of layer 'second' is not f"),
+        (dict(batches=[X.at[0, 0].set(jnp.nan)]), "input of layer 'first' is not finite"),
+    ],
+)
+def test_calibration_refuses_in_one_line(change, message):
+    arguments = dict(apply=two_layers, params=PARAMS, batches=[X]) | change
+    with pytest.raises(ValueError, match=message):
+        calibrate(**arguments)
+
+
+def test_a_policy_for_another_network_is_refused():
+    ranges = calibrate(two_layers, PARAMS, [X])
+    with pytest.raises(ValueError, match=r"policy has shape \(3, 2\), but the network's 2 layers need \(2, 2\)"):
+        quantize(two_layers)(PARAMS, X, jnp.full((3, 2), 8), ranges)
+
+
+def test_grouped_and_depthwise_channels_have_clips_of_their_own():
+    """A depthwise kernel whose channels differ a thousandfold keeps all of them at 8 bits."""
+    scale = 10.0 ** jnp.arange(-1, 3)
+    kinds = dict(feature_group_count=4, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)  # noqa: E731
+    params = {"w": normal(3, 3, 1, 4) * scale[None, None, None]}
+    (weight,) = quantize_weights(
+        apply,
+        params,
+        jnp.ones((1, 5, 5, 4)),
+        jnp.full((1, 2), 8),
+        calibrate(apply, params, [jnp.ones((1, 5, 5, 4))], "max"),
+    )
+    error = jnp.abs(weight - params["w"]).max((0, 1, 2)) / scale
+    assert (error < 0.02).all()
