@@ -85,12 +85,12 @@ def test_one_update_equals_gradients_by_hand():
     config = DDPG(observation_size=3, hidden=(7, 5), batch=16)
     agent, count = make_agent(config), 16
     batch = random_batch(1, count, 3)
-    before = agent.init(jax.random.key(0))
+    before, other = agent.init(jax.random.key(0)), agent.init(jax.random.key(1))
     # The output layers start tiny: enlarge them, or every gradient below them is lost in rounding.
     enlarge = lambda net: net._replace(last=jax.tree.map(lambda x: 100 * x, net.last))  # noqa: E731
     before = before._replace(
-        actor=enlarge(before.actor), target_actor=enlarge(before.actor),
-        critic=enlarge(before.critic), target_critic=enlarge(before.critic),
+        actor=enlarge(before.actor), target_actor=enlarge(other.actor),
+        critic=enlarge(before.critic), target_critic=enlarge(other.critic),
     )  # fmt: skip
     after = jax.jit(agent.update)(before, batch)
     state, action, reward, following, discount = (np.asarray(x, np.float64) for x in batch)
@@ -197,6 +197,8 @@ def test_the_noise_is_a_truncated_normal(mean, sigma):
 def test_exploration_is_uniform_at_first_and_then_narrows(episode):
     agent = make_agent(DDPG(hidden=(8, 8)))
     state, observation = agent.init(jax.random.key(0)), jnp.ones(10)
+    loud = state.actor.last._replace(bias=jnp.full(1, -1.0))
+    state = state._replace(actor=state.actor._replace(last=loud))  # unlike the target's
     keys = jax.random.split(jax.random.key(episode + 1), 4000)
     actions = jax.jit(jax.vmap(agent.act, (None, None, None, 0)))(state, observation, episode, keys)
     mean, sigma = float(choose(state.actor, observation)), 0.5 * 0.99 ** (episode - 20)

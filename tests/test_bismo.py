@@ -181,3 +181,9 @@ def test_another_machine_compiles_nothing():
     traces = bismo._batched_work._cache_size()
     bismo.cycles(CLOUD, layers)
     assert bismo._batched_work._cache_size() == traces
+
+
+@pytest.mark.parametrize("policy", [np.full((2, 2), 4.0), np.zeros((2, 2), int), np.full((3, 2), 4)])
+def test_a_policy_is_of_whole_bits_for_each_layer(policy):
+    with pytest.raises(ValueError, match="expected whole bits"):
+        bismo.policy_work(EDGE, table([dense(8, 8), dense(8, 4)]), policy)

@@ -201,9 +201,9 @@ def test_one_budget_serves_any_leading_axes():
 def test_a_policy_that_fits_is_left_alone_and_one_outside_its_bounds_is_not():
     """HAQ protects pinned layers only while a policy is over budget; here they always hold."""
     table, limits = make_table(0), bounds(LAYERS, low=3, high=6)
-    inside, outside = uniform(4, limits), jnp.full((LAYERS, 2), 1)
-    assert project(inside, table, limits, budget(table)).policy.tolist() == inside.tolist()
-    assert project(outside, table, limits, budget(table)).policy.tolist() == uniform(1, limits).tolist()
+    for bits in (1, 4, 8):
+        result = project(jnp.full((LAYERS, 2), bits), table, limits, budget(table))
+        assert result.policy.tolist() == uniform(bits, limits).tolist()
 
 
 def test_a_budget_below_the_floor_gives_the_lowest_policy_and_says_so():

@@ -52,7 +52,7 @@ def attention_net():
 
 
 def plain_net():
-    """A weight on the left, a transposed and scaled weight, a jitted helper called twice, remat, an element-wise weight."""
+    """A weight on the left, a transposed and scaled weight, a jitted helper called twice, remat, a scale."""
     product = jax.jit(lambda x, w: jax.nn.relu(x @ w))
 
     def apply(params, x):

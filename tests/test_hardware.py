@@ -5,8 +5,10 @@ import pytest
 import yaml
 
 import references_hardware as references
+from haqjax.capture import layers
 from haqjax.hardware import cost_table, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
+from haqjax.models import outline
 from haqjax.types import Cost, CostTable
 from references_hardware import conv, dense, table
 
@@ -134,6 +136,17 @@ def test_size_is_weight_bits_and_the_rest_at_32():
     # Wang et al. 2019, table 4: 1.09 MiB at 2 bits.
     assert (found.size[:, 1, 0].sum() + found.fixed.size) / 2**20 == pytest.approx(1.09, abs=0.005)
     assert (found.fixed.latency, found.fixed.energy) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "resnet50"])
+def test_networks_written_by_hand_are_those_that_are_captured(name):
+    network = outline(name)
+    captured, expected = layers(network.apply, network.params, network.example), getattr(references, name)()
+    order = np.lexsort(np.column_stack([expected.kernel, expected.macs, expected.weights]).T)  # branches may swap
+    there = np.lexsort(np.column_stack([captured.kernel, captured.macs, captured.weights]).T)
+    for field in ("kernel", "stride", "in_channels", "out_channels", "groups", "in_size", "out_size", "dense"):
+        np.testing.assert_array_equal(getattr(captured, field)[there], getattr(expected, field)[order], err_msg=field)
+    assert captured.other_parameters == expected.other_parameters
 
 
 def test_costs_of_large_layers_do_not_overflow():

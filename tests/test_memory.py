@@ -6,6 +6,7 @@ import pytest
 import references_hardware as references
 from haqjax.hardware.bops import bop_table
 from haqjax.hardware.memory import find_lifetimes, peak_memory
+from haqjax.models import outline
 from references_hardware import conv, dense, table
 
 
@@ -115,3 +116,20 @@ def test_gradient_of_the_peak():
     lifetimes = find_lifetimes(chain, CHAIN, shape(1, 10))
     gradient = jax.grad(lambda policy: peak_memory(lifetimes, policy))(jnp.array([[8.0, 8.0], [8.0, 6.0], [8.0, 1.0]]))
     np.testing.assert_allclose(gradient, [[0, 10 / 8], [0, 20 / 8], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "elements"),
+    [
+        # The widest depthwise layer: 96 channels at 112 x 112 in, at 56 x 56 out.
+        ("mobilenet_v2", 96 * 112**2 + 96 * 56**2),
+        # The last layer of a block at 56 x 56: the shortcut of 256 channels, 64 in, 256 out.
+        ("resnet50", (256 + 64 + 256) * 56**2),
+    ],
+)
+def test_peaks_of_published_networks(name, elements):
+    network = outline(name)
+    lifetimes = find_lifetimes(network.apply, network.params, network.example)
+    layers = lifetimes.readers.shape[1]
+    assert float(peak_memory(lifetimes, np.full((layers, 2), 8))) == elements
+    assert float(peak_memory(lifetimes, np.full((layers, 2), 4))) == elements / 2

@@ -7,7 +7,6 @@ import pytest
 
 from haqjax import capture
 from haqjax.models import MODELS, build, count_learned, is_statistic, outline
-from haqjax.models.resnet import Bottleneck
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer
 Row = tuple[int, int, int, int, int, bool]
@@ -130,11 +129,6 @@ def test_resnet50_strides_on_the_3x3():
     assert strided == [("spatial", 3), ("shortcut", 1)] * 3
 
 
-def test_bottlenecks_start_close_to_their_shortcuts():
-    block = Bottleneck(16, 4, 1)
-    assert [float(layer.norm.scale[0]) for layer in (block.reduce, block.spatial, block.expand)] == [1, 1, 0.25]
-
-
 @pytest.mark.parametrize(
     ("name", "width", "first", "last"),
     [
@@ -164,6 +158,14 @@ def test_fresh_network_gives_finite_logits_that_depend_on_the_image(narrow):
     assert logits.shape == (4, 5)
     assert jnp.isfinite(logits).all()
     assert (logits.std(axis=0) > 0).all()
+
+
+def test_residual_branches_together_start_like_one(narrow):
+    network, _, _ = narrow
+    last, expected = {"resnet50": ("expand", 1 / 4), "resnet20": ("second", 1 / 3)}.get(network.name, ("", 1))
+    for block in network.params["blocks"].values():
+        for where, layer in block.items():
+            np.testing.assert_allclose(layer["norm"]["scale"], expected if where == last else 1, rtol=1e-6)
 
 
 def test_training_form_moves_the_statistics_only(narrow):

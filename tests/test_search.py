@@ -156,6 +156,23 @@ def test_the_agent_learns_once_a_decision_after_warm_up(parallel, updates):
     assert done == [0] * warm + [a_round * i for i in range(1, 5 - warm)]
 
 
+def test_each_round_learns_from_other_batches():
+    problem, searcher = make_toy(), make_haq(TINY)
+    tell, actions = jax.jit(searcher.tell), jax.random.uniform(jax.random.key(1), (1, 5, 2))
+    state = searcher.init(problem, jax.random.key(0))
+    state = tell(state, actions, actions, jnp.zeros(1))
+    early, late = (tell(state._replace(episode=jnp.int32(e)), actions, actions, jnp.ones(1)).agent for e in (5, 6))
+    assert not np.array_equal(early.critic.second.weight, late.critic.second.weight)
+
+
+def test_explorers_of_one_round_are_successive_episodes():
+    """Warm-up ends within the round: the first two explorers act at random, the others as the actor says."""
+    searcher = make_haq(HAQ(DDPG(hidden=(16, 12), sigma=0.0, warmup=2), parallel=4))
+    actions = searcher.ask(searcher.init(make_toy(), jax.random.key(0)), jax.random.key(1))
+    np.testing.assert_allclose(actions[2], actions[3], atol=1e-4)
+    assert (abs(actions[0] - actions[1]) > 1e-3).all() and (abs(actions[1] - actions[2]) > 1e-3).all()
+
+
 @pytest.mark.parametrize("episodes", [60, 150, 600, 1200])
 def test_a_shortened_schedule_ends_as_narrow(episodes):
     agent, short = DDPG(), shorten(DDPG(), episodes)

@@ -68,6 +68,9 @@ def policy_work(numbers: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2
     Returns:
       Exact int64 counts on the host, [*machines, L].
 
+    Raises:
+      ValueError: the policy is not of whole bits of at least 1, or of another number of layers.
+
     >>> from haqjax.capture import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> family = Bismo(8, 256, np.array([32, 64, 128]), 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
@@ -75,6 +78,8 @@ def policy_work(numbers: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2
     [64, 32, 16]
     """
     bits = np.asarray(policy)
+    if bits.shape != (len(layers), 2) or not np.issubdtype(bits.dtype, np.integer) or (bits < 1).any():
+        raise ValueError(f"policy has shape {bits.shape} and type {bits.dtype}, expected whole bits [{len(layers)}, 2]")
     return _count(numbers, layers, bits[:, WEIGHT], bits[:, ACTIVATION])
 
 

@@ -1,6 +1,6 @@
 """BitFusion, an array of fusible 2-bit multipliers, as its authors' simulator prices it.
 
-The equations stand in docs/hardware.md; tiling.py counts the work of one layer.
+The equations stand in docs/hardware.md; tile.py counts what a tile takes, tiling.py chooses the tiles of a layer.
 """
 
 import jax
@@ -8,18 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from haqjax.hardware.tiling import (
-    NEVER,
-    Bitfusion,
-    Shape,
-    Work,
-    as_tile,
-    energies,
-    layer_work,
-    loop_orders,
-    summed,
-    tile_fits,
-)
+from haqjax.hardware.tile import Bitfusion, Shape, as_tile, summed, tile_fits
+from haqjax.hardware.tiling import NEVER, Work, energies, layer_work, loop_orders
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
 

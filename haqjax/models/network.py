@@ -121,6 +121,7 @@ def count_learned(params: Params) -> int:
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_statistic(path))
 
 
+@functools.cache  # the same functions for the same network: what was compiled for one serves all
 def _make_functions(graph: nnx.GraphDef) -> tuple[Apply, ApplyTrain]:
     def apply(params: Params, x: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
         return nnx.merge(graph, params)(x)

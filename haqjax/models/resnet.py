@@ -8,19 +8,16 @@ from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
 
 EXPANSION = 4  # output channels of a bottleneck over its inner ones
 BOTTLENECK_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # ResNet-50: (inner channels, blocks, stride)
-# Last batch-norm scale of a fresh bottleneck: 1 / sqrt(16 blocks), so that their sum varies no more than one of them.
-# At 1 training starts far slower; at 0 (Goyal et al. 2017) a little slower, and the blocks of a fresh network are idle.
-LAST_SCALE = 0.25
 
 
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride is on the 3x3 ("v1.5", as torchvision)."""
 
-    def __init__(self, c_in: int, inner: int, stride: int):
+    def __init__(self, c_in: int, inner: int, stride: int, scale: float):
         c_out = inner * EXPANSION
         self.reduce = ConvNorm(c_in, inner)
         self.spatial = ConvNorm(inner, inner, 3, stride)
-        self.expand = ConvNorm(inner, c_out, scale=LAST_SCALE)
+        self.expand = ConvNorm(inner, c_out, scale=scale)
         self.shortcut = ConvNorm(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
@@ -36,10 +33,10 @@ class ResNet50(nnx.Module):
     def __init__(self, classes: int, width: float):
         channels = round_channels(64, width, 1)
         self.stem = ConvNorm(3, channels, 7, 2)
-        blocks = []
+        blocks, scale = [], _last_scale(sum(count for _, count, _ in BOTTLENECK_STAGES))
         for inner, count, first in BOTTLENECK_STAGES:
             for stride in (first, *(1,) * (count - 1)):
-                blocks.append(Bottleneck(channels, round_channels(inner, width, 1), stride))
+                blocks.append(Bottleneck(channels, round_channels(inner, width, 1), stride, scale))
                 channels = round_channels(inner, width, 1) * EXPANSION
         self.blocks = nnx.List(blocks)
         self.classifier = Classifier(channels, classes)
@@ -55,9 +52,9 @@ class ResNet50(nnx.Module):
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions beside a shortcut without parameters."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int):
+    def __init__(self, c_in: int, c_out: int, stride: int, scale: float):
         self.first = ConvNorm(c_in, c_out, 3, stride)
-        self.second = ConvNorm(c_out, c_out, 3)
+        self.second = ConvNorm(c_out, c_out, 3, scale=scale)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
@@ -72,10 +69,10 @@ class CifarResNet(nnx.Module):
     def __init__(self, classes: int, width: float, *, blocks_per_stage: int):
         channels = round_channels(16, width, 1)
         self.stem = ConvNorm(3, channels, 3)
-        blocks = []
+        blocks, scale = [], _last_scale(3 * blocks_per_stage)
         for c_out, first in ((16, 1), (32, 2), (64, 2)):
             for stride in (first, *(1,) * (blocks_per_stage - 1)):
-                blocks.append(BasicBlock(channels, round_channels(c_out, width, 1), stride))
+                blocks.append(BasicBlock(channels, round_channels(c_out, width, 1), stride, scale))
                 channels = round_channels(c_out, width, 1)
         self.blocks = nnx.List(blocks)
         self.classifier = Classifier(channels, classes)
@@ -98,3 +95,11 @@ def zero_padded_shortcut(x: Float[Array, "B H W C"], channels: int, stride: int)
     missing = channels - x.shape[-1]
     before = missing // 2
     return jnp.pad(x[:, ::stride, ::stride, :], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+
+
+def _last_scale(blocks: int) -> float:
+    """The last batch-norm scale of a fresh block, such that all blocks together vary no more than one at scale 1.
+
+    At 1 the deep ones train far slower; at 0 (Goyal et al. 2017) a little slower, and the blocks would start idle.
+    """
+    return blocks**-0.5

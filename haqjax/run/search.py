@@ -60,7 +60,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     )
     out = check_free(config.out) if config.out is not None else free_folder(name)
     network = load_network(task.network, task.data, config.weights, console)
-    ranges = calibrate(network.apply, network.params, _calibration_batches(task.data.train), config.calibration)
+    ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train), config.calibration)
     judge = make_evaluate(network.apply, network.params, task.data.search, ranges)
     uniform = best_uniform(task.table, task.bounds, task.budget).policy
     fixed = {
@@ -70,8 +70,6 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     }
     selected = _measure(judge, fixed)
     problem = make_problem(task.layers, task.table, task.bounds, task.budget, judge, selected["float"])
-    new_folder(out)
-    write_config(out, config)
     result = _search(config, problem, out, console)
     policies = fixed | {"policy": jnp.asarray(result.policy)}
     unseen = make_evaluate(network.apply, network.params, task.data.report, ranges)
@@ -101,7 +99,7 @@ def prepare(config: SearchConfig) -> Task:
 
 
 def _search(config: SearchConfig, problem: Problem, out: Path, console: Console) -> SearchResult:
-    written = time.monotonic()
+    written = -WRITE_EVERY
     with make_progress(console) as progress:
         bar = progress.add_task(f"searching ({config.search})", total=config.episodes, note="compiling")
 
@@ -109,20 +107,22 @@ def _search(config: SearchConfig, problem: Problem, out: Path, console: Console)
             nonlocal written
             best = "none fits yet" if result.best is None else f"best so far {100 * result.accuracy:.1f} %"
             progress.update(bar, completed=len(result.records.accuracy), note=best)
+            if written < 0:  # a search that finds nothing leaves no folder
+                write_config(new_folder(out), config)
             if time.monotonic() - written > WRITE_EVERY:
                 write_episodes(out, result)
-                written = time.monotonic()
+                written = -WRITE_EVERY
 
         return search(
             problem,
-            _searcher(config),
+            make_searcher(config),
             episodes=config.episodes,
             key=jax.random.key(config.seed),
             on_round=on_round,
         )
 
 
-def _searcher(config: SearchConfig) -> Searcher:
+def make_searcher(config: SearchConfig) -> Searcher:
     """The paper's schedule of exploration is for 600 episodes; it is squeezed into the number asked for."""
     if config.search == "haq":
         agent = shorten(HAQ().agent, config.episodes)
@@ -130,7 +130,8 @@ def _searcher(config: SearchConfig) -> Searcher:
     return find_searcher(config.search, config.parallel)
 
 
-def _calibration_batches(split: Split) -> list[Float[np.ndarray, "B H W C"]]:
+def calibration_batches(split: Split) -> list[Float[np.ndarray, "B H W C"]]:
+    """The images that clip values are chosen by."""
     images = split.images[:CALIBRATION_IMAGES]
     return [images[at : at + CALIBRATION_BATCH] for at in range(0, len(images), CALIBRATION_BATCH)]
 

@@ -35,7 +35,7 @@ RECIPES: dict[str, Recipe] = {
     "mobilenet_v2": Recipe(epochs=16, batch_size=32, learning_rate=0.03),
     "resnet50": Recipe(epochs=8, batch_size=32, learning_rate=0.03),
     "resnet20": Recipe(epochs=4, batch_size=32, learning_rate=0.1),
-    "resnet56": Recipe(epochs=4, batch_size=32, learning_rate=0.1),
+    "resnet56": Recipe(epochs=4, batch_size=32, learning_rate=0.05),
 }
 
 

@@ -1,0 +1,80 @@
+"""What every benchmark writes beside its figures: where, with what, and from which commit."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(run: Callable[[], Any], repeats: int = 5) -> float:
+    """Least wall-clock seconds of several runs, after one that compiles."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_in_turn(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
+    """Least seconds of each, one after another in every round, so that a noisy machine is noisy for all alike."""
+    for run in runs.values():
+        jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(time.perf_counter() - start)
+    return {name: min(taken) for name, taken in times.items()}
+
+
+def matmul_limit(size: int = 2048) -> float:
+    """FLOP/s of one large float32 matrix product here: the limit that the figures are held against."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda a: a @ a)
+    return 2 * size**3 / measure(lambda: product(a))
+
+
+def write(name: str, figures: Any) -> None:
+    """Writes results/NAME.json and prints it."""
+    record = {"benchmark": name, "device": _device(), "versions": _versions(), "commit": _commit(), "figures": figures}
+    RESULTS.mkdir(exist_ok=True)
+    backend = jax.default_backend()
+    path = RESULTS / (f"{name}.json" if backend == "cpu" else f"{name}-{backend}.json")
+    text = json.dumps(record, indent=2, default=lambda x: np.asarray(x).tolist())
+    path.write_text(text + "\n")
+    print(text)
+
+
+def _device() -> str:
+    kind = jax.devices()[0].device_kind
+    return f"{jax.device_count()} x {kind}, {os.cpu_count()} CPU cores ({_processor()})"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    wanted = ("haqjax", "jax", "jaxlib", "flax", "numpy", "torch")
+    there = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in wanted if n in there}
+
+
+def _commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"

@@ -1,0 +1,87 @@
+"""Is the policy that HAQ finds at least as accurate as the best uniform one and as random search's?
+
+    make bench        # or: python benchmarks/search.py --episodes 400 --seeds 3
+
+The default task at 0.6 of the 8-bit latency. Policies are selected on the search split, as `make search` does; the
+report split, which nothing was selected on, is shown beside it. HAQ and random search evaluate equally many policies.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import records
+from rich.console import Console
+
+from haqjax import calibrate, search
+from haqjax.budget import best_uniform
+from haqjax.cli import keep_compiled_programs
+from haqjax.run import SearchConfig
+from haqjax.run.network import load_network
+from haqjax.run.search import calibration_batches, make_searcher, prepare
+from haqjax.search import make_problem
+from haqjax.train import make_evaluate
+
+TASKS = (("mobilenet_v2", "edge"), ("resnet50", "cloud"))
+
+
+def bench(model, hw, seeds, episodes, budget):
+    """The figures of one network on one machine."""
+    base = SearchConfig(model=model, hw=hw, budget=budget, episodes=episodes)
+    task = prepare(base)
+    network = load_network(task.network, task.data, None, Console())
+    ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train))
+    judges = {
+        name: make_evaluate(network.apply, network.params, split, ranges)
+        for name, split in (("search", task.data.search), ("report", task.data.report))
+    }
+    judge_all = jax.jit(lambda judge, policies: judge(policies))
+
+    def accuracies(policy):
+        return {name: float(judge_all(judge, policy[None])[0]) for name, judge in judges.items()}
+
+    unquantised = jnp.full((len(task.layers), 2), 32)
+    uniform = best_uniform(task.table, task.bounds, task.budget)
+    limit = float(task.budget.latency)
+    result = {
+        "model": model, "hw": hw, "budget": budget, "episodes": episodes,
+        "images": {"search": len(task.data.search), "report": len(task.data.report)},
+        "float": accuracies(unquantised),
+        "8_bits": accuracies(jnp.full_like(unquantised, 8)),
+        "uniform": accuracies(uniform.policy) | {"latency_of_budget": float(uniform.cost.latency) / limit},
+    }  # fmt: skip
+    problem = make_problem(
+        task.layers, task.table, task.bounds, task.budget, judges["search"], result["float"]["search"]
+    )
+    for name in ("haq", "random"):
+        rows = []
+        for seed in range(seeds):
+            config = SearchConfig(model=model, hw=hw, budget=budget, episodes=episodes, search=name, seed=seed)
+            start = time.perf_counter()
+            found = search(problem, make_searcher(config), episodes=episodes, key=jax.random.key(seed))
+            half = len(found.records.accuracy) // 2
+            rows.append(
+                {
+                    "seed": seed,
+                    "seconds": time.perf_counter() - start,
+                    "latency_of_budget": float(found.cost.latency) / limit,
+                    "mean_accuracy_of_the_second_half": float(np.mean(found.records.accuracy[half:])),
+                    **accuracies(jnp.asarray(found.policy)),
+                }
+            )
+        result[name] = rows
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--episodes", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=0.6)
+    parser.add_argument("--model", choices=[model for model, _ in TASKS], default=None)
+    asked = parser.parse_args()
+    keep_compiled_programs()
+    chosen = [task for task in TASKS if asked.model in (None, task[0])]
+    records.write("search", [bench(*task, asked.seeds, asked.episodes, asked.budget) for task in chosen])

@@ -1,0 +1,212 @@
+"""A whole run in a small world: its folder, its repeatability, and what bad input leaves behind (nothing)."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+import haqjax.run.network
+import haqjax.run.search
+from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
+from haqjax.cli import main
+from haqjax.data import Split, load
+from haqjax.models import outline
+from haqjax.run import SearchConfig, TrainConfig, run_search, run_train
+from haqjax.search import loop
+from haqjax.train import make_evaluate, policies
+
+EPISODES = 10  # not a multiple of the 4 policies of a round
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Digits of 8 pixels and two epochs of training, with a cache of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        small = lambda spec, data_dir=None: load(spec, data_dir=data_dir, image_size=8)  # noqa: E731
+        patch.setattr(haqjax.run.search, "load", small)
+        patch.setattr(haqjax.run.train, "load", small)
+        recipe = haqjax.run.network.RECIPES["resnet20"] | {"epochs": 2}
+        patch.setitem(haqjax.run.network.RECIPES, "resnet20", recipe)
+        yield tmp_path_factory.mktemp("runs")
+
+
+def run(out, **changes):
+    config = SearchConfig(model="resnet20", episodes=EPISODES, out=str(out), **changes)
+    with open(f"{out}.txt", "w") as said:
+        run_search(config, Console(file=said, width=100))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    run(world / "first")
+    return world / "first"
+
+
+def read(folder):
+    return json.loads((folder / "policy.json").read_text())
+
+
+def test_the_policy_is_priced_and_measured_as_the_library_would(finished):
+    told = read(finished)
+    network = outline("resnet20", classes=10, image_size=8)
+    table_of = layers(network.apply, network.params, network.example)
+    table = cost_table(machine("edge"), table_of)
+    policy = jnp.array([[row["weight_bits"], row["activation_bits"]] for row in told["layers"]])
+    assert [row["name"] for row in told["layers"]] == list(table_of.names)
+    assert policy[0].tolist() == policy[-1].tolist() == [8, 8]
+    full = float(total_cost(table, jnp.full_like(policy, 8)).latency)
+    for name, expected in (("policy", policy), ("8_bits", jnp.full_like(policy, 8))):
+        assert told["costs"][name]["latency_s"] == pytest.approx(float(total_cost(table, expected).latency))
+    assert told["budget"]["latency_s"] == pytest.approx(0.6 * full)
+    assert told["costs"]["policy"]["latency_s"] <= 0.6 * full * (1 + 1e-6)
+    assert told["costs"]["uniform"]["latency_s"] <= 0.6 * full * (1 + 1e-6)
+    assert set(told["accuracies"]["report"]) == {"float", "8_bits", "uniform", "policy", "images"}
+
+
+def test_every_episode_is_recorded_within_the_budget(finished):
+    told = read(finished)
+    rows = list(csv.DictReader((finished / "episodes.csv").read_text().splitlines()))
+    assert [int(row["episode"]) for row in rows] == list(range(EPISODES))
+    assert all(float(row["latency_s"]) <= told["budget"]["latency_s"] * (1 + 1e-6) for row in rows)
+    best = [float(row["best_accuracy"]) for row in rows]
+    assert best == list(np.maximum.accumulate([float(row["accuracy"]) for row in rows]))
+    assert (
+        told["accuracies"]["search"]["policy"]
+        == pytest.approx(best[-1])
+        == float(rows[told["best_episode"]]["accuracy"])
+    )
+
+
+def test_the_folder_is_complete(finished):
+    there = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
+    figures = [f"figures/{name}.{end}" for name in ("bits", "search") for end in ("png", "svg")]
+    assert there == sorted(["config.yaml", "episodes.csv", "policy.json", *figures])
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["seed"] == 0 and config["versions"]["jax"] == jax.__version__
+    said = Path(f"{finished}.txt").read_text()
+    assert all(words in said for words in ("8 bits", "uniform", "found by haq", "±", str(finished)))
+
+
+def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
+    monkeypatch.setattr(haqjax.run.network, "train_network", None)  # calling it would fail
+    compiled = loop.play_round._cache_size()
+    run(world / "again")
+    assert read(world / "again") == read(finished)
+    run(world / "other", seed=1)
+    assert loop.play_round._cache_size() == compiled  # other seeds and other arrays are data
+    assert read(world / "other")["layers"] != read(finished)["layers"]
+
+
+def test_random_search_and_a_size_budget(world, finished):
+    run(world / "size", search="random", metric="size", budget=0.7)
+    told = read(world / "size")
+    assert told["costs"]["policy"]["size_bytes"] <= 0.7 * told["costs"]["8_bits"]["size_bytes"]
+    assert {row["activation_bits"] for row in told["layers"]} == {8}
+
+
+def test_ctrl_c_keeps_what_was_found(world, finished, monkeypatch):
+    played = loop.play_round
+
+    def stop_in_round_2(*arguments):
+        if int(arguments[2].episode) == 4:
+            raise KeyboardInterrupt
+        return played(*arguments)
+
+    monkeypatch.setattr(loop, "play_round", stop_in_round_2)
+    run(world / "stopped")
+    told = read(world / "stopped")
+    assert told["interrupted"] and told["episodes"] == 4
+
+
+def test_ctrl_c_before_the_first_round_leaves_nothing(world, finished, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "play_round", stop)
+    with pytest.raises(RuntimeError, match="nothing was found"):
+        run(world / "never")
+    assert not (world / "never").exists()
+
+
+def test_trained_weights_serve_a_search(world, finished, monkeypatch):
+    run_train(TrainConfig(model="resnet20", out=str(world / "weights")), Console(quiet=True))
+    monkeypatch.setattr(haqjax.run.network, "train_network", None)
+    run(world / "own", weights=str(world / "weights"))
+    assert read(world / "own")["layers"] == read(finished)["layers"]  # the cached network is that of seed 0, too
+
+
+def test_weights_of_another_network_are_refused(world, finished):
+    with pytest.raises(ValueError, match="of another network"):
+        run_search(SearchConfig(model="resnet56", weights=str(world / "weights"), out=str(world / "no")), Console())
+    assert not (world / "no").exists()
+
+
+BAD = [
+    (["--model", "resnet18"], "unknown model 'resnet18': there are mobilenet_v1, mobilenet_v2, resnet20"),
+    (["--hw", "tpu9"], "tpu9"),
+    (["--metric", "time"], "unknown metric 'time'"),
+    (["--search", "luck"], "unknown search 'luck': there are haq, random"),
+    (["--data", "cifar"], "unknown data set 'cifar'"),
+    (["--data", "tfds:none_such"], "none_such"),
+    *((["--budget", value], "budget is") for value in ("0", "-1", "nan", "inf")),
+    (["--budget", "0.05"], "below the floor"),
+    (["--episodes", "0"], "episodes is 0"),
+    (["--weights", "nowhere"], "weights 'nowhere' is no folder"),
+    (["--out", "."], "exists and is never overwritten"),
+]
+
+
+@pytest.mark.parametrize("words, message", BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HAQJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "the tests' own")
+    monkeypatch.setattr(sys, "argv", ["haqjax", "search", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said.err.count("\n") == 1 and message in said.err and not said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_below_the_floor_says_what_holds_it(tmp_path):
+    with pytest.raises(ValueError, match=r"latency budget .* ms is below the floor .* ms .* held by \S+ \d+ %"):
+        haqjax.run.search.prepare(SearchConfig(model="mobilenet_v2", budget=0.02))
+
+
+def test_judge_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    params = {"w": jax.random.normal(jax.random.key(0), (12, 4))}
+    images = np.asarray(jax.random.normal(jax.random.key(1), (7, 2, 2, 3)))
+    split = Split(images, np.argmax(apply(params, images), -1).astype(np.int32))
+    ranges = calibrate(apply, params, [images])
+    some = jnp.array([[[8, 8]], [[2, 3]], [[32, 32]], [[1, 8]]])
+    found = make_evaluate(apply, params, split, ranges, batch_size=3, policies_at_once=2)(some)
+    for policy, accuracy in zip(some[:3], found[:3], strict=True):
+        answers = quantize(apply)(params, images, policy, ranges).argmax(-1)
+        assert float(accuracy) == pytest.approx(np.mean(answers == split.labels))
+    assert float(found[2]) == 1
+    assert float(found[3]) == 0  # one-bit weights give NaN, which counts as wrong even where the label is 0
+    assert (split.labels == 0).any()
+
+
+def test_the_last_batch_is_filled_up_with_images_that_do_not_count():
+    images, labels = policies.in_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
+    assert images.shape == (2, 3, 1, 1, 1) and labels.tolist() == [[0, 1, 2], [3, 4, -1]]
+
+
+def test_a_budget_is_a_fraction_of_the_full_cost():
+    network = outline("resnet20", classes=10, image_size=8)
+    table = cost_table(machine("cloud"), layers(network.apply, network.params, network.example))
+    full = total_cost(table, jnp.full((20, 2), 8))
+    assert float(budget(table, latency=0.5).latency) == pytest.approx(0.5 * float(full.latency))
