@@ -7,20 +7,21 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.size import PARAMETER_BYTES, size_table
 from haqjax.hardware.usage import Bounds
 from haqjax.pricing import price
-from haqjax.types import WIDTHS, Cost, CostTable, LayerTable
+from haqjax.types import Cost, CostTable, LayerTable
 
 CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
-PARAMETER_BYTES = 4.0  # what stays unquantised is stored in 32 bits
 
 
-def cost_table(machine: Machine, layers: LayerTable) -> CostTable:
+def cost_table(machine: Machine, layers: LayerTable, storage: str = "plain") -> CostTable:
     """Prices every layer at every pair of bit-widths.
 
     Args:
       machine: from `haqjax.machine`.
       layers: the network, L layers.
+      storage: what the size counts beside the weights, see `size_table`.
 
     Returns:
       Latency in s and energy in J for one batch of the machine, size in bytes; each float64 [L, 8, 8]. The same
@@ -36,11 +37,8 @@ def cost_table(machine: Machine, layers: LayerTable) -> CostTable:
     160.0
     """
     usage = MODELS[machine.model].use(machine.numbers, layers)
-    shape = (len(layers), WIDTHS, WIDTHS)
-    bits = layers.weights[:, None] * np.arange(1, WIDTHS + 1)[None, :]
-    size = np.broadcast_to((bits / 8)[:, :, None], shape).copy()
     fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters]))
-    return CostTable(usage.latency, np.sum(usage.energy, axis=0), size, fixed)
+    return CostTable(usage.latency, np.sum(usage.energy, axis=0), size_table(layers, storage), fixed)
 
 
 def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:

@@ -30,8 +30,11 @@ class TrainConfig:
     out: str | None = None
     """Folder to write; never overwritten. Default: weights/MODEL-DATA-seedSEED."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises a ValueError of one line for bad input. Not on construction: tyro would wrap the line in a box."""
         _check_one_of("model", self.model, MODELS)
+        if self.out is not None:
+            check_free(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,8 @@ class SearchConfig:
     out: str | None = None
     """Run folder to write; never overwritten. Default: a new one under runs/."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises a ValueError of one line for bad input; see `TrainConfig.check`."""
         _check_one_of("model", self.model, MODELS)
         _check_one_of("metric", self.metric, Cost._fields)
         _check_one_of("search", self.search, SEARCHERS)

@@ -13,7 +13,7 @@ from rich.console import Console
 from haqjax.budget import best_uniform, budget, check_reachable
 from haqjax.capture import layers
 from haqjax.data import Dataset, Split, load
-from haqjax.files import check_free, new_folder
+from haqjax.files import new_folder
 from haqjax.hardware import cost_table
 from haqjax.models import Network
 from haqjax.policy import bounds
@@ -58,7 +58,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     name = (
         f"runs/{config.model}-{config.machine.name}-{config.metric}{config.budget:g}-{config.search}-seed{config.seed}"
     )
-    out = check_free(config.out) if config.out is not None else free_folder(name)
+    out = Path(config.out) if config.out is not None else free_folder(name)
     network = load_network(task.network, task.data, config.weights, console)
     ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train), config.calibration)
     judge = make_evaluate(network.apply, network.params, task.data.search, ranges)
@@ -86,6 +86,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
 
 def prepare(config: SearchConfig) -> Task:
     """Reads the data, prices the network's layers, and makes sure that the budget can be met."""
+    config.check()
     accelerator = config.machine
     data = load(config.data, data_dir=config.data_dir)
     network = empty_network(config.model, data)
@@ -99,7 +100,7 @@ def prepare(config: SearchConfig) -> Task:
 
 
 def _search(config: SearchConfig, problem: Problem, out: Path, console: Console) -> SearchResult:
-    written = -WRITE_EVERY
+    written: float | None = None
     with make_progress(console) as progress:
         bar = progress.add_task(f"searching ({config.search})", total=config.episodes, note="compiling")
 
@@ -107,11 +108,11 @@ def _search(config: SearchConfig, problem: Problem, out: Path, console: Console)
             nonlocal written
             best = "none fits yet" if result.best is None else f"best so far {100 * result.accuracy:.1f} %"
             progress.update(bar, completed=len(result.records.accuracy), note=best)
-            if written < 0:  # a search that finds nothing leaves no folder
+            if written is None:  # only now: a search that finds nothing leaves no folder
                 write_config(new_folder(out), config)
-            if time.monotonic() - written > WRITE_EVERY:
+            if written is None or time.monotonic() - written > WRITE_EVERY:
                 write_episodes(out, result)
-                written = -WRITE_EVERY
+                written = time.monotonic()
 
         return search(
             problem,

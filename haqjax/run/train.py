@@ -5,7 +5,6 @@ from pathlib import Path
 from rich.console import Console
 
 from haqjax.data import load
-from haqjax.files import check_free
 from haqjax.run.config import TrainConfig, free_folder
 from haqjax.run.network import empty_network, train_network
 from haqjax.train import accuracy, save_params
@@ -17,8 +16,9 @@ def run_train(config: TrainConfig, console: Console) -> Path:
     Raises:
       ValueError: bad input; nothing is written.
     """
+    config.check()
     name = f"weights/{config.model}-{config.data.replace(':', '-')}-seed{config.seed}"
-    out = check_free(config.out) if config.out is not None else free_folder(name)
+    out = Path(config.out) if config.out is not None else free_folder(name)
     data = load(config.data, data_dir=config.data_dir)
     network = train_network(empty_network(config.model, data), data, config.seed, console)
     measured = accuracy(network.apply, network.params, data.report)
