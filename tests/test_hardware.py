@@ -146,7 +146,7 @@ def test_what_is_stored_beside_the_weights():
                 assert (found[i, bits - 1] == weights * bits / 8 + extra).all()
 
 
-# MiB at 2 bits: weights at 2 bits, the rest at 32. HAQ's paper gives 1.09, 0.95 and 6.30 for its policies at that budget.
+# MiB with weights at 2 bits and the rest at 32; HAQ's paper gives 1.09, 0.95 and 6.30 at that budget.
 @pytest.mark.parametrize(("network", "size"), [("mobilenet_v1", 1.09), ("mobilenet_v2", 0.96), ("resnet50", 6.29)])
 def test_published_sizes(network, size):
     found = cost_table(machine("systolic"), getattr(references, network)())

@@ -14,8 +14,8 @@ def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, 
 
     Args:
       layers: the network, L layers.
-      storage: "plain" counts the weights alone, as HAQ's published sizes do; "scales" adds a 32-bit scale for each output
-        channel (linear quantisation); "codebook" adds 2**w shared values of 32 bits (k-means).
+      storage: "plain" counts the weights alone, as HAQ's published sizes do; "scales" adds a 32-bit scale for each
+        output channel (linear quantisation); "codebook" adds 2**w shared values of 32 bits (k-means).
 
     Returns:
       Bytes, indexed `[layer, weight_bits - 1, activation_bits - 1]`; activations do not matter.
@@ -34,7 +34,7 @@ def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, 
     extra = {
         "plain": np.zeros((1, 1)),
         "scales": np.asarray(layers.out_channels)[:, None],
-        "codebook": 2**bits[None, :],
+        "codebook": 2 ** bits[None, :],
     }[storage]
     size = layers.weights[:, None] * bits[None, :] / 8 + PARAMETER_BYTES * extra
     return np.repeat(size[:, :, None], WIDTHS, axis=2)
