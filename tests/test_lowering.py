@@ -33,6 +33,11 @@ DENSE = [
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("NCHW", "HWIO", "NHWC"), ("HWNC", "OHWI", "CNHW")]
 
 
+def every(cases):
+    """Each case in one layout, and one case in each layout: a compilation apiece."""
+    return [(case, LAYOUTS[0]) for case in cases] + [(cases[2], kinds) for kinds in LAYOUTS[1:]]
+
+
 def network(kernel, stride, padding, dilation, groups, kinds):
     def apply(params, x):
         return jax.lax.conv_general_dilated(
@@ -58,8 +63,7 @@ def check(apply, weight, x):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain, lowered)
 
 
-@pytest.mark.parametrize("kinds", LAYOUTS)
-@pytest.mark.parametrize("case", DEPTHWISE)
+@pytest.mark.parametrize("case, kinds", every(DEPTHWISE))
 def test_depthwise(case, kinds):
     size, kernel, stride, padding, dilation, channels, multiplier = case
     x = arrange(jax.random.normal(jax.random.key(0), (2, *size, channels)), kinds[0], "NHWC")
@@ -67,8 +71,7 @@ def test_depthwise(case, kinds):
     check(network(kernel, stride, padding, dilation, channels, kinds), w, x)
 
 
-@pytest.mark.parametrize("kinds", LAYOUTS)
-@pytest.mark.parametrize("case", DENSE)
+@pytest.mark.parametrize("case, kinds", every(DENSE))
 def test_pointwise_and_small_maps(case, kinds):
     size, kernel, stride, padding, dilation, inputs, outputs = case
     x = arrange(jax.random.normal(jax.random.key(0), (2, *size, inputs)), kinds[0], "NHWC")

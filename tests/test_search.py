@@ -12,7 +12,7 @@ from haqjax.agent.networks import Dense, choose
 from haqjax.budget import best_uniform, budget, fits
 from haqjax.policy import bounds, to_actions, to_bits
 from haqjax.pricing import price
-from haqjax.search import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search, shorten
+from haqjax.search import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
 from haqjax.search.base import Problem
 from haqjax.search.features import describe, observe
 from haqjax.types import Cost, CostTable, LayerTable
@@ -171,14 +171,6 @@ def test_explorers_of_one_round_are_successive_episodes():
     actions = searcher.ask(searcher.init(make_toy(), jax.random.key(0)), jax.random.key(1))
     np.testing.assert_allclose(actions[2], actions[3], atol=1e-4)
     assert (abs(actions[0] - actions[1]) > 1e-3).all() and (abs(actions[1] - actions[2]) > 1e-3).all()
-
-
-@pytest.mark.parametrize("episodes", [60, 150, 600, 1200])
-def test_a_shortened_schedule_ends_as_narrow(episodes):
-    agent, short = DDPG(), shorten(DDPG(), episodes)
-    end, short_end = (a.sigma * a.decay ** (e - a.warmup) for a, e in ((agent, 600), (short, episodes)))
-    assert short_end == pytest.approx(end, rel=0.1)
-    assert short.warmup / episodes == pytest.approx(20 / 600, rel=0.1)
 
 
 def test_numbers_that_no_search_can_run_with_are_refused():

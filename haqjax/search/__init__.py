@@ -1,7 +1,7 @@
 """Searches for a policy: what all share, and one file for each method."""
 
 from haqjax.search.base import Problem, Record, Searcher, SearchResult, make_problem
-from haqjax.search.haq import HAQ, make_haq, shorten
+from haqjax.search.haq import HAQ, make_haq
 from haqjax.search.loop import SEARCHERS, search
 from haqjax.search.random import make_random
 
@@ -16,5 +16,4 @@ __all__ = [
     "make_problem",
     "make_random",
     "search",
-    "shorten",
 ]

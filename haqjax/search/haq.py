@@ -47,20 +47,6 @@ class HAQState(NamedTuple):
     bounds: Bounds
 
 
-def shorten(agent: DDPG, episodes: int) -> DDPG:
-    """The agent with its schedule, made for 600 episodes, squeezed into fewer (or stretched over more).
-
-    Warm-up takes the same share of the episodes, and exploration is as narrow at the end. The last episodes get better
-    by it, the best one not always: an agent that has seen little may settle on a poor policy early.
-
-    >>> short = shorten(DDPG(), 150)
-    >>> short.warmup, round(short.decay, 4)
-    (5, 0.9606)
-    """
-    ratio = EPISODES / episodes
-    return dataclasses.replace(agent, warmup=max(1, round(agent.warmup / ratio)), decay=agent.decay**ratio)
-
-
 @functools.cache
 def make_haq(config: HAQ = HAQ()) -> Searcher:
     """The method as a searcher.
@@ -68,7 +54,7 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
     An episode walks the layers; at each the agent chooses weights, then activations. Every decision of an episode gets
     the episode's reward. What the agent proposed is remembered, not what the budget left of it.
 
-    >>> make_haq(HAQ(shorten(DDPG(), 100), parallel=4)) is make_haq(HAQ(shorten(DDPG(), 100), parallel=4))
+    >>> make_haq(HAQ(DDPG(warmup=5), parallel=4)) is make_haq(HAQ(DDPG(warmup=5), parallel=4))
     True
     """
     agent = make_agent(config.agent)
