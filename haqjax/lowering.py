@@ -33,7 +33,7 @@ def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> A
     """A hook for `with_hook`: computes the layer in the form that is fastest on the platform it runs on.
 
     Equal to the plain form within float32 rounding; differentiable, and works under `vmap`. The result holds its layers
-    in a choice between platforms and takes no second hook: what else a hook does goes around this one, as in `quantize`.
+    in a choice of platforms and takes no second hook: what else a hook does goes around this one, as in `quantize`.
 
     >>> from haqjax.capture import with_hook
     >>> from jax.lax import conv_general_dilated

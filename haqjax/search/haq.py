@@ -15,7 +15,6 @@ from haqjax.search.base import Problem, Searcher
 from haqjax.search.features import FIRST, observe
 from haqjax.types import WIDTHS, Bounds, Transition
 
-EPISODES = 600  # of the paper's searches; the agent's schedule is made for them
 REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
 
 
