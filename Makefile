@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SILENT:
-.PHONY: help setup search train test lint types format bench clean always
+.PHONY: help setup search train evaluate finetune test lint types format bench clean always
 
 INSTALLED := .venv/.installed
 PY := .venv/bin/python
@@ -33,6 +33,13 @@ search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
 train: $(INSTALLED)-dev ## train and keep the float network: MODEL=resnet50 DATA=digits ...
 	exec $(PY) -m haqjax train $(call flag,MODEL,model) $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) \
 	  $(call flag,SEED,seed) $(call flag,OUT,out)
+
+evaluate: $(INSTALLED)-dev ## measure the policy of a run again: RUN=runs/...
+	exec $(PY) -m haqjax evaluate $(call flag,RUN,run)
+
+finetune: $(INSTALLED)-dev ## fine-tune the network under the policy of a run: RUN=runs/...
+	exec $(PY) -m haqjax finetune $(call flag,RUN,run) $(call flag,EPOCHS,epochs) \
+	  $(call flag,LEARNING_RATE,learning-rate) $(call flag,SEED,seed)
 
 test: lint types ## lint, types, tests, and the examples in the documentation
 	$(PY) -m pytest -q -n 2

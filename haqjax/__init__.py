@@ -5,11 +5,13 @@ from haqjax.capture import layers
 from haqjax.hardware import cost_table, machine, total_cost
 from haqjax.quantize import calibrate, quantize
 from haqjax.search import search
+from haqjax.train.finetune import finetune
 
 __all__ = [
     "budget",
     "calibrate",
     "cost_table",
+    "finetune",
     "layers",
     "machine",
     "project",

@@ -1,4 +1,4 @@
-"""The command line: python -m haqjax search | train."""
+"""The command line: python -m haqjax search | train | evaluate | finetune | table."""
 
 import os
 import sys
@@ -8,10 +8,27 @@ import jax
 import tyro
 from rich.console import Console
 
-from haqjax.run import SearchConfig, TrainConfig, run_search, run_train
+from haqjax.run import (
+    EvaluateConfig,
+    FinetuneConfig,
+    SearchConfig,
+    TableConfig,
+    TrainConfig,
+    run_evaluate,
+    run_finetune,
+    run_search,
+    run_table,
+    run_train,
+)
 from haqjax.run.network import cache_folder
 
-COMMANDS: dict[type, Callable] = {SearchConfig: run_search, TrainConfig: run_train}
+COMMANDS: dict[str, tuple[type, Callable]] = {
+    "search": (SearchConfig, run_search),
+    "train": (TrainConfig, run_train),
+    "evaluate": (EvaluateConfig, run_evaluate),
+    "finetune": (FinetuneConfig, run_finetune),
+    "table": (TableConfig, run_table),
+}
 BAD_INPUT, INTERRUPTED = 2, 130
 CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs against other processes
 
@@ -19,9 +36,11 @@ CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs
 def main() -> None:
     """Runs one command; bad input is one line on standard error and exit status 2."""
     try:
-        config = tyro.extras.subcommand_cli_from_dict({"search": SearchConfig, "train": TrainConfig}, prog="haqjax")
+        config = tyro.extras.subcommand_cli_from_dict(
+            {name: kind for name, (kind, _) in COMMANDS.items()}, prog="haqjax"
+        )
         keep_compiled_programs()
-        COMMANDS[type(config)](config, Console())
+        dict(COMMANDS.values())[type(config)](config, Console())
     except (ValueError, ImportError, OSError) as error:
         sys.exit(_complain(error, BAD_INPUT))
     except RuntimeError as error:

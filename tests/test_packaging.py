@@ -65,7 +65,7 @@ def test_continuous_integration_runs_make_test():
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
-@pytest.mark.parametrize("command", ["search", "train"])
+@pytest.mark.parametrize("command", ["search", "train", "evaluate", "finetune"])
 def test_flags_of_make_are_flags_of_the_program(command):
     recipe = re.search(rf"^{command}:.*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)[1]
     passed = {f"--{name}" for name in re.findall(r"call flag,\w+,([\w-]+)\)", recipe)}

@@ -18,7 +18,16 @@ from haqjax import budget, calibrate, cost_table, layers, machine, quantize, tot
 from haqjax.cli import main
 from haqjax.data import Split, load
 from haqjax.models import outline
-from haqjax.run import SearchConfig, TrainConfig, run_search, run_train
+from haqjax.run import (
+    EvaluateConfig,
+    FinetuneConfig,
+    SearchConfig,
+    TrainConfig,
+    run_evaluate,
+    run_finetune,
+    run_search,
+    run_train,
+)
 from haqjax.search import loop
 from haqjax.train import make_evaluate, policies
 
@@ -148,6 +157,29 @@ def test_weights_of_another_network_are_refused(world, finished):
     with pytest.raises(ValueError, match="of another network"):
         run_search(SearchConfig(model="resnet56", weights=str(world / "weights"), out=str(world / "no")), Console())
     assert not (world / "no").exists()
+
+
+def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
+    told = read(finished)["accuracies"]["report"]
+    measured = run_evaluate(EvaluateConfig(run=str(finished)), Console(quiet=True))
+    for name, label in (("float", "float"), ("8_bits", "8 bits"), ("uniform", "uniform"), ("policy", "policy")):
+        assert measured[label] == pytest.approx(told[name])
+    config = FinetuneConfig(run=str(finished), epochs=1)
+    run_finetune(config, Console(quiet=True))
+    tuned = json.loads((finished / "finetune.json").read_text())["report"]
+    assert tuned["before"] == pytest.approx(told["policy"])
+    measured = run_evaluate(EvaluateConfig(run=str(finished)), Console(quiet=True))
+    assert measured["policy, fine-tuned"] == pytest.approx(tuned["after"])
+    assert tuned["after"] > tuned["before"] - 0.03
+    with pytest.raises(ValueError, match="finetuned exists and is never overwritten"):
+        run_finetune(config, Console(quiet=True))
+
+
+@pytest.mark.parametrize("command", [run_evaluate, run_finetune])
+def test_a_folder_that_is_no_run_is_refused(command, tmp_path):
+    config = (EvaluateConfig if command is run_evaluate else FinetuneConfig)(run=str(tmp_path))
+    with pytest.raises(ValueError, match="is no finished run: it has no policy.json"):
+        command(config, Console(quiet=True))
 
 
 BAD = [

@@ -6,11 +6,13 @@ A CSV file has one line a layer and pair of widths: `layer`, `weight_bits`, `act
 """
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from haqjax.files import write_bytes, write_text
 from haqjax.hardware.lookup import Measured, shape_text
 from haqjax.types import WIDTHS, CostTable, LayerTable
 
@@ -63,10 +65,13 @@ def save_table(path: str | Path, table: CostTable, layers: LayerTable) -> None:
     if path.suffix == ".npy":
         lengths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]) - 4)]
         kinds = [f"U{n}" for n in lengths] + ["i1", "i1", "f8", "f8"]
-        np.save(path, np.array(rows, dtype=list(zip(_header(), kinds, strict=True))))
+        array = io.BytesIO()
+        np.save(array, np.array(rows, dtype=list(zip(_header(), kinds, strict=True))))
+        write_bytes(path, array.getvalue())
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([_header(), *rows])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([_header(), *rows])
+    write_text(path, text.getvalue())
 
 
 def _header() -> list[str]:

@@ -44,7 +44,7 @@ class SearchConfig:
     model: str = "mobilenet_v2"
     """mobilenet_v1, mobilenet_v2, resnet50, resnet20 or resnet56."""
     hw: str = "edge"
-    """edge, cloud or another machine by name, or the path of a machine's .yaml file."""
+    """edge, cloud, bitfusion or another machine by name, or the path of a machine (.yaml) or a table (.csv, .npy)."""
     data: str = "digits"
     """digits (needs no download), or tfds:NAME for a prepared set of TensorFlow Datasets."""
     data_dir: str | None = None
@@ -92,6 +92,53 @@ class SearchConfig:
     def widths(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Fewest and most bits of (weights, activations) between the first and the last layer."""
         return SIZE_WEIGHTS_ONLY if self.metric == "size" else ALL
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure the policy of a finished run again, with fine-tuned weights where there are any."""
+
+    run: str
+    """Run folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune the network of a finished run under its policy; the weights go into the run folder."""
+
+    run: str
+    """Run folder."""
+    epochs: int = 3
+    """Passes over the training split."""
+    learning_rate: float = 2e-3
+    """Its largest value."""
+    seed: int = 0
+    """Of the order of the images."""
+
+    def check(self) -> None:
+        """Raises a ValueError of one line for bad input."""
+        if self.epochs < 1 or not self.learning_rate > 0:
+            raise ValueError(f"epochs {self.epochs} and learning_rate {self.learning_rate} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableConfig:
+    """Write what each layer of a network costs on a machine, at every pair of bit-widths."""
+
+    out: str
+    """File to write, .csv or .npy; never overwritten."""
+    model: str = "mobilenet_v2"
+    """A network of the zoo, or module:function that returns (apply, params, example batch)."""
+    hw: str = "edge"
+    """edge, cloud, bitfusion or another machine by name, or the path of a machine's .yaml file."""
+    image_size: int = 224
+    """Height and width of the images, for a network of the zoo."""
+    classes: int = 1000
+    """Number of classes, for a network of the zoo."""
+
+    @property
+    def machine(self) -> Machine:
+        return machine(self.hw)
 
 
 def free_folder(name: str) -> Path:

@@ -69,7 +69,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
         "8_bits": jnp.full_like(uniform, WIDTHS),
         "uniform": uniform,
     }
-    selected = _measure(judge, fixed)
+    selected = measure(judge, fixed)
     problem = make_problem(task.layers, task.table, task.bounds, task.budget, judge, selected["float"])
     result = _search(config, problem, out, console)
     policies = fixed | {"policy": jnp.asarray(result.policy)}
@@ -77,7 +77,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     outcome = Outcome(
         policies={name: np.asarray(policy) for name, policy in policies.items()},
         searched=selected | {"policy": result.accuracy},
-        reported=_measure(unseen, policies),
+        reported=measure(unseen, policies),
         images=(len(task.data.search), len(task.data.report)),
     )
     write_result(out, config, task.layers, task.table, task.bounds, task.budget, result, outcome)
@@ -144,7 +144,7 @@ def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> F
     return judge(policies)
 
 
-def _measure(judge: jax.tree_util.Partial, policies: dict[str, Int[Array, "L 2"]]) -> dict[str, float]:
+def measure(judge: jax.tree_util.Partial, policies: dict[str, Int[Array, "L 2"]]) -> dict[str, float]:
     """Accuracies by name; always of four policies, so that both splits share one compiled program."""
     rows = list(policies.values())
     rows += rows[-1:] * (4 - len(rows))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -100,18 +100,43 @@ def fit(
     >>> dense(params, bright.images).argmax(-1).tolist()
     [0, 1, 0, 1]
     """
+    apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
+    return train(
+        apply, network.params, split, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        weight_decay=weight_decay, shift=shift, flip=flip, key=key, on_epoch=on_epoch,
+    )  # fmt: skip
+
+
+def train(
+    apply_train: Callable[..., tuple[Array, Params]],
+    params: Params,
+    split: Split,
+    *context: Any,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    shift: int,
+    flip: bool,
+    key: PRNGKeyArray,
+    on_epoch: Callable[[Progress], None] | None = None,
+) -> Params:
+    """Trains the parameters of `apply_train(params, images, *context) -> (logits, moved params)`; see `fit`.
+
+    Args:
+      context: arrays that are read and not trained.
+    """
     _check(split, epochs, batch_size)
     optimiser = _make_optimiser(learning_rate, epochs * (len(split) // batch_size), weight_decay)
-    apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
-    step = _make_step(apply, optimiser, functools.partial(augment, shift=shift, flip=flip))
+    step = _make_step(apply_train, optimiser, functools.partial(augment, shift=shift, flip=flip))
 
-    images, labels = jax.device_put((split.images, split.labels))
-    params = jax.device_put(network.params, may_alias=False)  # the step overwrites its own
+    images, labels, context = jax.device_put((split.images, split.labels, context))
+    params = jax.device_put(params, may_alias=False)  # the step overwrites its own
     state = _State(params, jax.jit(optimiser.init)(params))
     for epoch, epoch_key in enumerate(jax.random.split(key, epochs), start=1):
         measured = []
         for rows, step_key in _batches(len(split), batch_size, epoch_key):
-            state, measures = step(state, images, labels, rows, step_key)
+            state, measures = step(state, images, labels, rows, step_key, context)
             measured.append(measures)
         if on_epoch is not None:
             on_epoch(Progress(epoch, epochs, *jnp.stack(measured).mean(0).tolist()))
@@ -121,16 +146,18 @@ def fit(
 def _make_step(apply: Callable, optimiser: optax.GradientTransformation, vary: Callable) -> Callable:
     """Makes the compiled step; a scan over the steps of an epoch would be 20 times slower on a CPU."""
 
-    def objective(params: Params, images: Array, labels: Array) -> tuple[Array, tuple[Params, Array]]:
-        logits, moved = apply(params, images)
+    def objective(params: Params, images: Array, labels: Array, context: tuple) -> tuple[Array, tuple[Params, Array]]:
+        logits, moved = apply(params, images, *context)
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), SMOOTHING)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, (moved, jnp.stack([loss, jnp.mean(logits.argmax(-1) == labels)]))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: _State, images: Array, labels: Array, rows: Array, key: PRNGKeyArray) -> tuple[_State, Array]:
+    def step(
+        state: _State, images: Array, labels: Array, rows: Array, key: PRNGKeyArray, context: tuple
+    ) -> tuple[_State, Array]:
         batch = vary(images[rows], key=key)
-        gradient, (moved, measures) = jax.grad(objective, has_aux=True)(state.params, batch, labels[rows])
+        gradient, (moved, measures) = jax.grad(objective, has_aux=True)(state.params, batch, labels[rows], context)
         updates, memory = optimiser.update(gradient, state.optimiser, state.params)
         # Running statistics get no gradient and no decay: their update is zero, and they stay as `apply` moved them.
         return _State(optax.apply_updates(moved, updates), memory), measures
@@ -147,7 +174,8 @@ def _make_optimiser(learning_rate: float, steps: int, weight_decay: float) -> op
 
 
 def _kernels(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Weights of layers have two axes or more; biases, scales and statistics have one."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _batches(count: int, batch_size: int, key: PRNGKeyArray) -> Iterator[tuple[Int[Array, "B"], PRNGKeyArray]]:

@@ -1,0 +1,64 @@
+"""The table command: what each layer of a network costs on a machine, as a file."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from rich.console import Console
+
+from haqjax.capture import layers
+from haqjax.files import check_free
+from haqjax.hardware import cost_table, save_table
+from haqjax.models import MODELS, outline
+from haqjax.run.config import TableConfig
+
+
+def run_table(config: TableConfig, console: Console) -> Path:
+    """Prices a network on a machine and writes the table: CSV with layer names, or HAQ's array of cycles or seconds.
+
+    Raises:
+      ValueError: bad input; nothing is written.
+    """
+    out = check_free(config.out)
+    accelerator = config.machine
+    apply, params, example = find_network(config.model, config.classes, config.image_size)
+    table_of = layers(apply, params, example)
+    save_table(out, cost_table(accelerator, table_of), table_of)
+    console.print(f"{len(table_of)} layers of {config.model} on {accelerator.name}: {out}", highlight=False)
+    return out
+
+
+def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, PyTree, Any]:
+    """A network of the zoo by name, or what a `module:function` of the user's returns, called without arguments.
+
+    Returns:
+      `(apply, params, example)`: params and example may be shapes only.
+
+    Raises:
+      ValueError: no such network, or a function that returns something else.
+
+    >>> apply, params, example = find_network("resnet20", 10, 32)
+    >>> example.shape
+    (1, 32, 32, 3)
+    """
+    if ":" not in model:
+        if model not in MODELS:
+            raise ValueError(f"unknown model {model!r}: there are {', '.join(sorted(MODELS))}, or give module:function")
+        network = outline(model, classes=classes, image_size=image_size)
+        return network.apply, network.params, network.example
+    module, _, function = model.partition(":")
+    sys.path.insert(0, "")  # a module beside the working folder, as with python -m
+    try:
+        found = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"cannot call {model!r} without arguments: {error}") from error
+    finally:
+        sys.path.remove("")
+    if not (isinstance(found, tuple) and len(found) == 3 and callable(found[0])):
+        raise ValueError(f"{model!r} must return (apply, params, example), not {type(found).__name__}")
+    return found[0], jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), found[1]), found[2]

@@ -1,0 +1,58 @@
+"""Fine-tuning under a policy: it repairs what rounding broke, and leaves statistics alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haqjax import calibrate, finetune
+from haqjax.data import Split, load
+from haqjax.models import build
+from haqjax.quantize import quantize
+from haqjax.train import fit, make_evaluate
+
+
+@pytest.fixture(scope="module")
+def tuned():
+    """A small trained network at 3 bits, before and after an epoch."""
+    data = load("digits", image_size=16)
+    network = build("resnet20", classes=10, image_size=16, width=0.25, key=jax.random.key(0))
+    recipe = dict(epochs=4, batch_size=32, learning_rate=0.1, shift=1)
+    params = fit(network, data.train, **recipe, key=jax.random.key(1))
+    ranges = calibrate(network.apply, params, [data.train.images[:128]])
+    policy = jnp.full((20, 2), 3)
+    after = finetune(
+        network.apply, params, policy, ranges, data.train, epochs=2, learning_rate=0.02, shift=1, key=jax.random.key(2)
+    )
+    judge = lambda params: float(make_evaluate(network.apply, params, data.report, ranges)(policy[None])[0])  # noqa: E731
+    return params, after, judge(params), judge(after)
+
+
+def test_it_repairs_what_rounding_broke(tuned):
+    *_, before, after = tuned
+    assert after > before + 0.05
+
+
+def test_statistics_stay_and_all_else_learns(tuned):
+    before, after, *_ = tuned
+    leaves = zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (before, after)), strict=True)
+    for (path, old), (_, new) in leaves:
+        assert np.array_equal(old, new) == (path[-1].key in ("mean", "var")), path
+
+
+def test_one_step_is_that_of_the_straight_through_gradient():
+    """A dense layer whose gradient is written out: that of the loss at the rounded weight."""
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    images = np.asarray(jax.random.normal(jax.random.key(0), (8, 2, 2, 1)))
+    labels = np.arange(8, dtype=np.int32) % 2
+    params, policy = {"w": jax.random.normal(jax.random.key(1), (4, 2))}, jnp.array([[3, 32]])
+    ranges = calibrate(apply, params, [images], "max", per_channel=False)
+    options = dict(epochs=1, batch_size=8, learning_rate=1.0, weight_decay=0.0, shift=0, key=jax.random.key(2))
+    moved = finetune(apply, params, policy, ranges, Split(images, labels), **options)["w"] - params["w"]
+    x = images.reshape(8, 4).astype(np.float64)
+    rounded = np.asarray(quantize(lambda p, e: e @ p["w"])(params, jnp.eye(4), policy, ranges), np.float64)
+    logits = x @ rounded
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    gradient = x.T @ (probability - (0.9 * np.eye(2)[labels] + 0.05)) / 8
+    cosine = (np.asarray(moved) * -gradient).sum() / np.linalg.norm(moved) / np.linalg.norm(gradient)
+    assert cosine == pytest.approx(1, abs=1e-4)

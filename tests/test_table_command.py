@@ -1,0 +1,78 @@
+"""The table command: a file that a search can be run on, for any network."""
+
+import sys
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from haqjax.capture import layers
+from haqjax.hardware import cost_table, machine
+from haqjax.models import outline
+from haqjax.run import SearchConfig, TableConfig, run_table
+from haqjax.run.search import prepare
+
+OWN = """
+import jax
+
+def network():
+    shape = jax.ShapeDtypeStruct((5, 3), "float32")
+    return lambda params, x: x @ params["w"], {"w": shape}, jax.ShapeDtypeStruct((1, 5), "float32")
+
+def number():
+    return 3
+"""
+
+
+@pytest.mark.parametrize("ending", ["csv", "npy"])
+def test_a_written_table_reads_back_as_the_machine_that_made_it(ending, tmp_path):
+    out = run_table(
+        TableConfig(out=str(tmp_path / f"table.{ending}"), model="resnet20", image_size=32, classes=10),
+        Console(quiet=True),
+    )
+    network = outline("resnet20", classes=10, image_size=32)
+    table_of = layers(network.apply, network.params, network.example)
+    read, made = (cost_table(m, table_of) for m in (machine(out), machine("edge")))
+    np.testing.assert_allclose(read.latency, made.latency, rtol=1e-12)
+    np.testing.assert_allclose(read.energy, made.energy, rtol=1e-12)
+    np.testing.assert_array_equal(read.size, made.size)
+
+
+def test_a_search_is_prepared_on_a_table_and_refuses_that_of_another_network(tmp_path):
+    out = run_table(
+        TableConfig(out=str(tmp_path / "t.csv"), model="resnet20", image_size=32, classes=10), Console(quiet=True)
+    )
+    edge, own = (prepare(SearchConfig(model="resnet20", hw=hw)) for hw in ("edge", str(out)))
+    np.testing.assert_allclose(own.budget.latency, edge.budget.latency, rtol=1e-6)
+    with pytest.raises(ValueError, match="the table has no layer"):
+        prepare(SearchConfig(model="resnet56", hw=str(out)))
+
+
+def test_a_function_of_the_user_s_is_a_network(tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    run_table(TableConfig(out="own.csv", model="own_network:network", hw="cloud"), Console(quiet=True))
+    lines = (tmp_path / "own.csv").read_text().splitlines()
+    assert len(lines) == 1 + 64 and lines[1].startswith("w,")
+    monkeypatch.delitem(sys.modules, "own_network")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(model="resnet18"), "unknown model 'resnet18': there are mobilenet_v1"),
+        (dict(model="no_such_module:network"), "cannot call 'no_such_module:network' without arguments"),
+        (dict(model="own_network:number"), "'own_network:number' must return"),
+        (dict(model="own_network:absent"), "cannot call 'own_network:absent'"),
+        (dict(hw="tpu9"), "unknown machine tpu9"),
+        (dict(out="table.txt"), "table"),
+        (dict(out="own_network.py"), "exists and is never overwritten"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(changes, message, tmp_path, monkeypatch):
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_network", raising=False)
+    with pytest.raises(ValueError, match=message):
+        run_table(TableConfig(**(dict(out="t.csv", model="resnet20", image_size=32) | changes)), Console(quiet=True))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["own_network.py"]
