@@ -1,4 +1,4 @@
-"""The command line: python -m haqjax search | train | evaluate | finetune | table."""
+"""The command line: python -m haqjax search | train | evaluate | finetune | table | hardware."""
 
 import os
 import sys
@@ -11,11 +11,13 @@ from rich.console import Console
 from haqjax.run import (
     EvaluateConfig,
     FinetuneConfig,
+    HardwareConfig,
     SearchConfig,
     TableConfig,
     TrainConfig,
     run_evaluate,
     run_finetune,
+    run_hardware,
     run_search,
     run_table,
     run_train,
@@ -28,6 +30,7 @@ COMMANDS: dict[str, tuple[type, Callable]] = {
     "evaluate": (EvaluateConfig, run_evaluate),
     "finetune": (FinetuneConfig, run_finetune),
     "table": (TableConfig, run_table),
+    "hardware": (HardwareConfig, run_hardware),
 }
 BAD_INPUT, INTERRUPTED = 2, 130
 CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs against other processes

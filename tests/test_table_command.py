@@ -1,5 +1,6 @@
 """The table command: a file that a search can be run on, for any network."""
 
+import io
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from rich.console import Console
 from haqjax.capture import layers
 from haqjax.hardware import cost_table, machine
 from haqjax.models import outline
-from haqjax.run import SearchConfig, TableConfig, run_table
+from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
 from haqjax.run.search import prepare
 
 OWN = """
@@ -76,3 +77,33 @@ def test_bad_input_is_refused_and_leaves_nothing(changes, message, tmp_path, mon
     with pytest.raises(ValueError, match=message):
         run_table(TableConfig(**(dict(out="t.csv", model="resnet20", image_size=32) | changes)), Console(quiet=True))
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["own_network.py"]
+
+
+def test_hardware_says_what_limits_each_layer_and_draws_it(tmp_path):
+    said = io.StringIO()
+    config = HardwareConfig(model="mobilenet_v1", hw=("edge", "bitfusion"), out=str(tmp_path / "figures"))
+    run_hardware(config, Console(file=said, width=80))
+    lines = said.getvalue().splitlines()
+    rows = {
+        machine: [line.split() for line in part] for machine, part in _parts(lines, ("bismo_edge", "bitfusion")).items()
+    }
+    for machine_rows in rows.values():
+        layers_of = [row for row in machine_rows if len(row) == 10 and row[2].endswith("%")]
+        assert len(layers_of) == 28
+        for column in (2, 6):
+            assert sum(float(row[column][:-1]) for row in layers_of) == pytest.approx(100, abs=1.5)
+        assert {row[1] for row in layers_of} == {"conv", "depthwise", "pointwise", "dense"}
+    drawn = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    figures = ("latency", "roofline-4bits", "roofline-8bits")
+    assert drawn == [f"{name}-{figure}.png" for name in ("bismo_edge", "bitfusion") for figure in figures]
+
+
+def _parts(lines, names):
+    starts = [next(i for i, line in enumerate(lines) if f" on {name}:" in line) for name in names]
+    return {name: lines[a:b] for name, a, b in zip(names, starts, [*starts[1:], None], strict=True)}
+
+
+def test_hardware_refuses_a_measured_table(tmp_path):
+    out = run_table(TableConfig(out=str(tmp_path / "t.csv"), model="mobilenet_v1"), Console(quiet=True))
+    with pytest.raises(ValueError, match="measured table"):
+        run_hardware(HardwareConfig(model="mobilenet_v1", hw=(str(out),)), Console(quiet=True))

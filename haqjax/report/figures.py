@@ -66,7 +66,7 @@ def bits_figure(
     policy, pinned = np.asarray(policy), np.asarray(pinned)
     if policy.shape != (len(names), 2) or len(depthwise) != len(names) or len(pinned) != len(names):
         raise ValueError(f"{len(names)} names, a policy {policy.shape}, {len(depthwise)} and {len(pinned)} flags")
-    kinds = _kinds(np.asarray(depthwise), pointwise)
+    kinds = layer_kinds(np.asarray(depthwise), pointwise)
     fixed = np.broadcast_to(pinned.reshape(len(names), -1), policy.shape)
     columns = [WEIGHT] if fixed[:, ACTIVATION].all() else [WEIGHT, ACTIVATION]
     figure = Figure(figsize=(WIDTH, 1.2 + 1.2 * len(columns)), layout=ConstrainedLayoutEngine(hspace=0, h_pad=0.01))
@@ -108,7 +108,7 @@ def search_figure(
     """
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     axes = figure.subplots()
-    _frame(axes, "accuracy, search split (%)")
+    outline_axes(axes, "accuracy, search split (%)")
     episodes, feasible = np.arange(1, len(accuracy) + 1), np.asarray(feasible, bool)
     percent, best = 100 * np.asarray(accuracy, float), 100 * np.asarray(best_so_far, float)
     axes.scatter(episodes[feasible], percent[feasible], s=9, c="#8fb3d3", linewidths=0, label="policy of an episode")
@@ -152,7 +152,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> Path:
 _TITLE: dict[str, Any] = {"alignment": "left", "title_fontproperties": {"size": TEXT + 1, "weight": "bold"}}
 
 
-def _kinds(depthwise: np.ndarray, pointwise: np.ndarray | None) -> list[str]:
+def layer_kinds(depthwise: np.ndarray, pointwise: np.ndarray | None) -> list[str]:
     """The kind of each layer, a key of `KINDS`."""
     one_by_one = np.zeros_like(depthwise) if pointwise is None else np.asarray(pointwise)
     first, second, rest = KINDS
@@ -160,7 +160,7 @@ def _kinds(depthwise: np.ndarray, pointwise: np.ndarray | None) -> list[str]:
 
 
 def _draw_bars(axes: Axes, bits: np.ndarray, kinds: Sequence[str], fixed: np.ndarray, label: str) -> None:
-    _frame(axes, label)
+    outline_axes(axes, label)
     beyond = WIDTHS + 2  # the height of a tensor left as it is
     ticks = {2: "2", 4: "4", 6: "6", 8: "8"} | ({beyond: "32"} if (bits > WIDTHS).any() else {})
     for at, height in enumerate(np.where(bits > WIDTHS, beyond, bits).tolist()):
@@ -199,7 +199,8 @@ def _shorten(name: str, most: int = 24) -> str:
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-most // 2 :]}"
 
 
-def _frame(axes: Axes, label: str) -> None:
+def outline_axes(axes: Axes, label: str) -> None:
+    """Thin lines, a light grid, and a label for the heights."""
     axes.set_ylabel(label, fontsize=TEXT)
     axes.tick_params(labelsize=TEXT, width=0.5, color="0.4")
     axes.grid(axis="y", color=GRID, linewidth=0.5)

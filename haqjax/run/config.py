@@ -141,6 +141,22 @@ class TableConfig:
         return machine(self.hw)
 
 
+@dataclasses.dataclass(frozen=True)
+class HardwareConfig:
+    """Show what limits each layer of a network on some machines, at 8 and at 4 bits."""
+
+    model: str = "mobilenet_v2"
+    """A network of the zoo, or module:function that returns (apply, params, example batch)."""
+    hw: tuple[str, ...] = ("edge", "cloud")
+    """Machines by name, or paths of .yaml files."""
+    image_size: int = 224
+    """Height and width of the images, for a network of the zoo."""
+    classes: int = 1000
+    """Number of classes, for a network of the zoo."""
+    out: str | None = None
+    """Folder for the figures; never overwritten. Default: none are drawn."""
+
+
 def free_folder(name: str) -> Path:
     """The first of `name`, `name-2`, `name-3` ... that is not there yet."""
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))

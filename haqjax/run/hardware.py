@@ -1,0 +1,109 @@
+"""The hardware command: what limits each layer of a network on some machines."""
+
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from haqjax.capture import layers
+from haqjax.files import new_folder
+from haqjax.hardware import Machine, cost_table, find_bounds, machine
+from haqjax.hardware.machines import MODELS
+from haqjax.hardware.usage import LIMITS
+from haqjax.report import as_text, save
+from haqjax.report.roofline import roofline_figure, share_figure
+from haqjax.run.config import HardwareConfig
+from haqjax.run.table import find_network
+from haqjax.types import LayerTable
+
+WIDTHS = (8, 4)  # bits compared
+TABLE_WIDTH = 110  # characters that the table needs
+
+Parts = dict[int, tuple[np.ndarray, ...]]  # by bits: share of the latency, limit, intensity, utilisation
+
+
+def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
+    """Prints, for each machine, every layer's share of the latency at 8 and 4 bits and what limits it.
+
+    Returns:
+      The folder of figures, where one was asked for.
+
+    Raises:
+      ValueError: bad input; nothing is written.
+    """
+    machines = [machine(name) for name in config.hw]
+    network = find_network(config.model, config.classes, config.image_size)
+    table_of = layers(*network)
+    parts = [_explain(accelerator, table_of) for accelerator in machines]
+    for accelerator, rows in zip(machines, parts, strict=True):
+        text = as_text(_as_table(accelerator, table_of, rows, config.model), TABLE_WIDTH)
+        console.print(text, end="\n\n", highlight=False, markup=False, soft_wrap=True)
+    if config.out is None:
+        return None
+    out = new_folder(config.out)
+    for accelerator in machines:
+        for name, figure in _figures(accelerator, table_of, config.model).items():
+            save(figure, out / f"{accelerator.name}-{name}.png")
+    console.print(f"figures in {out}", highlight=False)
+    return out
+
+
+def _explain(accelerator: Machine, table_of: LayerTable) -> Parts:
+    latency, found = cost_table(accelerator, table_of).latency, find_bounds(accelerator, table_of)
+
+    def at(values: np.ndarray, bits: int) -> np.ndarray:
+        return np.asarray(values)[:, bits - 1, bits - 1]
+
+    return {
+        bits: (
+            at(latency, bits) / at(latency, bits).sum(),
+            at(found.limit, bits),
+            at(found.intensity, bits),
+            at(found.utilisation, bits),
+        )
+        for bits in WIDTHS
+    }
+
+
+def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> Table:
+    title = f"{model} on {accelerator.name}: share of the latency, its limit, operations per byte, use of the peak"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    for bits in WIDTHS:
+        for heading in (f"{bits} bits", "limit", "op/B", "use"):
+            table.add_column(heading, justify="left" if heading == "limit" else "right", no_wrap=True)
+    for at, name in enumerate(table_of.names):
+        cells = [name, _kind(table_of, at)]
+        for share, limit, intensity, use in parts.values():
+            cells += [f"{share[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{use[at]:.0%}"]
+        table.add_row(*cells)
+    return table
+
+
+def _kind(table_of: LayerTable, at: int) -> str:
+    names = {"dense": table_of.dense, "depthwise": table_of.depthwise, "pointwise": table_of.pointwise}
+    return next((name for name, flags in names.items() if flags[at]), "conv")
+
+
+def _figures(accelerator: Machine, table_of: LayerTable, model: str) -> dict:
+    usage = MODELS[accelerator.model].use(accelerator.numbers, table_of)
+    parts = _explain(accelerator, table_of)
+    kinds = table_of.depthwise, table_of.pointwise
+    figures = {
+        "latency": share_figure(
+            {f"{bits} bits": share for bits, (share, *_) in parts.items()}, *kinds, f"{model} on {accelerator.name}"
+        )
+    }
+    for bits, (_, _, intensity, use) in parts.items():
+        at = (slice(None), bits - 1, bits - 1)
+        speed = 2.0 * accelerator.numbers.batch * table_of.macs / usage.latency[at]
+        moved = np.sum([stream[at] for stream in usage.moved], axis=0) / 8
+        longest = np.max([stream[at] for stream in usage.transfers], axis=0)
+        bandwidth = float(np.nanmax(moved / np.maximum(longest, np.finfo(float).tiny)))
+        title = f"{model} on {accelerator.name}, {bits} bits"
+        peak = float(np.max(speed / use))
+        figures[f"roofline-{bits}bits"] = roofline_figure(intensity, speed, peak, bandwidth, *kinds, title)
+    return figures
