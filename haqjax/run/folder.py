@@ -90,7 +90,7 @@ def show_result(
 ) -> None:
     """The last lines of a search: 8 bits, the best uniform policy within the budget, and what was found."""
     bits = _uniform_bits(outcome)
-    names = {"8_bits": "8 bits", "uniform": f"uniform, {bits} bits", "policy": f"found by {config.search}"}
+    names = {"8_bits": "8 bits", "uniform": f"uniform {bits}", "policy": f"found by {config.search}"}
     rows = [
         Row(label, outcome.reported[name], outcome.images[1], _cost(table, outcome.policies[name]))
         for name, label in names.items()
