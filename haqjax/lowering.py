@@ -111,9 +111,7 @@ def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...],
         for i, size in enumerate(x.shape[1:-1])
     ]
     taps = list(itertools.product(*live)) or [(0,) * len(kernel)]
-    x = lax.optimization_barrier(x) if len(taps) > 1 else x  # else what computes x is fused into, and run at, each tap
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)])
-    x = lax.optimization_barrier(x) if len(taps) > 1 else x  # else what computes x is fused into, and run at, each tap
 
     def patch(tap: tuple[int, ...]) -> Array:
         start = [t * d for t, d in zip(tap, dilation, strict=True)]

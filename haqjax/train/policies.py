@@ -13,8 +13,9 @@ from haqjax.data import Split
 from haqjax.quantize.forward import apply_quantized, quantize_weights
 from haqjax.types import Ranges
 
-CACHED_PIXELS = 1 << 16  # images at a time on a CPU: what one layer makes of so many pixels stays in its cache
-ACCELERATOR_IMAGES = 512  # images at a time elsewhere
+CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
+CPU_IMAGES = 128  # at a time at most
+ACCELERATOR_IMAGES = 512  # at a time elsewhere
 
 
 def make_evaluate(
@@ -35,7 +36,7 @@ def make_evaluate(
       apply: pure function `apply(params, images)` with logits [B, classes].
       split: the images to judge by.
       ranges: from `calibrate`.
-      batch_size: images at a time; None picks what suits the device.
+      batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
 
     Returns:
@@ -54,15 +55,15 @@ def make_evaluate(
     """
     if not len(split):
         raise ValueError("cannot judge a policy on no images")
-    batch_size = min(batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2]), len(split))
-    images, labels = in_batches(split, batch_size)
+    most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
+    images, labels = in_batches(split, -(-len(split) // -(-len(split) // most)))  # as many batches, evenly filled
     return jax.tree_util.Partial(_make_judge(apply, policies_at_once), params, images, labels, ranges)
 
 
 def suggest_batch(pixels: int) -> int:
     """Images of so many pixels to put through a network at a time, by the device in use."""
     if jax.default_backend() == "cpu":
-        return max(1, min(64, CACHED_PIXELS // pixels))
+        return max(1, min(CPU_IMAGES, CACHED_PIXELS // pixels))
     return ACCELERATOR_IMAGES
 
 
