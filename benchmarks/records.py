@@ -14,6 +14,9 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+# At the start: what is committed while a benchmark runs is not what it measures.
+_TOLD = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+COMMIT = _TOLD.stdout.strip() or "unknown"
 
 
 def measure(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -49,7 +52,7 @@ def matmul_limit(size: int = 2048) -> float:
 
 def write(name: str, figures: Any) -> None:
     """Writes results/NAME.json and prints it."""
-    record = {"benchmark": name, "device": _device(), "versions": _versions(), "commit": _commit(), "figures": figures}
+    record = {"benchmark": name, "device": _device(), "versions": _versions(), "commit": COMMIT, "figures": figures}
     RESULTS.mkdir(exist_ok=True)
     backend = jax.default_backend()
     path = RESULTS / (f"{name}.json" if backend == "cpu" else f"{name}-{backend}.json")
@@ -73,8 +76,3 @@ def _versions() -> dict[str, str]:
     wanted = ("haqjax", "jax", "jaxlib", "flax", "numpy", "torch")
     there = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in wanted if n in there}
-
-
-def _commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    return told.stdout.strip() or "unknown"

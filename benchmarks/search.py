@@ -24,7 +24,7 @@ from haqjax.run.search import calibration_batches, make_searcher, prepare
 from haqjax.search import make_problem
 from haqjax.train import make_evaluate
 
-TASKS = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 200))  # with the episodes of each search
+TASKS = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 100))  # with the episodes of each search
 
 
 def bench(model, hw, episodes, seeds, budget):

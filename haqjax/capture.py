@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.graph import Layer, Plan, elements, make_plan, shape_of
+from haqjax.graph import BARRIER, Layer, Plan, elements, make_plan, shape_of
 from haqjax.types import LayerTable
 
 Apply = Callable[..., PyTree]
@@ -81,7 +81,8 @@ def with_hook(apply: Apply, hook: Hook) -> Apply:
       hook: called as `hook(layer, activation, weight, compute)` in order of execution; `compute(activation, weight)`
         is the layer as it was. With `hook = lambda layer, a, w, compute: compute(a, w)` nothing changes.
     Returns:
-      A pure function of the same arguments; works under `jit`, `vmap` and `grad`.
+      A pure function of the same arguments; works under `jit`, `vmap` and `grad`. A `custom_jvp` or `custom_vjp` that
+      holds a layer is differentiated through its body, not by its own rule.
 
     >>> doubled = with_hook(lambda params, x: x @ params["w"], lambda layer, a, w, compute: 2 * compute(a, w))
     >>> doubled({"w": jax.numpy.ones((3, 1))}, jax.numpy.ones((1, 3)))
@@ -144,14 +145,15 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any
 
     for equation, step in zip(plan.jaxpr.eqns, plan.steps, strict=True):
         operands = [read(atom) for atom in equation.invars]
+        unknown = any(operand is UNKNOWN for operand in operands)
         if isinstance(step, Layer):
             output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], _computes(step))
             outputs, records = [output], (*records, record)
-        elif isinstance(step, Plan):
+        elif isinstance(step, Plan) and (step.has_layers or unknown):
             outputs, inner = _call(equation, step, operands, hook)
             records = (*records, *inner)
-        elif any(operand is UNKNOWN for operand in operands):
-            outputs = [UNKNOWN] * len(equation.outvars)
+        elif unknown:
+            outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
         else:
             outputs = _evaluate(equation, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
@@ -238,7 +240,12 @@ def _other_parameters(params: PyTree, plan: Plan) -> int:
 
 
 def is_statistic(path: Sequence[Any]) -> bool:
-    """Whether a leaf of the parameters is a running statistic of batch normalisation, by its name."""
+    """Whether the leaf at a `jax.tree_util` path is a running statistic of batch normalisation, by its name.
+
+    >>> from jax.tree_util import DictKey
+    >>> is_statistic((DictKey("norm"), DictKey("mean"))), is_statistic((DictKey("norm"), DictKey("scale")))
+    (True, False)
+    """
     parts = _parts(path)
     return bool(parts) and (parts[-1] in STATISTICS or parts[0] == "batch_stats")
 

@@ -49,7 +49,7 @@ def main() -> None:
     except RuntimeError as error:
         sys.exit(_complain(error, 1))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted: nothing was written", INTERRUPTED))
+        sys.exit(_complain("interrupted before there was a result", INTERRUPTED))
 
 
 def keep_compiled_programs() -> None:

@@ -14,6 +14,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 INPUT = -1  # source of everything computed from the network's input; parameters are their leaf's index
 Sources = frozenset[int]
+BARRIER = "optimization_barrier"
 
 # Calls whose body may be run in place of the call, and the parameter that holds the body.
 INLINED = {
@@ -75,6 +76,10 @@ class Plan:
     consts: Sequence[Any]
     steps: tuple["Layer | Plan | None", ...]
 
+    @property
+    def has_layers(self) -> bool:
+        return any(True for _ in self.layers())
+
     def layers(self) -> Iterator[Layer]:
         for step in self.steps:
             if isinstance(step, Layer):
@@ -101,7 +106,8 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
         if inside:
             raise ValueError(
                 f"weight {names[leaf]!r} belongs to a layer inside `{inside}`, which runs one layer several times or "
-                "not at all: write the layers one after another, so that each can have bits of its own"
+                "not at all: write the layers one after another, so that each can have bits of its own; a network "
+                "that went through `lower` is hooked before that"
             )
         if leaf in found:
             raise ValueError(
@@ -149,7 +155,11 @@ def _step(
     if equation.primitive.name in INLINED:
         body, consts = _open(equation.params[INLINED[equation.primitive.name]])
         plan, outputs = _walk(body, consts, operands, add, inside)
-        return (plan, outputs) if any(True for _ in plan.layers()) else (None, outputs)
+        # A call is opened too where some of what it gives depends on the parameters alone: it may be a weight.
+        mixed = len({INPUT in output for output in outputs}) > 1
+        return (plan if plan.has_layers or mixed else None), outputs
+    if equation.primitive.name == BARRIER:
+        return None, operands  # each output is the operand of its place
     for body, body_sources in _control_flow(equation, operands):
         _walk(*_open(body), body_sources, add, inside or equation.primitive.name)
     return None, everywhere

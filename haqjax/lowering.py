@@ -18,6 +18,8 @@ from jaxtyping import Array
 from haqjax.capture import Compute
 from haqjax.graph import Layer, shape_of
 
+MOST_TAPS = 49  # each becomes operations of its own: beyond 7x7 the program grows and the gain is gone
+
 
 class _Convolution(NamedTuple):
     """A convolution with its axes in the order batch, places..., channels."""
@@ -50,11 +52,10 @@ def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> A
     to_last = lambda spec: (spec[0], *spec[2:], spec[1])  # noqa: E731
 
     def faster(activation: Array, weight: Array) -> Array:
-        x = jnp.transpose(activation, to_last(numbers.lhs_spec))
-        w = jnp.transpose(weight, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0]))
-        y = form(x, w, _convolution(layer))
-        dtype = layer.equation.params["preferred_element_type"] or y.dtype
-        return jnp.transpose(y, _inverse(to_last(numbers.out_spec))).astype(dtype)
+        dtype = layer.equation.params["preferred_element_type"] or activation.dtype
+        x = jnp.transpose(activation, to_last(numbers.lhs_spec)).astype(dtype)
+        w = jnp.transpose(weight, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])).astype(dtype)
+        return jnp.transpose(form(x, w, _convolution(layer)), _inverse(to_last(numbers.out_spec)))
 
     return lax.platform_dependent(activation, weight, cpu=faster, default=compute)
 
@@ -64,12 +65,13 @@ def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | Non
         return None
     if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
         return None
-    groups = layer.equation.params["feature_group_count"]
+    groups, convolution = layer.equation.params["feature_group_count"], _convolution(layer)
+    taps = math.prod(convolution.kernel)
+    if taps > MOST_TAPS:
+        return None
     if groups > 1:
         channels = layer.activation_shape[layer.equation.params["dimension_numbers"].lhs_spec[1]]
         return _shifted_multiply_adds if groups == channels else None
-    convolution = _convolution(layer)
-    taps = math.prod(convolution.kernel)
     # Measured: from as many places as taps on, XLA's own dense convolution is as fast as the matrix product.
     return _matrix_product if taps == 1 or math.prod(convolution.places) < taps else None
 

@@ -167,6 +167,26 @@ def test_hook_sees_the_weight_as_it_is_used():
         np.testing.assert_array_equal(weight, wanted)
 
 
+def mixed_call(params, x):
+    """A jitted helper without a layer that hands back a weight and an activation."""
+    weight, activation = jax.jit(lambda w, x: (2 * w, x + 1))(params["w"], x)
+    return activation @ weight
+
+
+def barrier(params, x):
+    weight, activation = jax.lax.optimization_barrier((2 * params["w"], x))
+    return activation @ weight
+
+
+@pytest.mark.parametrize("apply", [mixed_call, barrier])
+def test_a_weight_is_followed_through_calls_that_mix(apply):
+    params, x = {"w": draw(4, 3)}, draw(2, 4)
+    assert capture.layers(apply, params, x).names == ("w",)
+    (weight,) = capture.map_weights(lambda layer, weight: weight, apply, params, x)
+    np.testing.assert_array_equal(weight, 2 * params["w"])
+    np.testing.assert_array_equal(capture.with_hook(apply, IDENTITY)(params, x), apply(params, x))
+
+
 def test_channel_axes_count_outputs():
     seen = {}
 

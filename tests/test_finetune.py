@@ -41,13 +41,16 @@ def test_statistics_stay_and_all_else_learns(tuned):
 
 
 def test_one_step_is_that_of_the_straight_through_gradient():
-    """A dense layer whose gradient is written out: that of the loss at the rounded weight."""
+    """A dense layer whose gradient is written out: that of the loss at the rounded weight.
+
+    The learning rate rises from zero, so that both of the two steps are taken at the start.
+    """
     apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
     images = np.asarray(jax.random.normal(jax.random.key(0), (8, 2, 2, 1)))
     labels = np.arange(8, dtype=np.int32) % 2
     params, policy = {"w": jax.random.normal(jax.random.key(1), (4, 2))}, jnp.array([[3, 32]])
     ranges = calibrate(apply, params, [images], "max", per_channel=False)
-    options = dict(epochs=1, batch_size=8, learning_rate=1.0, weight_decay=0.0, shift=0, key=jax.random.key(2))
+    options = dict(epochs=2, batch_size=8, learning_rate=1.0, weight_decay=0.0, shift=0, key=jax.random.key(2))
     moved = finetune(apply, params, policy, ranges, Split(images, labels), **options)["w"] - params["w"]
     x = images.reshape(8, 4).astype(np.float64)
     rounded = np.asarray(quantize(lambda p, e: e @ p["w"])(params, jnp.eye(4), policy, ranges), np.float64)
@@ -56,3 +59,12 @@ def test_one_step_is_that_of_the_straight_through_gradient():
     gradient = x.T @ (probability - (0.9 * np.eye(2)[labels] + 0.05)) / 8
     cosine = (np.asarray(moved) * -gradient).sum() / np.linalg.norm(moved) / np.linalg.norm(gradient)
     assert cosine == pytest.approx(1, abs=1e-4)
+
+
+def test_a_parameter_without_gradient_is_named():
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    params = {"w": jnp.ones((4, 2)), "count": jnp.array(3)}
+    images = np.ones((2, 2, 2, 1), np.float32)
+    ranges = calibrate(apply, params, [images])
+    with pytest.raises(ValueError, match=r"params\['count'\] is int32, which has no gradient"):
+        finetune(apply, params, jnp.full((1, 2), 8), ranges, Split(images, np.arange(2)), key=jax.random.key(0))

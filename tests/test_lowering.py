@@ -79,6 +79,17 @@ def test_pointwise_and_small_maps(case, kinds):
     check(network(kernel, stride, padding, dilation, 1, kinds), w, x)
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_half_precision_operands_are_summed_as_precisely_as_asked(groups):
+    kinds = dict(feature_group_count=groups, dimension_numbers=LAYOUTS[0], preferred_element_type=jnp.float32)
+    apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)  # noqa: E731
+    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8)).astype(jnp.bfloat16)
+    w = jax.random.normal(jax.random.key(1), (3, 3, 8 // groups, 8)).astype(jnp.bfloat16)
+    plain, lowered = apply({"w": w}, x), with_hook(apply, lower)({"w": w}, x)
+    assert lowered.dtype == jnp.float32
+    np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)
+
+
 def test_one_dimension():
     kinds = ("NHC", "HIO", "NHC")
     x = jax.random.normal(jax.random.key(0), (2, 9, 4))
@@ -97,6 +108,11 @@ def test_the_cpu_form_has_no_convolution_and_others_keep_it(groups, channels, si
     assert "stablehlo.convolution" not in lowered_text(apply, weight, x, "cpu")
     assert "stablehlo.convolution" in lowered_text(apply, weight, x, "cuda")
     assert "stablehlo.convolution" in lowered_text(apply, weight, x, "tpu")
+
+
+def test_a_kernel_of_many_taps_stays_as_it_is():
+    apply = network((8, 8), (8, 8), "VALID", (1, 1), 1, LAYOUTS[0])
+    assert "stablehlo.convolution" in lowered_text(apply, jnp.ones((8, 8, 3, 4)), jnp.ones((1, 32, 32, 3)), "cpu")
 
 
 def test_a_large_dense_convolution_stays_as_it_is():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from haqjax import capture
-from haqjax.capture import with_hook
+from haqjax.capture import is_statistic, with_hook
 from haqjax.data.tfds import tfds
 from haqjax.lowering import lower
-from haqjax.models import MODELS, build, count_learned, is_statistic, outline
+from haqjax.models import MODELS, build, count_learned, outline
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer
 Row = tuple[int, int, int, int, int, bool]

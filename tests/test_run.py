@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import haqjax.run.network
 import haqjax.run.search
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
-from haqjax.data import Split, load
+from haqjax.data import Dataset, Split, load
 from haqjax.models import outline
 from haqjax.run import (
     EvaluateConfig,
@@ -146,20 +147,25 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(world, finished, monkeypat
     assert not (world / "never").exists()
 
 
-def test_trained_weights_serve_a_search(world, finished, monkeypatch):
-    run_train(TrainConfig(model="resnet20", out=str(world / "weights")), Console(quiet=True))
+@pytest.fixture(scope="module")
+def weights(world, finished):
+    return run_train(TrainConfig(model="resnet20", out=str(world / "weights")), Console(quiet=True))
+
+
+def test_trained_weights_serve_a_search(world, finished, weights, monkeypatch):
     monkeypatch.setattr(haqjax.run.network, "train_network", None)
-    run(world / "own", weights=str(world / "weights"))
+    run(world / "own", weights=str(weights))
     assert read(world / "own")["layers"] == read(finished)["layers"]  # the cached network is that of seed 0, too
 
 
-def test_weights_of_another_network_are_refused(world, finished):
+def test_weights_of_another_network_are_refused(world, weights):
     with pytest.raises(ValueError, match="of another network"):
-        run_search(SearchConfig(model="resnet56", weights=str(world / "weights"), out=str(world / "no")), Console())
+        run_search(SearchConfig(model="resnet56", weights=str(weights), out=str(world / "no")), Console())
     assert not (world / "no").exists()
 
 
 def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
+    finished = shutil.copytree(finished, world / "copy")
     told = read(finished)["accuracies"]["report"]
     measured = run_evaluate(EvaluateConfig(run=str(finished)), Console(quiet=True))
     for name, label in (("float", "float"), ("8_bits", "8 bits"), ("uniform", "uniform"), ("policy", "policy")):
@@ -173,6 +179,22 @@ def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
     assert tuned["after"] > tuned["before"] - 0.03
     with pytest.raises(ValueError, match="finetuned exists and is never overwritten"):
         run_finetune(config, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda told: told | {"weights": "0" * 16}, "the float network of .* is not at hand"),
+        (lambda told: {k: v for k, v in told.items() if k != "layers"}, "policy.json lacks layers"),
+        (lambda told: told | {"layers": told["layers"][:-1]}, "the policy has 19 layers, the network 20"),
+        (lambda told: [], "policy.json lacks layers, uniform_bits, weights"),
+    ],
+)
+def test_a_run_that_was_tampered_with_is_refused(world, finished, change, message, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "policy.json").write_text(json.dumps(change(read(finished))))
+    with pytest.raises(ValueError, match=message):
+        run_evaluate(EvaluateConfig(run=str(folder)), Console(quiet=True))
 
 
 @pytest.mark.parametrize("command", [run_evaluate, run_finetune])
@@ -192,6 +214,8 @@ BAD = [
     *((["--budget", value], "budget is") for value in ("0", "-1", "nan", "inf")),
     (["--budget", "0.05"], "below the floor"),
     (["--episodes", "0"], "episodes is 0"),
+    (["--seed", "-1"], "seed is -1"),
+    (["--seed", str(2**63)], "seed is 9223372036854775808"),
     (["--weights", "nowhere"], "weights 'nowhere' is no folder"),
     (["--out", "."], "exists and is never overwritten"),
 ]
@@ -235,6 +259,12 @@ def test_judge_equals_the_quantised_network_and_counts_nothing_that_is_not_finit
 def test_the_last_batch_is_filled_up_with_images_that_do_not_count():
     images, labels = policies.in_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
     assert images.shape == (2, 3, 1, 1, 1) and labels.tolist() == [[0, 1, 2], [3, 4, -1]]
+
+
+def test_images_that_are_not_square_are_refused():
+    tall = Split(np.zeros((4, 8, 6, 3), np.float32), np.zeros(4, np.int32))
+    with pytest.raises(ValueError, match="images of tall are 8 x 6 pixels"):
+        haqjax.run.network.empty_network("resnet20", Dataset("tall", 10, tall, tall, tall))
 
 
 def test_a_budget_is_a_fraction_of_the_full_cost():

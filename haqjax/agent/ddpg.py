@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -135,7 +136,9 @@ def _next_value(state: AgentState, batch: Transition) -> Float[Array, "b"]:
 
 
 def _critic_loss(critic: Critic, batch: Transition, target: Float[Array, "b"]) -> Float[Array, ""]:
-    return jnp.mean((_value(critic, batch.observation, batch.action) - target) ** 2)
+    value = _value(critic, batch.observation, batch.action)
+    chex.assert_equal_shape([value, target])  # [b] against [b, 1] would broadcast, and learn nonsense without a word
+    return jnp.mean((value - target) ** 2)
 
 
 def _actor_loss(actor: Actor, critic: Critic, batch: Transition) -> Float[Array, ""]:

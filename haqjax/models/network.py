@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from haqjax.capture import is_statistic
 from haqjax.models.mobilenet_v1 import MobileNetV1
 from haqjax.models.mobilenet_v2 import MobileNetV2
 from haqjax.models.resnet import CifarResNet, ResNet50
@@ -19,7 +20,6 @@ from haqjax.models.resnet import CifarResNet, ResNet50
 Params = dict[str, Any]
 Apply = Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B classes"]]
 ApplyTrain = Callable[[Params, Float[Array, "B H W 3"]], tuple[Float[Array, "B classes"], Params]]
-STATISTICS = ("mean", "var")  # leaves that training moves but no gradient reaches
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "mobilenet_v1": MobileNetV1,
@@ -93,16 +93,6 @@ def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: flo
     _check(name, classes, image_size, width)
     graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name](classes, width)))
     return Network(name, classes, image_size, width, *_make_functions(graph), nnx.to_pure_dict(state))
-
-
-def is_statistic(path: tuple[Any, ...]) -> bool:
-    """Whether the leaf at a `jax.tree_util` path is a running statistic of batch normalisation.
-
-    >>> from jax.tree_util import DictKey
-    >>> is_statistic((DictKey("norm"), DictKey("mean"))), is_statistic((DictKey("norm"), DictKey("scale")))
-    (True, False)
-    """
-    return getattr(path[-1], "key", None) in STATISTICS
 
 
 def count_learned(params: Params) -> int:

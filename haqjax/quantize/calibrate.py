@@ -42,13 +42,14 @@ def calibrate(
     """
     if method not in METHODS:
         raise ValueError(f"unknown calibration method {method!r}: one of {', '.join(METHODS)}")
-    activations = None
+    names: tuple[str, ...] = ()
     for x in batches:
+        if not names:
+            names = map_weights(lambda layer, weight: layer.name, apply, params, x)
+            weights, activations = _count_weights(apply, params, x, per_channel, method == "mse"), empty(len(names))
         activations = _count_activations(apply, params, x, activations)
-    if activations is None:
+    if not names:
         raise ValueError("no batch to calibrate on: pass at least one")
-    weights = _count_weights(apply, params, x, per_channel, method == "mse")
-    names = map_weights(lambda layer, weight: layer.name, apply, params, x)
     _check_finite(names, weights, activations)
     signed = activations.lowest < 0
     clips = [_choose(method, weights, jnp.ones_like(signed)), _choose(method, activations, signed)]
@@ -56,12 +57,11 @@ def calibrate(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _count_activations(apply: Apply, params: PyTree, x: PyTree, so_far: Histogram | None) -> Histogram:
+def _count_activations(apply: Apply, params: PyTree, x: PyTree, so_far: Histogram) -> Histogram:
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Sample]:
         return lower(layer, activation, weight, compute), draw(activation)
 
-    samples = _stack(with_records(apply, hook)(params, x)[1])
-    return add(empty(len(samples.lowest)) if so_far is None else so_far, samples)
+    return add(so_far, _stack(with_records(apply, hook)(params, x)[1]))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

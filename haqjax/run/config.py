@@ -33,6 +33,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raises a ValueError of one line for bad input. Not on construction: tyro would wrap the line in a box."""
         _check_one_of("model", self.model, MODELS)
+        _check_seed(self.seed)
         if self.out is not None:
             check_free(self.out)
 
@@ -76,6 +77,7 @@ class SearchConfig:
         _check_one_of("calibration", self.calibration, METHODS)
         if not (math.isfinite(self.budget) and self.budget > 0):
             raise ValueError(f"budget is {self.budget}: give a fraction of the 8-bit cost above 0, such as 0.6")
+        _check_seed(self.seed)
         for name in ("episodes", "parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
@@ -117,6 +119,7 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raises a ValueError of one line for bad input."""
+        _check_seed(self.seed)
         if self.epochs < 1 or not self.learning_rate > 0:
             raise ValueError(f"epochs {self.epochs} and learning_rate {self.learning_rate} must be above 0")
 
@@ -161,6 +164,11 @@ def free_folder(name: str) -> Path:
     """The first of `name`, `name-2`, `name-3` ... that is not there yet."""
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
     return next(path for path in numbered if not path.exists())
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: give a whole number from 0 to 2^32 - 1")
 
 
 def _check_one_of(what: str, value: str, known: object) -> None:

@@ -29,6 +29,8 @@ class Outcome(NamedTuple):
     searched: dict[str, float]  # on the search split, which the policy was chosen by
     reported: dict[str, float]  # on the report split, which nothing was chosen by
     images: tuple[int, int]  # in the search and the report split
+    machine: str
+    weights: str  # fingerprint of the float parameters
 
 
 def write_config(out: Path, config: SearchConfig) -> None:
@@ -69,7 +71,7 @@ def write_result(
     write_episodes(out, result)
     records = result.records
     policy = outcome.policies["policy"]
-    title = f"{config.model} on {config.machine.name}, {config.metric} {config.budget:g} of 8 bits"
+    title = f"{config.model} on {outcome.machine}, {config.metric} {config.budget:g} of 8 bits"
     pinned = np.asarray(bounds.low == bounds.high)
     (out / "figures").mkdir(exist_ok=True)
     for end in ("png", "svg"):
@@ -96,7 +98,7 @@ def show_result(
         for name, label in names.items()
     ]
     searched, reported = outcome.searched, outcome.reported
-    title = f"{config.model} on {config.machine.name}: {config.metric} at most {config.budget:g} of 8 bits"
+    title = f"{config.model} on {outcome.machine}: {config.metric} at most {config.budget:g} of 8 bits"
     console.print(comparison_table(rows, title))
     lines = [
         f"Accuracy on the {outcome.images[1]} images of the report split; float {100 * reported['float']:.1f} %.",
@@ -114,7 +116,8 @@ def _summary(
 ) -> dict[str, Any]:
     return {
         "network": config.model,
-        "hardware": config.machine.name,
+        "hardware": outcome.machine,
+        "weights": outcome.weights,
         "data": config.data,
         "metric": config.metric,
         "budget": {"fraction": config.budget, **_units(Cost(*budget))},

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import PyTree
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +27,10 @@ def cache_folder() -> Path:
 
 def empty_network(model: str, data: Dataset) -> Network:
     """The network of a run with shapes for parameters: enough to read its layers."""
-    return outline(model, classes=data.classes, image_size=data.train.images.shape[1])
+    _, height, width, _ = data.train.images.shape
+    if height != width:
+        raise ValueError(f"the images of {data.name} are {height} x {width} pixels: the networks here need square ones")
+    return outline(model, classes=data.classes, image_size=height)
 
 
 def load_network(network: Network, data: Dataset, weights: str | None, console: Console) -> Network:
@@ -68,6 +73,14 @@ def make_progress(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=console)
+
+
+def fingerprint(params: PyTree) -> str:
+    """A short hash of parameters, to tell whether two are the same to the last bit."""
+    told = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        told.update(np.asarray(leaf).tobytes())
+    return told.hexdigest()[:16]
 
 
 def _cache_name(network: Network, data: Dataset) -> str:

@@ -18,7 +18,7 @@ from haqjax.pricing import price
 from haqjax.quantize import calibrate
 from haqjax.report import Row, comparison_table
 from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
-from haqjax.run.network import load_network, make_progress
+from haqjax.run.network import fingerprint, load_network, make_progress
 from haqjax.run.search import Task, calibration_batches, measure, prepare
 from haqjax.train import Progress, finetune, load_params, make_evaluate, save_params
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
@@ -105,11 +105,17 @@ def open_run(folder: str | Path, console: Console) -> SavedRun:
     Raises:
       ValueError: no finished run there.
     """
-    told, asked = _read(Path(folder) / "policy.json", json.loads), _read(Path(folder) / "config.yaml", yaml.safe_load)
+    told = _read(Path(folder) / "policy.json", json.loads, "layers", "uniform_bits", "weights")
+    asked = _read(Path(folder) / "config.yaml", yaml.safe_load, "model", "hw")
     fields = {field.name for field in dataclasses.fields(SearchConfig)}
     config = SearchConfig(**{name: value for name, value in asked.items() if name in fields})
     task = prepare(dataclasses.replace(config, out=None))
     network = load_network(task.network, task.data, config.weights, console)
+    if told["weights"] != fingerprint(network.params):
+        raise ValueError(
+            f"the float network of {folder} is not at hand: what is cached or was trained now differs from what the "
+            "run used; search again, with WEIGHTS for a network that is kept"
+        )
     ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train), config.calibration)
     policy = from_rows(told["layers"], task.layers.names)
     return SavedRun(config, task, network, ranges, policy, uniform(told["uniform_bits"], task.bounds))
@@ -119,10 +125,14 @@ def _judge(run: SavedRun, params: PyTree) -> jax.tree_util.Partial:
     return make_evaluate(run.network.apply, params, run.task.data.report, run.ranges)
 
 
-def _read(path: Path, parse: Any) -> dict[str, Any]:
+def _read(path: Path, parse: Any, *keys: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} is no finished run: it has no {path.name}")
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not what a search wrote")
+    return found

@@ -21,7 +21,7 @@ from haqjax.policy import bounds
 from haqjax.quantize import calibrate
 from haqjax.run.config import SearchConfig, free_folder
 from haqjax.run.folder import Outcome, show_result, write_config, write_episodes, write_result
-from haqjax.run.network import empty_network, load_network, make_progress
+from haqjax.run.network import empty_network, fingerprint, load_network, make_progress
 from haqjax.search import Problem, SearchResult, make_problem, search
 from haqjax.search.base import Searcher
 from haqjax.search.haq import HAQ, make_haq
@@ -37,6 +37,7 @@ WRITE_EVERY = 2.0  # s between two writings of episodes.csv
 class Task(NamedTuple):
     """What is known before anything is trained."""
 
+    machine: str
     data: Dataset
     network: Network
     layers: LayerTable
@@ -56,9 +57,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
     task = prepare(config)
-    name = (
-        f"runs/{config.model}-{config.machine.name}-{config.metric}{config.budget:g}-{config.search}-seed{config.seed}"
-    )
+    name = f"runs/{config.model}-{task.machine}-{config.metric}{config.budget:g}-{config.search}-seed{config.seed}"
     out = Path(config.out) if config.out is not None else free_folder(name)
     network = load_network(task.network, task.data, config.weights, console)
     ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train), config.calibration)
@@ -79,6 +78,8 @@ def run_search(config: SearchConfig, console: Console) -> Path:
         searched=selected | {"policy": result.accuracy},
         reported=measure(unseen, policies),
         images=(len(task.data.search), len(task.data.report)),
+        machine=task.machine,
+        weights=fingerprint(network.params),
     )
     write_result(out, config, task.layers, task.table, task.bounds, task.budget, result, outcome)
     show_result(config, task.table, result, outcome, out, console)
@@ -97,7 +98,7 @@ def prepare(config: SearchConfig) -> Task:
     limits = bounds(table_of, low=low, high=high)
     spendable = budget(table, **{config.metric: config.budget})
     check_reachable(table, limits, spendable, table_of.names)
-    return Task(data, network, table_of, table, limits, spendable)
+    return Task(accelerator.name, data, network, table_of, table, limits, spendable)
 
 
 def _search(config: SearchConfig, problem: Problem, out: Path, console: Console) -> SearchResult:
@@ -109,7 +110,9 @@ def _search(config: SearchConfig, problem: Problem, out: Path, console: Console)
             nonlocal written
             best = "none fits yet" if result.best is None else f"best so far {100 * result.accuracy:.1f} %"
             progress.update(bar, completed=len(result.records.accuracy), note=best)
-            if written is None:  # only now: a search that finds nothing leaves no folder
+            if result.best is None:  # a search that finds nothing leaves no folder
+                return
+            if written is None:
                 write_config(new_folder(out), config)
             if written is None or time.monotonic() - written > WRITE_EVERY:
                 write_episodes(out, result)

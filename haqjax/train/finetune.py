@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from haqjax.capture import Apply, is_statistic
@@ -45,7 +46,7 @@ def finetune(
       Parameters of the same structure, in floating point: evaluate them with the same policy and ranges.
 
     Raises:
-      ValueError: as `fit` and `quantize`.
+      ValueError: as `fit` and `quantize`, or a parameter that is no floating-point number.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> from haqjax.quantize import calibrate
@@ -59,6 +60,7 @@ def finetune(
     >>> quantize(apply)(tuned, images, policy, ranges).argmax(-1).tolist()
     [0, 1, 0, 1]
     """
+    _check_trainable(params)
     quantised = quantize(apply)
 
     def apply_train(params: PyTree, x: Array, policy: Array, ranges: Ranges) -> tuple[Array, PyTree]:
@@ -68,6 +70,13 @@ def finetune(
         apply_train, params, data, policy, ranges, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         weight_decay=weight_decay, shift=shift, flip=flip, key=key, on_epoch=on_epoch,
     )  # fmt: skip
+
+
+def _check_trainable(params: PyTree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(f"params{name} is {leaf.dtype}, which has no gradient: keep it out of `params`")
 
 
 def _hold_statistics(params: PyTree) -> PyTree:

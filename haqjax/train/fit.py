@@ -166,7 +166,8 @@ def _make_step(apply: Callable, optimiser: optax.GradientTransformation, vary: C
 
 
 def _make_optimiser(learning_rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, int(WARMUP * steps)), steps)
+    rise = max(1, int(WARMUP * steps))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(steps, rise + 1))
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=_kernels),
         optax.sgd(schedule, momentum=MOMENTUM, nesterov=True),
