@@ -1,8 +1,12 @@
 """The command line: python -m haqjax search | train | evaluate | finetune | table | hardware."""
 
+import contextlib
+import io
+import itertools
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import tyro
@@ -39,9 +43,7 @@ CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs
 def main() -> None:
     """Runs one command; bad input is one line on standard error and exit status 2."""
     try:
-        config = tyro.extras.subcommand_cli_from_dict(
-            {name: kind for name, (kind, _) in COMMANDS.items()}, prog="haqjax"
-        )
+        config = read_config()
         keep_compiled_programs()
         dict(COMMANDS.values())[type(config)](config, Console())
     except (ValueError, ImportError, OSError) as error:
@@ -50,6 +52,32 @@ def main() -> None:
         sys.exit(_complain(error, 1))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted before there was a result", INTERRUPTED))
+
+
+def read_config() -> Any:
+    """The configuration that the command line asks for.
+
+    Raises:
+      ValueError: a command or option that does not exist, or a value that is none of its kind.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.extras.subcommand_cli_from_dict(
+                {name: kind for name, (kind, _) in COMMANDS.items()}, prog="haqjax"
+            )
+    except SystemExit as stopped:
+        if stopped.code == 0 or not said.getvalue().strip():  # help was asked for
+            raise
+    raise ValueError(_say_in_one_line(said.getvalue()))
+
+
+def _say_in_one_line(box: str) -> str:
+    """What tyro says in a box: a title, the message, a rule, and help."""
+    lines = (line.strip(" │|╭╮╰╯") for line in box.splitlines())
+    parts = [list(part) for is_text, part in itertools.groupby(lines, lambda line: bool(line.strip(" ─-"))) if is_text]
+    _, *message = parts[0]
+    return " ".join(message or parts[1])
 
 
 def keep_compiled_programs() -> None:

@@ -213,6 +213,8 @@ BAD = [
     (["--data", "tfds:none_such"], "none_such"),
     *((["--budget", value], "budget is") for value in ("0", "-1", "nan", "inf")),
     (["--budget", "0.05"], "below the floor"),
+    (["--budget", "half"], "could not convert string to float: 'half'"),
+    (["--modle", "resnet50"], "--modle"),
     (["--episodes", "0"], "episodes is 0"),
     (["--seed", "-1"], "seed is -1"),
     (["--seed", str(2**63)], "seed is 9223372036854775808"),
