@@ -179,7 +179,7 @@ def _control_flow(equation: JaxprEqn, operands: list[Sources]) -> Iterator[tuple
     """The bodies of loops and branches with what their arguments come from."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        yield params["jaxpr"], _settle(params["jaxpr"], operands, params["num_consts"], params["num_carry"])
+        yield params["jaxpr"], _settle(params["jaxpr"], operands, *_scan_counts(equation))
     elif name == "while":
         in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
         looped = _settle(params["body_jaxpr"], operands[in_cond:], in_body, len(operands) - in_cond - in_body)
@@ -192,6 +192,17 @@ def _control_flow(equation: JaxprEqn, operands: list[Sources]) -> Iterator[tuple
         for body in _bodies(params.values()):
             if len(_open(body)[0].invars) == len(operands):
                 yield body, operands
+
+
+def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
+    """Constants and carried values of a scan, told by shapes: what is scanned over has one axis more outside.
+
+    The parameters that say so have other names in other versions of JAX.
+    """
+    body, _ = _open(equation.params["jaxpr"])
+    scanned = sum(shape_of(a) != shape_of(b) for a, b in zip(equation.invars, body.invars, strict=True))
+    carried = sum(shape_of(a) == shape_of(b) for a, b in zip(equation.outvars, body.outvars, strict=True))
+    return len(equation.invars) - carried - scanned, carried
 
 
 def _settle(body: Any, operands: list[Sources], start: int, count: int) -> list[Sources]:

@@ -224,6 +224,10 @@ def branched(params, x):
         (carried, "'stack' belongs to a layer inside `(scan|while)`"),
         (looped, "'stack' belongs to a layer inside `while`"),
         (branched, "'stack' belongs to a layer inside `cond`"),
+        (
+            lambda params, x: jax.lax.map(lambda row: row @ params["stack"][0], x),
+            "'stack' belongs to a layer inside `scan`",
+        ),
         (jax.jit(lambda params, x: jax.jit(scanned)(params, x)), "'stack' belongs to a layer inside `scan`"),
         (lambda params, x: x @ params["stack"][0] @ params["stack"][1], "'stack' is used by two layers"),
         (lambda params, x: x * params["stack"][0], "no layer found"),
