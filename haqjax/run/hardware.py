@@ -43,8 +43,8 @@ def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
     if config.out is None:
         return None
     out = new_folder(config.out)
-    for accelerator in machines:
-        for name, figure in _figures(accelerator, table_of, config.model).items():
+    for accelerator, rows in zip(machines, parts, strict=True):
+        for name, figure in _figures(accelerator, table_of, rows, config.model).items():
             save(figure, out / f"{accelerator.name}-{name}.png")
     console.print(f"figures in {out}", highlight=False)
     return out
@@ -88,9 +88,8 @@ def _kind(table_of: LayerTable, at: int) -> str:
     return next((name for name, flags in names.items() if flags[at]), "conv")
 
 
-def _figures(accelerator: Machine, table_of: LayerTable, model: str) -> dict:
+def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> dict:
     usage = MODELS[accelerator.model].use(accelerator.numbers, table_of)
-    parts = _explain(accelerator, table_of)
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": share_figure(
