@@ -9,59 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds, LayerTable
+from haqjax.bounds import at_rank, bounds, clip_policy, follow, ladder, lead, to_rank
+from haqjax.types import ACTIVATION, WEIGHT, Bounds
 
-PINNED = {0: WIDTHS, -1: WIDTHS}  # first and last layer keep 8 bits (Wang et al. 2019, section 4)
-
-
-def bounds(
-    layers: LayerTable | int,
-    low: int | tuple[int, int] = 2,
-    high: int | tuple[int, int] = WIDTHS,
-    pinned: Mapping[int, int] | None = None,
-) -> Bounds:
-    """The fewest and the most bits that a search may give each layer.
-
-    Args:
-      layers: the network's layers, or how many there are.
-      low: fewest bits, for weights and activations alike or as a pair (weights, activations). Weights of one bit
-        need a binary code: symmetric linear quantisation has no level left but zero.
-      high: most bits, in the same form. A pair such as `low=(2, 8), high=(8, 8)` searches the weights only.
-      pinned: bits of the layers that no search may change, by index (negative from the end); by default 8 for the
-        first and the last layer, `{}` for none.
-
-    Returns:
-      Bounds, each int32 [L, 2]; a pinned entry has `low == high`.
-
-    Raises:
-      ValueError: a width outside 1..8, `low` above `high`, or an index that is no layer.
-
-    >>> bounds(3, low=2, high=6).high.tolist()
-    [[8, 8], [6, 6], [8, 8]]
-    """
-    count = layers if isinstance(layers, int) else len(layers)
-    least, most = (np.empty((count, 2), np.int32) for _ in range(2))
-    least[:], most[:] = low, high
-    for index, bits in (PINNED if pinned is None else pinned).items():
-        if not -count <= index < count:
-            raise ValueError(f"pinned layer {index} does not exist: the network has {count} layers")
-        least[index] = most[index] = bits
-    if least.min() < 1 or most.max() > WIDTHS or np.any(least > most):
-        raise ValueError(f"bits must satisfy 1 <= low <= high <= {WIDTHS}, got low={low}, high={high}, pinned={pinned}")
-    return Bounds(jnp.asarray(least), jnp.asarray(most))
+__all__ = ["bounds", "from_rows", "load", "save", "to_actions", "to_bits", "to_rows", "uniform"]
 
 
 def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """Turns actions into bits: `round(low - 0.5 + action (high - low + 1))`, clipped into the bounds.
 
-    The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal share of [0, 1].
+    The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal share of [0, 1]. Where only some
+    widths are allowed, each of those does. Tied layers follow the first of their group.
 
     >>> to_bits(jnp.asarray([[0.0, 1.0], [0.5, 0.9]]), bounds(2, pinned={})).tolist()
     [[2, 8], [5, 8]]
     """
-    low, high = _like(actions, bounds)
+    if bounds.allowed is not None:
+        _, count = ladder(bounds)
+        rank = jnp.round(actions * lead(count, actions) - 0.5).astype(jnp.int32)
+        return follow(at_rank(jnp.clip(rank, 0, lead(count, actions) - 1), bounds), bounds)
+    low, high = lead(bounds.low, actions), lead(bounds.high, actions)
     bits = jnp.round(low - 0.5 + actions * (high - low + 1))
-    return jnp.clip(bits.astype(jnp.int32), low, high)
+    return follow(jnp.clip(bits.astype(jnp.int32), low, high), bounds)
 
 
 def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n L 2"]:
@@ -70,8 +39,8 @@ def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n
     >>> to_actions(jnp.asarray([[2, 8]]), bounds(1, low=1, pinned={})).tolist()
     [[0.1875, 0.9375]]
     """
-    low, high = _like(policy, bounds)
-    return (policy - low + 0.5) / (high - low + 1)
+    _, count = ladder(bounds)
+    return (to_rank(policy, bounds) + 0.5) / lead(count, policy)
 
 
 def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
@@ -80,7 +49,7 @@ def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
     >>> uniform(4, bounds(3)).tolist()
     [[8, 8], [4, 4], [8, 8]]
     """
-    return jnp.clip(jnp.full(bounds.low.shape, bits, jnp.int32), bounds.low, bounds.high)
+    return clip_policy(jnp.full(bounds.low.shape, bits, jnp.int32), bounds)
 
 
 def to_rows(policy: Int[Array, "L 2"], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -143,8 +112,3 @@ def _read_bits(row: Mapping[str, Any], key: str) -> int:
     if type(bits) is not int or bits < 1:
         raise ValueError(f"layer {row['name']!r} has {key} {bits!r}, expected a whole number of bits")
     return bits
-
-
-def _like(values: Array, bounds: Bounds) -> Bounds:
-    """The bounds with the leading axes of `values`, so that no rank is promoted silently."""
-    return Bounds(*(jnp.broadcast_to(bound, values.shape) for bound in bounds))

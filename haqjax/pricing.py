@@ -1,11 +1,13 @@
 """The cost of a policy, read from a cost table."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Cost, CostTable
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Cost, CostTable, Lifetimes
 
 
 def price(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
@@ -15,7 +17,7 @@ def price(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"
     neighbouring entries, which makes every table differentiable in the bits; at integers the two agree.
 
     Args:
-      table: costs [L, 8, 8] in seconds, joules and bytes.
+      table: costs [L, 8, 8] in seconds, joules, bytes and bit operations, and what peak memory is told from.
       policy: bits [..., L, 2] from 1 to 8, weights first; integers, or floating for the interpolation.
 
     Returns:
@@ -35,7 +37,68 @@ def price(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"
     check_shape(table, policy)
     rows = _interpolate(table, policy) if jnp.issubdtype(policy.dtype, jnp.floating) else _look_up(table, policy)
     valid = jnp.all((policy >= 1) & (policy <= WIDTHS), axis=(-2, -1))
-    return Cost(*(jnp.where(valid, row + extra, jnp.nan) for row, extra in zip(rows, table.fixed, strict=True)))
+    total = dict(zip(Cost._fields, rows, strict=False))
+    if table.lifetimes is not None:
+        total["memory"] = peak_memory(table.lifetimes, policy)
+    unknown = jnp.full(valid.shape, jnp.nan)
+
+    def add(name: str) -> Float[Array, "*n"]:
+        fixed = getattr(table.fixed, name)
+        return jnp.where(valid, total.get(name, unknown) + (0.0 if fixed is None else fixed), jnp.nan)
+
+    return Cost(*map(add, Cost._fields))
+
+
+def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n"]:
+    """The most bytes of activations that are in memory at a time.
+
+    A tensor is stored at the widest activation bits of the layers that read it: directly or through element-wise
+    functions, else through sums. One that no layer reads, such as the output, is stored in 32 bits.
+
+    Args:
+      lifetimes: from `haqjax.hardware.find_lifetimes`.
+      policy: bits of weights and activations; weights do not matter here.
+
+    Returns:
+      Bytes, leading axes as the policy's.
+
+    >>> lifetimes = Lifetimes(np.array([100.0, 2.0]), np.array([[True, True]]), np.array([[True], [False]]))
+    >>> float(peak_memory(lifetimes, np.array([[8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
+    58.0
+    """
+    activation_bits = policy[..., None, :, ACTIVATION]
+    readers = jnp.reshape(lifetimes.readers, (1,) * (policy.ndim - 2) + lifetimes.readers.shape)
+    bits = jnp.max(jnp.where(readers, activation_bits, 0), axis=-1)
+    bits = jnp.where(readers.any(axis=-1), bits, FULL_PRECISION)
+    stored = bits * jnp.reshape(lifetimes.elements, (1,) * (bits.ndim - 1) + (-1,))
+    alive = jnp.asarray(lifetimes.alive, stored.dtype)
+    return jnp.max(stored @ alive.T, axis=-1) / 8
+
+
+def cost_64(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> tuple[float, ...]:
+    """`price` of one policy on the host, in float64."""
+    total = {name: entries(values, policy).sum() for name, values in zip(Cost._fields, tables(table), strict=False)}
+    if table.lifetimes is not None:
+        total["memory"] = (np.asarray(table.lifetimes.alive) @ stored_bytes(table.lifetimes, policy)).max()
+    fixed = [0.0 if extra is None else float(extra) for extra in table.fixed]
+    return tuple(float(total.get(name, math.nan)) + extra for name, extra in zip(Cost._fields, fixed, strict=True))
+
+
+def entries(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
+    """What each layer costs under one policy, on the host."""
+    return np.asarray(values)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
+
+
+def stored_bytes(lifetimes: Lifetimes, policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "V"]:
+    """What each tensor takes in memory under one policy, on the host."""
+    readers = np.asarray(lifetimes.readers)
+    bits = np.where(readers, policy[None, :, ACTIVATION], 0).max(axis=-1)
+    return np.where(readers.any(axis=-1), bits, FULL_PRECISION) * np.asarray(lifetimes.elements) / 8
+
+
+def tables(table: CostTable) -> list[Float[np.ndarray, "L 8 8"]]:
+    """The costs that add up over layers, in the order of `Cost`."""
+    return [table.latency, table.energy, table.size, *([] if table.bops is None else [table.bops])]
 
 
 def check_shape(table: CostTable, policy: Array) -> None:
@@ -47,10 +110,10 @@ def check_shape(table: CostTable, policy: Array) -> None:
 
 
 def _look_up(table: CostTable, policy: Int[Array, "*n L 2"]) -> tuple[Float[Array, "*n"], ...]:
-    # One gather of rows of three: on a CPU a gather's time goes with the number of indices, not of numbers.
-    rows = jnp.stack([table.latency, table.energy, table.size], axis=-1).reshape(-1, 3)
-    total = rows.at[_flat_index(policy)].get(mode="clip").sum(axis=-2)
-    return tuple(total[..., i] for i in range(3))
+    # One gather of rows: on a CPU a gather's time goes with the number of indices, not of numbers.
+    stacked = jnp.stack(tables(table), axis=-1)
+    total = stacked.reshape(-1, stacked.shape[-1]).at[_flat_index(policy)].get(mode="clip").sum(axis=-2)
+    return tuple(total[..., i] for i in range(total.shape[-1]))
 
 
 def _interpolate(table: CostTable, policy: Float[Array, "*n L 2"]) -> tuple[Float[Array, "*n"], ...]:
@@ -69,7 +132,7 @@ def _interpolate(table: CostTable, policy: Float[Array, "*n L 2"]) -> tuple[Floa
         return (low + w * (high - low)).sum(axis=-1)
 
     # Resource by resource: a table without energy (NaN) then leaves the other gradients alone.
-    return total(table.latency), total(table.energy), total(table.size)
+    return tuple(map(total, tables(table)))
 
 
 def _flat_index(policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L"]:

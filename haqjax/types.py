@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 AnyArray = Array | np.ndarray  # on the device or on the host
 
@@ -65,11 +65,25 @@ class LayerTable:
 
 
 class Cost(NamedTuple):
-    """What one policy costs; leading axes as the policy's."""
+    """What one policy costs; leading axes as the policy's. NaN where it is not known."""
 
     latency: Float[Array, "*n"]  # s per batch of the machine
     energy: Float[Array, "*n"]  # J per batch of the machine; NaN where the machine has no energy model
     size: Float[Array, "*n"]  # bytes of the stored parameters
+    # Bit operations for one image, weight bits x activation bits a product; bytes of its activations at their peak.
+    bops: Float[Array, "*n"] | None = None
+    memory: Float[Array, "*n"] | None = None
+
+
+class Lifetimes(NamedTuple):
+    """The V tensors computed from the input, and which of them are in memory during each of the E products.
+
+    A product is a layer, or one of two activations.
+    """
+
+    elements: Float[np.ndarray, "V"]  # for the batch that was traced
+    alive: Bool[np.ndarray, "E V"]  # what the product reads and writes, and what is read later
+    readers: Bool[np.ndarray, "V L"]  # the layers whose activation bits a tensor is stored at, the widest of them
 
 
 @jax.tree_util.register_dataclass
@@ -84,24 +98,30 @@ class CostTable:
     energy: Float[np.ndarray, "L 8 8"]  # J
     size: Float[np.ndarray, "L 8 8"]  # bytes
     fixed: Cost  # what no policy changes, scalars: bytes of the parameters that stay at 32 bits
+    bops: Float[np.ndarray, "L 8 8"] | None = None  # bit operations
+    lifetimes: Lifetimes | None = None  # of the activations, which peak memory is told from: it is no sum over layers
 
     def __len__(self) -> int:
         return self.latency.shape[0]
 
 
 class Bounds(NamedTuple):
-    """The fewest and the most bits allowed; a pinned entry has `low == high`."""
+    """The bits that each entry of a policy may have; a pinned entry has `low == high`."""
 
-    low: Int[Array, "L 2"]
-    high: Int[Array, "L 2"]
+    low: Int[Array, "L 2"]  # the fewest
+    high: Int[Array, "L 2"]  # the most
+    allowed: Bool[Array, "L 2 8"] | None = None  # which widths between them, by bits - 1; None: all
+    tied: Int[Array, "L"] | None = None  # the layer whose bits a layer shares, the first of its group; None: its own
 
 
 class Budget(NamedTuple):
-    """The most that a policy may cost, scalars; a resource without a limit has `inf`."""
+    """The most that a policy may cost, scalars; a resource without a limit has `inf` or None."""
 
     latency: Float[Array, ""]  # s
     energy: Float[Array, ""]  # J
     size: Float[Array, ""]  # bytes
+    bops: Float[Array, ""] | None = None  # bit operations
+    memory: Float[Array, ""] | None = None  # bytes
 
 
 class Projection(NamedTuple):
@@ -112,18 +132,29 @@ class Projection(NamedTuple):
     cost: Cost
 
 
+class Bank(NamedTuple):
+    """The weights of a network as k-means has them at every width: `codebooks[l, w - 1][codes[l][w - 1]]`.
+
+    A codebook of `w` bits has `2**w` values in rising order; the rest of its row repeats the last of them.
+    """
+
+    codes: tuple[UInt8[AnyArray, "8 *shape"], ...]  # one array a layer, [bits - 1, *shape of the weight]
+    codebooks: Float[AnyArray, "L 8 256"]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ranges:
     """Where each tensor is clipped at each bit-width, and which activations are signed.
 
     With `per_channel`, an output channel of a weight is clipped at `clip` times the ratio of the channel's largest
-    magnitude to the tensor's; without, at `clip`.
+    magnitude to the tensor's; without, at `clip`. With a `bank`, weights take their values from it instead.
     """
 
     clip: Float[AnyArray, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
     signed: Bool[AnyArray, "L"]  # activations only; weights are always signed
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
+    bank: Bank | None = None  # k-means weights
 
 
 class Transition(NamedTuple):

@@ -4,12 +4,25 @@ import numpy as np
 
 
 def total(table, policy):
-    """(latency, energy, size) of one policy, entry by entry."""
+    """(latency, energy, size, bops, memory) of one policy, entry by entry; NaN for what the table cannot tell."""
     sums = [float(fixed) for fixed in table.fixed]
     for layer, (w, a) in enumerate(policy):
-        for i, values in enumerate((table.latency, table.energy, table.size)):
-            sums[i] += float(values[layer, w - 1, a - 1])
+        for i, values in enumerate((table.latency, table.energy, table.size, table.bops)):
+            sums[i] += np.nan if values is None else float(values[layer, w - 1, a - 1])
+    sums[4] += np.nan if table.lifetimes is None else peak(table.lifetimes, policy)
     return sums
+
+
+def peak(lifetimes, policy):
+    """The most bytes in memory during a product, tensor by tensor."""
+    most = 0.0
+    for alive in lifetimes.alive:
+        held = 0.0
+        for elements, readers, here in zip(lifetimes.elements, lifetimes.readers, alive, strict=True):
+            bits = max([policy[layer][1] for layer in np.flatnonzero(readers)], default=32)
+            held += elements * bits / 8 if here else 0.0
+        most = max(most, held)
+    return most
 
 
 def lower_onto_budget(policy, table, low, limits):
@@ -30,6 +43,28 @@ def lower_onto_budget(policy, table, low, limits):
         if policy == before:
             return policy, False
     return policy, True
+
+
+def lower_over_widths(policy, table, widths, limits):
+    """`lower_onto_budget` where layer `l` has only `widths[l]`: the loop over a table of ranks in their place."""
+
+    def expand(ranks):
+        return [[widths[layer][rank - 1] for rank in pair] for layer, pair in enumerate(ranks)]
+
+    ranks = [[widths[layer].index(bits) + 1 for bits in pair] for layer, pair in enumerate(policy.tolist())]
+    while True:
+        if all(spent <= limit for spent, limit in zip(total(table, expand(ranks)), limits, strict=True)):
+            return expand(ranks), True
+        before = [list(pair) for pair in ranks]
+        for layer in reversed(range(len(ranks))):
+            for column in (1, 0):
+                if ranks[layer][column] > 1:
+                    ranks[layer][column] -= 1
+                    spent = total(table, expand(ranks))
+                    if all(s <= limit for s, limit in zip(spent, limits, strict=True)):
+                        return expand(ranks), True
+        if ranks == before:
+            return expand(ranks), False
 
 
 def forward(layers, x):

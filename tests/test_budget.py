@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 import references_search as references
-from haqjax.budget import best_uniform, budget, check_reachable, fits, floor, project
-from haqjax.policy import bounds, uniform
+from haqjax.bounds import bounds
+from haqjax.budget import budget, fits
+from haqjax.policy import to_bits, uniform
 from haqjax.pricing import price
-from haqjax.types import Bounds, Budget, Cost, CostTable
+from haqjax.projection import best_uniform, project
+from haqjax.reach import check_reachable, floor
+from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
 
 LAYERS = 5
 FREE = np.inf
@@ -16,10 +19,15 @@ FREE = np.inf
 def make_table(seed: int, layers: int = LAYERS, monotone: bool = True) -> CostTable:
     """Whole numbers: their float32 sums are exact, so that a tie is a tie on both sides of a comparison."""
     random = np.random.default_rng(seed)
-    values = random.integers(0, 9, (3, layers, 8, 8))  # 0: some steps change nothing
+    values = random.integers(0, 9, (4, layers, 8, 8))  # 0: some steps change nothing
     if monotone:
         values = values.cumsum(-1).cumsum(-2)
-    return CostTable(*values.astype(float), fixed=Cost(*random.integers(0, 9, 3).astype(float)))
+    *sums, bops = values.astype(float)
+    alive, readers = random.random((4, 6)) < 0.5, random.random((6, layers)) < 1 / 5
+    readers[np.arange(5), 1 % layers + np.arange(5) % max(1, layers - 1)] = True
+    alive[0] = True
+    lifetimes = Lifetimes(8.0 * np.append(random.integers(1, 9, 5), 0), alive, readers)
+    return CostTable(*sums, Cost(*random.integers(0, 9, 5).astype(float)), bops, lifetimes)
 
 
 def make_bounds(seed: int, layers: int = LAYERS) -> Bounds:
@@ -35,8 +43,8 @@ def random_policies(seed: int, count: int, limits: Bounds) -> np.ndarray:
 
 def random_limits(seed: int, count: int, table: CostTable, limits: Bounds, limited: tuple[bool, ...]) -> np.ndarray:
     """From below the floor to above what the dearest policy costs."""
-    least, most = (references.total(table, np.asarray(bits)) for bits in limits)
-    share = np.random.default_rng(seed).uniform(-0.1, 1.1, (count, 3))
+    least, most = (references.total(table, np.asarray(bits)) for bits in limits[:2])
+    share = np.random.default_rng(seed).uniform(-0.1, 1.1, (count, 5))
     return np.where(limited, np.round(np.add(least, share * np.subtract(most, least))), FREE)
 
 
@@ -53,7 +61,7 @@ def test_the_price_of_whole_bits_is_a_sum_of_entries(dtype):
     policies = random_policies(1, 40, bounds(LAYERS, 1, 8, pinned={}))
     cost = jax.jit(price)(table, jnp.asarray(policies, dtype).reshape(4, 10, LAYERS, 2))
     expected = [references.total(table, policy) for policy in policies]
-    np.testing.assert_array_equal(np.stack(cost, -1).reshape(40, 3), expected)
+    np.testing.assert_array_equal(np.stack(cost, -1).reshape(40, 5), expected)
 
 
 def test_the_price_of_fractional_bits_is_bilinear():
@@ -100,7 +108,7 @@ def test_fractions_count_from_the_all_8_bit_cost_and_absolute_limits_do_not():
     table = make_table(1)
     full = references.total(table, np.full((LAYERS, 2), 8))
     limits = budget(table, latency=0.6, energy_j=7.0, size=1.0)
-    np.testing.assert_allclose(limits, [0.6 * full[0], 7.0, full[2]], rtol=1e-6)
+    np.testing.assert_allclose(limits, [0.6 * full[0], 7.0, full[2], np.inf, np.inf], rtol=1e-6)
     assert np.isposinf(budget(table)).all()
 
 
@@ -128,10 +136,10 @@ def test_a_limit_needs_a_table_that_has_the_resource():
     assert fits(price(table, uniform(8, bounds(LAYERS))), budget(table, latency=1.0))
 
 
-@pytest.mark.parametrize("resource", range(3))
+@pytest.mark.parametrize("resource", range(5))
 def test_every_resource_is_held_to_its_limit(resource):
-    limits = Budget(*(jnp.float32(10.0) for _ in range(3)))
-    spent = np.full((5, 3), 10.0, np.float32)
+    limits = Budget(*(jnp.float32(10.0) for _ in range(5)))
+    spent = np.full((5, 5), 10.0, np.float32)
     spent[:, resource] = [10.0, 10.0 * (1 + 5e-7), 10.0 * (1 + 4e-6), np.nan, np.inf]
     assert fits(Cost(*jnp.asarray(spent.T)), limits).tolist() == [True, True, False, False, False]
 
@@ -159,6 +167,19 @@ def test_a_budget_below_the_floor_is_refused_with_the_layers_that_hold_it():
     check_reachable(table, limits, budget(table, latency_s=10e-3, energy=0.9))
 
 
+def test_a_memory_budget_below_the_floor_names_the_tensors_that_are_held():
+    lifetimes = Lifetimes(
+        elements=np.array([4096.0, 1024.0, 8.0]),
+        alive=np.array([[True, True, False], [False, True, True]]),
+        readers=np.array([[True, False], [False, True], [False, False]]),
+    )
+    table = CostTable(*(np.ones((2, 8, 8)) for _ in range(3)), Cost(0.0, 0.0, 0.0), lifetimes=lifetimes)
+    told = "memory budget 1 KiB is below the floor 1.25 KiB .* the input of layer 0 80 %"
+    with pytest.raises(ValueError, match=told):
+        check_reachable(table, bounds(2, pinned={}), budget(table, memory_bytes=1024))
+    check_reachable(table, bounds(2, pinned={}), budget(table, memory_bytes=1280))
+
+
 def test_what_no_policy_changes_can_hold_the_floor():
     table = CostTable(*(np.full((2, 8, 8), 512.0) for _ in range(3)), fixed=Cost(0.0, 0.0, 3072.0))
     with pytest.raises(ValueError, match="size budget 2 KiB is below the floor 4 KiB .* what no policy changes 75 %"):
@@ -170,7 +191,15 @@ def test_what_no_policy_changes_can_hold_the_floor():
 
 @pytest.mark.parametrize(
     "limited",
-    [(True, False, False), (False, True, False), (False, False, True), (True, True, True), (True, False, True)],
+    [
+        (True, False, False, False, False),
+        (False, True, False, False, False),
+        (False, False, True, False, False),
+        (False, False, False, True, False),
+        (False, False, False, False, True),
+        (True, True, True, True, True),
+        (True, False, True, False, True),
+    ],
 )
 @pytest.mark.parametrize("seed", range(3))
 def test_projection_equals_the_loop(seed, limited):
@@ -186,6 +215,35 @@ def test_projection_equals_the_loop(seed, limited):
     np.testing.assert_array_equal(result.feasible, [feasible for _, feasible in expected])
     np.testing.assert_array_equal(np.stack(result.cost, -1), [references.total(table, p) for p, _ in expected])
     assert 0 < result.feasible.sum() < count, "the cases must hold both outcomes"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_projection_onto_some_widths_steps_from_one_to_the_next(seed):
+    """HAQ's loop over ranks, in a table whose rows are those of the widths."""
+    table, count = make_table(seed), 200
+    limits = bounds(LAYERS, pinned={0: 8}, allowed=np.isin(np.arange(1, 9), (2, 4, 8)) & np.ones((LAYERS, 2, 1), bool))
+    policies = to_bits(jax.random.uniform(jax.random.key(seed), (count, LAYERS, 2)), limits)
+    assert set(np.unique(policies)) == {2, 4, 8}
+    budgets = random_limits(seed, count, table, limits, (True, False, True, False, True))
+    result = jax.jit(jax.vmap(project, (0, None, None, 0)))(policies, table, limits, as_budget(budgets))
+    expected = [
+        references.lower_over_widths(policy, table, [(8,)] + [(2, 4, 8)] * (LAYERS - 1), limit)
+        for policy, limit in zip(np.asarray(policies), budgets, strict=True)
+    ]
+    np.testing.assert_array_equal(result.policy, [policy for policy, _ in expected])
+    np.testing.assert_array_equal(result.feasible, [feasible for _, feasible in expected])
+    assert 0 < result.feasible.sum() < count, "the cases must hold both outcomes"
+
+
+def test_tied_layers_fall_together():
+    table = make_table(2)
+    limits = bounds(LAYERS, pinned={}, tied=[(1, 3)])
+    start = jax.random.randint(jax.random.key(0), (100, LAYERS, 2), 2, 9)
+    result = project(start, table, limits, budget(table, latency=0.5))
+    np.testing.assert_array_equal(result.policy[:, 1], result.policy[:, 3])
+    assert result.feasible.all()
+    apart = project(start.at[:, 3].set(start[:, 1]), table, bounds(LAYERS, pinned={}), budget(table, latency=0.5))
+    assert np.any(np.asarray(apart.policy[:, 1] != apart.policy[:, 3]))
 
 
 def test_one_budget_serves_any_leading_axes():
@@ -218,8 +276,8 @@ def test_where_fewer_bits_may_cost_more_the_result_fits_and_one_step_less_does_n
     table, limits, count = make_table(seed, monotone=False), make_bounds(seed + 5), 300
     policies = random_policies(seed, count, limits)
     least = np.array(references.total(table, np.asarray(limits.low)))
-    room = np.random.default_rng(seed).uniform(0, 40, (count, 3))
-    budgets = np.where((True, True, False), np.round(least + room), FREE)  # the lowest policy always fits
+    room = np.random.default_rng(seed).uniform(0, 40, (count, 5))
+    budgets = np.where((True, True, False, False, False), np.round(least + room), FREE)  # the lowest policy always fits
     result = jax.jit(jax.vmap(project, (0, None, None, 0)))(policies, table, limits, as_budget(budgets))
     assert result.feasible.all()
     lowered = 0

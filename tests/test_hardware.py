@@ -5,11 +5,12 @@ import pytest
 import yaml
 
 import references_hardware as references
+import references_search
 from haqjax.capture import layers
-from haqjax.hardware import cost_table, machine, total_cost
+from haqjax.hardware import cost_table, find_bounds, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
 from haqjax.models import outline
-from haqjax.types import Cost, CostTable
+from haqjax.types import Cost, CostTable, Lifetimes
 from references_hardware import conv, dense, table
 
 MACHINES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -17,8 +18,9 @@ MACHINES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 def random_table(layers, seed=0):
     rng = np.random.default_rng(seed)
-    latency, energy, size = rng.uniform(1, 2, (3, layers, 8, 8))
-    return CostTable(latency, energy, size, Cost(*np.array([0.5, 0.25, 100.0])))
+    latency, energy, size, bops = rng.uniform(1, 2, (4, layers, 8, 8))
+    lifetimes = Lifetimes(rng.uniform(1, 2, 5), rng.random((4, 5)) < 0.6, rng.random((5, layers)) < 0.5)
+    return CostTable(latency, energy, size, Cost(*np.array([0.5, 0.25, 100.0, 3.0, 4.0])), bops, lifetimes)
 
 
 def slow_cost(values, fixed, policy):
@@ -187,10 +189,35 @@ def test_a_policy_costs_the_sum_of_its_entries(lead):
     policy = np.random.default_rng(1).integers(1, 9, (*lead, 7, 2))
     found = total_cost(costs, policy)
     for name in Cost._fields:
-        values, fixed = getattr(costs, name), getattr(costs.fixed, name)
-        expected = [slow_cost(values, fixed, row) for row in policy.reshape(-1, 7, 2)]
+        fixed = getattr(costs.fixed, name)
+        if name == "memory":
+            expected = [fixed + references_search.peak(costs.lifetimes, row) for row in policy.reshape(-1, 7, 2)]
+        else:
+            expected = [slow_cost(getattr(costs, name), fixed, row) for row in policy.reshape(-1, 7, 2)]
         assert getattr(found, name).shape == lead
         np.testing.assert_allclose(np.ravel(getattr(found, name)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize(
+    "network", [references.resnet50(), table([dense(4096, 16384, rows=4096), dense(16384, 4096, rows=4096)])]
+)
+def test_nothing_overflows_at_a_large_network_and_batch_16(name, network):
+    """ResNet-50 at 224 pixels, and the two products of a 4096-wide transformer's block over 4,096 tokens."""
+    numbers = machine(name).numbers
+    large = Machine(name, machine(name).model, numbers._replace(batch=16))
+    found = cost_table(large, network)
+    for values in (found.latency, found.energy, found.size, found.bops):
+        assert np.isfinite(values).all() and (values > 0).all()
+    # A wrapped counter would lose more than half of what the widest operands cost over the narrowest ones.
+    assert (found.latency[:, 7, 7] >= found.latency[:, 0, 0]).all()
+    assert (found.energy[:, 7, 7] >= found.energy[:, 0, 0]).all()
+    assert found.bops[:, 7, 7].tolist() == (64 * network.macs).tolist()
+    utilisation = find_bounds(large, network).utilisation  # against the operations in 64 bits
+    assert (utilisation > 0).all() and (utilisation <= 1 + 1e-9).all()
+    one = cost_table(Machine(name, large.model, numbers._replace(batch=1)), network)
+    for many, single in ((found.latency, one.latency), (found.energy, one.energy)):
+        assert (many >= single).all()
 
 
 def test_uniform_cost_is_the_table():

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "haqjax"
 # The lowest layer first: a part never imports from a later line.
 LAYERS = (
     {"types", "files", "graph"},
-    {"capture", "lowering", "policy", "pricing", "budget", "models", "data"},
+    {"capture", "lowering", "bounds", "rules", "policy", "pricing", "budget", "projection", "reach", "models", "data"},
     {"quantize", "hardware", "agent"},
     {"search", "train"},
     {"run", "report", "export"},

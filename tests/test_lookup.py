@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 import references_hardware as references
-from haqjax.hardware import cost_table, machine, save_table
-from haqjax.hardware.lookup import widths
+from haqjax.hardware import available_widths, cost_table, machine, save_table
 from haqjax.types import Cost, CostTable
 from references_hardware import conv, dense, table
 
@@ -30,7 +29,7 @@ def lines(bits=((8, 8),), names=LAYERS.names, cost="1.5"):
 HEADER = "layer,weight_bits,activation_bits,latency_ms\n"
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".npy"])
+@pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
 def test_a_table_comes_back_as_it_was(suffix, tmp_path):
     path = tmp_path / f"mine{suffix}"
     save_table(path, rising_table(), LAYERS)
@@ -42,7 +41,7 @@ def test_a_table_comes_back_as_it_was(suffix, tmp_path):
     assert found.size[2, 3, 0] == 32 * 4 / 8
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".npy"])
+@pytest.mark.parametrize("suffix", [".csv", ".npy", ".parquet"])
 def test_a_table_without_energy(suffix, tmp_path):
     path = tmp_path / f"mine{suffix}"
     costs = rising_table()
@@ -87,7 +86,9 @@ def test_missing_widths_cost_what_the_next_width_does(tmp_path):
     entries = [(w, a) for w in (2, 4) for a in (2, 4, 8)]
     rows = "".join(f"{name},{w},{a},{10 * w + a}\n" for name in LAYERS.names for w, a in entries)
     found = cost_table(machine(write(path, HEADER + rows)), LAYERS).latency[1] * 1e3
-    assert widths(machine(path).numbers) == ((2, 4), (2, 4, 8))
+    for available in available_widths(machine(path), LAYERS):
+        assert (np.flatnonzero(available[0]) + 1).tolist() == [2, 4]
+        assert (np.flatnonzero(available[1]) + 1).tolist() == [2, 4, 8]
     for w in range(1, 9):
         for a in range(1, 9):
             up = [10 * x + y for x, y in entries if x >= w and y >= a]
@@ -177,7 +178,10 @@ def test_tables_are_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "layers", "message"),
-    [("mine.txt", LAYERS, "is a .csv or a .npy file"), ("mine.csv", table([dense(2, 2)]), "a table of 3 layers")],
+    [
+        ("mine.txt", LAYERS, "is a .csv, .npy or .parquet file"),
+        ("mine.csv", table([dense(2, 2)]), "a table of 3 layers"),
+    ],
 )
 def test_what_cannot_be_saved(name, layers, message, tmp_path):
     with pytest.raises(ValueError, match=message):
@@ -189,4 +193,4 @@ def test_a_measured_table_is_a_pytree_of_numbers_like_any_other(tmp_path):
     path = tmp_path / "mine.npy"
     save_table(path, rising_table(), LAYERS)
     found = cost_table(machine(path), LAYERS)
-    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [np.float64] * 6
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [np.float64] * 9

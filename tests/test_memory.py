@@ -5,8 +5,9 @@ import pytest
 
 import references_hardware as references
 from haqjax.hardware.bops import bop_table
-from haqjax.hardware.memory import find_lifetimes, peak_memory
+from haqjax.hardware.memory import find_lifetimes
 from haqjax.models import outline
+from haqjax.pricing import peak_memory
 from references_hardware import conv, dense, table
 
 

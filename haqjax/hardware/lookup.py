@@ -4,7 +4,7 @@ import dataclasses
 import warnings
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import LayerTable
@@ -79,11 +79,14 @@ def use(numbers: Measured, layers: LayerTable) -> Usage:
     return Usage(_fill(latency), unknown, unknown, streams, streams, Energies(energy, nothing, nothing, nothing))
 
 
-def widths(numbers: Measured) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The weight bits and the activation bits that a measured table has entries for, in some layer."""
-    present = ~np.isnan(numbers.latency)
-    weights, activations = (np.flatnonzero(present.any(axis=axes)) + 1 for axes in ((0, 2), (0, 1)))
-    return tuple(weights.tolist()), tuple(activations.tolist())
+def available(numbers: Measured, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"]:
+    """The widths [layer, weights or activations, bits - 1] that a measured table has an entry for.
+
+    Raises:
+      ValueError: as `use`.
+    """
+    present = ~np.isnan(numbers.latency[_match(numbers, layers)])
+    return np.stack([present.any(axis=2), present.any(axis=1)], axis=1)
 
 
 def _fill(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "L 8 8"]:

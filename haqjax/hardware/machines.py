@@ -9,7 +9,7 @@ import yaml
 
 from haqjax.hardware import bismo, bitfusion, lookup, roofline
 from haqjax.hardware.fields import read_fields
-from haqjax.hardware.table_files import load_table
+from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
 from haqjax.types import LayerTable
 
@@ -51,7 +51,7 @@ def machine(name_or_path: str | Path) -> Machine:
 
     Args:
       name_or_path: a name, such as "bismo_edge" or "edge", the path of a YAML file, or the path of a measured table
-        (.csv or .npy). To describe a machine of your own, copy a file of `haqjax/hardware/machines` and edit it.
+        (.csv, .npy or .parquet). To describe your own machine, copy a file of `haqjax/hardware/machines` and edit it.
 
     Returns:
       The machine.
@@ -65,10 +65,13 @@ def machine(name_or_path: str | Path) -> Machine:
     name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
     known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = known.get(name, Path(name))
-    if path.suffix not in (".yaml", ".yml", ".csv", ".npy") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml", *SUFFIXES) or not path.is_file():
         names = ", ".join([*known, *SHORT_NAMES])
-        raise ValueError(f"unknown machine {name}; there are {names}, or give the path of a .yaml, .csv or .npy file")
-    if path.suffix in (".csv", ".npy"):
+        kinds = ", ".join([".yaml", *SUFFIXES[:-1]])
+        raise ValueError(
+            f"unknown machine {name}; there are {names}, or give the path of a {kinds} or {SUFFIXES[-1]} file"
+        )
+    if path.suffix in SUFFIXES:
         return Machine(path.stem, "measured", load_table(path))
     return _read_machine(path)
 

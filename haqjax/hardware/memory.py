@@ -1,33 +1,21 @@
-"""Peak memory of activations under a policy, from the lifetimes of the tensors in a network's program."""
+"""The lifetimes of the tensors in a network's program, which peak memory is told from."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, PyTree
 
 from haqjax.graph import Layer, Plan, make_plan, shape_of
-from haqjax.types import ACTIVATION, FULL_PRECISION
+from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.
 VIEWS = {"reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p", "stop_gradient", "rev"}
 
 
 PRODUCTS = {"dot_general", "conv_general_dilated"}
-
-
-class Lifetimes(NamedTuple):
-    """The V tensors computed from the input, and which of them are in memory during each of the E products.
-
-    A product is a layer, or one of two activations.
-    """
-
-    elements: Float[np.ndarray, "V"]  # for the batch that was traced
-    alive: Bool[np.ndarray, "E V"]  # what the product reads and writes, and what is read later
-    readers: Bool[np.ndarray, "V L"]  # the layers whose activation bits a tensor is stored at, the widest of them
 
 
 class _Step(NamedTuple):
@@ -51,10 +39,16 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
       x: an example batch or its `ShapeDtypeStruct`s; memory is for this batch.
 
     Returns:
-      The lifetimes, for `peak_memory`.
+      The lifetimes, for `cost_table` or `haqjax.pricing.peak_memory`.
 
     Raises:
       ValueError: as `haqjax.layers`.
+
+    >>> from haqjax.pricing import peak_memory
+    >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
+    >>> lifetimes = find_lifetimes(apply, {"a": np.ones((6, 100)), "b": np.ones((100, 2))}, np.ones((1, 6)))
+    >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
+    58.0
     """
     leaves, inputs = jax.tree.leaves(params), len(jax.tree.leaves(x))
     closed = jax.make_jaxpr(apply)(params, x)
@@ -66,33 +60,6 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
     steps.append(_Step(_tensors(outputs), (), None, product=False))
     layers = sum(1 for _ in plan.layers())
     return Lifetimes(np.array(elements, float), _alive(steps, len(elements)), _readers(steps, len(elements), layers))
-
-
-def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n"]:
-    """The most bytes of activations that are in memory at a time.
-
-    A tensor is stored at the widest activation bits of the layers that read it: directly or through element-wise
-    functions, else through sums. One that no layer reads, such as the output, is stored in 32 bits.
-
-    Args:
-      lifetimes: from `find_lifetimes`.
-      policy: bits of weights and activations; weights do not matter here.
-
-    Returns:
-      Bytes, leading axes as the policy's.
-
-    >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
-    >>> lifetimes = find_lifetimes(apply, {"a": np.ones((6, 100)), "b": np.ones((100, 2))}, np.ones((1, 6)))
-    >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
-    58.0
-    """
-    activation_bits = policy[..., None, :, ACTIVATION]
-    readers = jnp.reshape(lifetimes.readers, (1,) * (policy.ndim - 2) + lifetimes.readers.shape)
-    bits = jnp.max(jnp.where(readers, activation_bits, 0), axis=-1)
-    bits = jnp.where(readers.any(axis=-1), bits, FULL_PRECISION)
-    stored = bits * jnp.reshape(lifetimes.elements, (1,) * (bits.ndim - 1) + (-1,))
-    alive = jnp.asarray(lifetimes.alive, stored.dtype)
-    return jnp.max(stored @ alive.T, axis=-1) / 8
 
 
 def _add(elements: list[int], var: Any) -> int:

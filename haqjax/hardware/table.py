@@ -4,28 +4,33 @@ import math
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from haqjax.hardware import lookup
+from haqjax.hardware.bops import bop_table
 from haqjax.hardware.machines import MODELS, Machine
 from haqjax.hardware.size import PARAMETER_BYTES, size_table
 from haqjax.hardware.usage import Bounds
 from haqjax.pricing import price
-from haqjax.types import Cost, CostTable, LayerTable
+from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
 
 CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
 
 
-def cost_table(machine: Machine, layers: LayerTable, storage: str = "plain") -> CostTable:
+def cost_table(
+    machine: Machine, layers: LayerTable, storage: str = "plain", lifetimes: Lifetimes | None = None
+) -> CostTable:
     """Prices every layer at every pair of bit-widths.
 
     Args:
       machine: from `haqjax.machine`.
       layers: the network, L layers.
       storage: what the size counts beside the weights, see `size_table`.
+      lifetimes: of the network's activations, from `find_lifetimes`; without them peak memory is not known (NaN).
 
     Returns:
-      Latency in s and energy in J for one batch of the machine, size in bytes; each float64 [L, 8, 8]. The same
-      machine and layers give the same table.
+      Latency in s and energy in J for one batch of the machine, size in bytes, bit operations ("products", see
+      `bop_table`) for one image; each float64 [L, 8, 8]. The same machine and layers give the same table.
 
     Raises:
       ValueError: the machine's model cannot price these layers.
@@ -37,8 +42,21 @@ def cost_table(machine: Machine, layers: LayerTable, storage: str = "plain") -> 
     160.0
     """
     usage = MODELS[machine.model].use(machine.numbers, layers)
-    fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters]))
-    return CostTable(usage.latency, np.sum(usage.energy, axis=0), size_table(layers, storage), fixed)
+    fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters, 0.0, 0.0]))
+    energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
+    return CostTable(usage.latency, energy, size, fixed, bops, lifetimes)
+
+
+def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"] | None:
+    """The widths [layer, weights or activations, bits - 1] that a measured table has entries for.
+
+    Returns:
+      None for a machine that computes at every width.
+
+    Raises:
+      ValueError: the table is of another network.
+    """
+    return lookup.available(machine.numbers, layers) if machine.model == "measured" else None
 
 
 def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:

@@ -1,7 +1,8 @@
 """Cost tables in files.
 
-A CSV file has one line a layer and pair of widths: `layer`, `weight_bits`, `activation_bits`, `latency_<unit>`, perhaps
-`energy_<unit>`, perhaps the columns of `SHAPE`, which are then compared with the network's. The .npy file that
+A CSV or Parquet file has one line a layer and pair of widths: `layer`, `weight_bits`, `activation_bits`,
+`latency_<unit>`, perhaps `energy_<unit>`, perhaps the columns of `SHAPE`, which are then compared with the network's.
+The .npy file that
 `save_table` writes holds the same. A plain integer array [L, 8, 8] is read as HAQ's format: clock cycles at 200 MHz.
 """
 
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 
 from haqjax.files import write_bytes, write_text
 from haqjax.hardware.lookup import Measured, shape_text
@@ -19,6 +22,7 @@ from haqjax.types import WIDTHS, CostTable, LayerTable
 SECONDS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6, "latency_ns": 1e-9}
 JOULES = {"energy_j": 1.0, "energy_mj": 1e-3, "energy_uj": 1e-6, "energy_nj": 1e-9}
 SHAPE = ("kernel", "stride", "in_channels", "out_channels", "groups", "out_size")
+SUFFIXES = (".csv", ".npy", ".parquet")
 HAQ_CLOCK = 200e6  # Hz, of the table that HAQ's authors released
 
 
@@ -26,7 +30,7 @@ def load_table(path: str | Path) -> Measured:
     """Reads a measured table.
 
     Args:
-      path: a .csv or .npy file.
+      path: a .csv, .npy or .parquet file.
 
     Returns:
       The table, checked for itself; `lookup.use` checks it against a network.
@@ -38,16 +42,15 @@ def load_table(path: str | Path) -> Measured:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no table {path}")
-    if path.suffix not in (".csv", ".npy"):
-        raise ValueError(f"{path}: a table is a .csv or a .npy file")
-    return _load_csv(path) if path.suffix == ".csv" else _load_npy(path)
+    _check_suffix(path)
+    return {".csv": _load_csv, ".npy": _load_npy, ".parquet": _load_parquet}[path.suffix](path)
 
 
 def save_table(path: str | Path, table: CostTable, layers: LayerTable) -> None:
     """Writes a table with the names and shapes of its layers; `machine(path)` reads it back.
 
     Args:
-      path: a .csv or .npy file that does not exist yet.
+      path: a .csv, .npy or .parquet file that does not exist yet.
       table: costs in s and J; entries that are not finite are left out.
       layers: the network that the table is of.
 
@@ -57,8 +60,7 @@ def save_table(path: str | Path, table: CostTable, layers: LayerTable) -> None:
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists already; tables are not overwritten")
-    if path.suffix not in (".csv", ".npy"):
-        raise ValueError(f"{path}: a table is a .csv or a .npy file")
+    _check_suffix(path)
     if len(table) != len(layers):
         raise ValueError(f"a table of {len(table)} layers is not of a network of {len(layers)}")
     rows = list(_rows(table, layers))
@@ -69,9 +71,20 @@ def save_table(path: str | Path, table: CostTable, layers: LayerTable) -> None:
         np.save(array, np.array(rows, dtype=list(zip(_header(), kinds, strict=True))))
         write_bytes(path, array.getvalue())
         return
+    if path.suffix == ".parquet":
+        columns = dict(zip(_header(), map(list, zip(*rows, strict=True)), strict=True))
+        parquet = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(columns), parquet)
+        write_bytes(path, parquet.getvalue())
+        return
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_header(), *rows])
     write_text(path, text.getvalue())
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a table is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
 
 
 def _header() -> list[str]:
@@ -100,6 +113,15 @@ def _load_npy(path: Path) -> Measured:
             f"{path}: says no unit; save it with haqjax.hardware.save_table, or as integer clock cycles at 200 MHz"
         )
     return Measured(str(path), None, None, values / HAQ_CLOCK, np.full(values.shape, np.nan))
+
+
+def _load_parquet(path: Path) -> Measured:
+    try:
+        found = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error
+    rows = [{name: "" if value is None else str(value) for name, value in row.items()} for row in found.to_pylist()]
+    return _from_records(path, found.column_names, rows)
 
 
 def _load_csv(path: Path) -> Measured:

@@ -17,6 +17,8 @@ UNITS = {
     "latency": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
     "energy": (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9)),
     "size": (("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
+    "bops": (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)),
+    "memory": (("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
 }
 
 
@@ -64,7 +66,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
     table.add_column("accuracy (%)", justify="right", no_wrap=True)
     columns = [[row.name for row in rows], [_accuracy(row) for row in rows]]
     for resource, units in UNITS.items():
-        values = [float(getattr(row.cost, resource)) for row in rows]
+        values = [np.nan if spent is None else float(spent) for spent in (getattr(row.cost, resource) for row in rows)]
         if np.isfinite(values).any():
             unit, scale = _unit(values, units)
             table.add_column(f"{resource} ({unit})", justify="right", no_wrap=True)

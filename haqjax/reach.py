@@ -1,0 +1,76 @@
+"""Whether a budget can be met at all."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from haqjax.budget import TOLERANCE
+from haqjax.pricing import cost_64, entries, price, stored_bytes, tables
+from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
+
+SHOWN = {  # for people to read
+    "latency": (1e3, "ms"),
+    "energy": (1e3, "mJ"),
+    "size": (2.0**-10, "KiB"),
+    "bops": (1e-9, "G"),
+    "memory": (2.0**-10, "KiB"),
+}
+
+
+def floor(table: CostTable, bounds: Bounds) -> Cost:
+    """What the network costs with every layer at its lowest bits."""
+    return price(table, jnp.asarray(bounds.low))
+
+
+def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Sequence[str] | None = None) -> None:
+    """Stops before a long run whose budget no policy can meet.
+
+    Args:
+      table, bounds, budget: as for `project`.
+      names: the layers' names; without them layers are called by number.
+
+    Raises:
+      ValueError: a limit below the floor. The line says what was asked, the floor, and which layers hold most of it.
+
+    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.budget import budget as make_budget
+    >>> table = CostTable(*(np.full((3, 8, 8), 1e-3) for _ in range(3)), fixed=Cost(0.0, 0.0, 0.0))
+    >>> check_reachable(table, make_bounds(3), make_budget(table, latency=0.5))
+    Traceback (most recent call last):
+    ...
+    ValueError: latency budget 1.5 ms is below the floor 3 ms (all layers at their lowest bits), held by layer 0 33 %, \
+layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits
+    """
+    lowest = np.asarray(bounds.low)
+    names = [f"layer {index}" for index in range(len(table))] if names is None else names
+    for name, limit, least in zip(Cost._fields, budget, cost_64(table, lowest), strict=True):
+        if limit is None or np.isposinf(limit) or least <= float(limit) * (1 + TOLERANCE):
+            continue
+        scale, unit = SHOWN[name]
+        raise ValueError(
+            f"{name} budget {float(limit) * scale:.4g} {unit} is below the floor {least * scale:.4g} {unit} "
+            f"(all layers at their lowest bits), held by {_holders(table, lowest, name, names)}: "
+            "raise the budget or allow fewer bits"
+        )
+
+
+def _holders(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, names: Sequence[str]) -> str:
+    """The three largest holders of a resource with their shares."""
+    if table.lifetimes is not None and resource == "memory":
+        parts = _tensors(table.lifetimes, policy, names)
+    else:
+        values = entries(tables(table)[Cost._fields.index(resource)], policy)
+        parts = [*zip(values, names, strict=True), (float(getattr(table.fixed, resource)), "what no policy changes")]
+    total = sum(value for value, _ in parts)
+    largest = sorted(parts, key=lambda part: -part[0])[:3]
+    return ", ".join(f"{name} {value / total:.0%}".replace("%", " %") for value, name in largest)
+
+
+def _tensors(lifetimes: Lifetimes, policy: Int[np.ndarray, "L 2"], names: Sequence[str]) -> list[tuple[float, str]]:
+    """The tensors that are in memory at its peak, each called by the first layer that reads it."""
+    stored = stored_bytes(lifetimes, policy)
+    peak = lifetimes.alive[np.argmax(lifetimes.alive @ stored)]
+    first = lambda readers: f"the input of {names[int(np.argmax(readers))]}" if readers.any() else "what no layer reads"
+    return [(stored[i], first(lifetimes.readers[i])) for i in np.flatnonzero(peak)]
