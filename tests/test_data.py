@@ -1,13 +1,11 @@
-"""The splits by counting, the enlarged digits by interpolation written out, a real set of TFDS where present."""
-
-import sys
+"""The splits by counting, the enlarged digits by interpolation written out, the choice of splits."""
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from haqjax.data import Split, load, stratified
-from haqjax.data.tfds import _read, normalise, tfds
+from haqjax.data.cut import check_labels, choose_splits
 
 PARTS = ("train", "search", "report")
 
@@ -84,6 +82,12 @@ def test_stratified_parts_are_in_random_order():
     assert 30 < np.abs(np.diff(labels[part])).sum() < 70  # changes of class: 1 if sorted, 99 if alternating
 
 
+def test_stratified_copes_with_one_row_a_class():
+    first, second = stratified(np.arange(1000), (900, 100), seed=0)
+    assert sorted([*first, *second]) == list(range(1000))
+    assert abs(second.mean() - 500) < 4 * 1000 / 12**0.5 / 100**0.5  # a fair draw, not the last 100 classes
+
+
 def test_stratified_needs_enough_rows():
     with pytest.raises(ValueError, match=r"parts of \[3, 2\] rows from 4 rows"):
         stratified(np.zeros(4, int), (3, 2), seed=0)
@@ -96,68 +100,49 @@ def test_split_takes_rows():
     assert taken.images[:, 0, 0, 0].tolist() == [8, 0]
 
 
-@pytest.mark.parametrize("spec", ["mnist", "tfds:", "", "digits:32", "imagenet:mnist"])
+@pytest.mark.parametrize("spec", ["mnist", "tfds:", "", "digits:32", "imagenet:mnist", "folder:", "npz"])
 def test_unknown_data_set_lists_what_exists(spec):
-    with pytest.raises(ValueError, match=f"'{spec}'.*'digits' and 'tfds:NAME'"):
+    with pytest.raises(ValueError, match=f"'{spec}'.*'digits', 'tfds:NAME', 'folder:PATH' and 'npz:FILE'"):
         load(spec)
 
 
-def test_missing_tfds_set_is_named_with_its_folder(tmp_path):
-    with pytest.raises(ValueError, match=rf"no data set 'mnist' in data_dir '{tmp_path}'"):
-        load("tfds:mnist", data_dir=str(tmp_path))
-
-
-def test_unreadable_tfds_set_is_one_line(tmp_path):
-    (tmp_path / "mnist").mkdir()
-    with pytest.raises(ValueError, match=r"cannot read the data set 'mnist' in data_dir") as caught:
-        load("tfds:mnist", data_dir=str(tmp_path))
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("option", ["preprocessing", "splits", "search_images", "report_images"])
+def test_what_the_digits_cannot_do_is_refused(option):
+    with pytest.raises(ValueError, match=f"'digits' is fixed and takes no {option}"):
+        load("digits", **{option: 1})
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
+    ("there", "asked", "expected"),
     [
-        ([], "'x' has no rows of 'image' and 'label'"),
-        ([{"text": "", "label": 0}], "'x' has no rows of 'image' and 'label'"),
-        (
-            [{"image": np.zeros((n, 4, 3), np.uint8), "label": 0} for n in (4, 5)],
-            "images of the data set 'x' have 2 sizes",
-        ),
+        (["test", "train"], None, ("train", "test")),
+        (["val", "train"], None, ("train", "val")),
+        (["val", "validation", "train"], None, ("train", "validation")),
+        (["test", "train", "validation"], None, ("train", "validation", "test")),
+        (["test", "train", "validation"], ["validation", "test"], ("validation", "test")),
     ],
 )
-def test_unsuitable_tfds_rows_are_refused(rows, message):
+def test_splits_are_chosen_by_name(there, asked, expected):
+    assert choose_splits("mine", there, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "message"),
+    [
+        (["test"], None, "mine has no split train; it has: test"),
+        (["train", "more"], None, "mine has no split validation; it has: more, train"),
+        ([], None, "mine has no split train and no validation; it has: none"),
+        (["train", "test"], ["train", "dev"], "mine has no split dev; it has: test, train"),
+        (["train", "test"], ["train"], r"splits are \['train'\]: name two or three"),
+        (["train", "test"], ["train", "train"], r"splits are \['train', 'train'\]: name two or three"),
+    ],
+)
+def test_missing_splits_are_named(there, asked, message):
     with pytest.raises(ValueError, match=message):
-        _read("x", rows)
+        choose_splits("mine", there, asked)
 
 
-def test_missing_library_is_named(tmp_path, monkeypatch):
-    (tmp_path / "mnist").mkdir()
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match="tensorflow-datasets, importlib_resources and pillow"):
-        load("tfds:mnist", data_dir=str(tmp_path))
-
-
-def test_normalised_channels_have_imagenet_s_mean_and_deviation():
-    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
-    scaled = normalise(pixels)
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled * deviation + mean, pixels / 255, atol=1e-6)
-
-
-def test_grey_images_get_three_channels():
-    grey = np.array([[[[0]], [[128]]]], np.uint8)
-    assert np.array_equal(normalise(grey), normalise(np.repeat(grey, 3, axis=-1)))
-
-
-def test_cifar10_is_read_without_tensorflow(shared):
-    data = tfds("cifar10", data_dir=str(shared / "data" / "tfds"), splits=("train[:800]", "test[:300]"))
-    assert "tensorflow" not in sys.modules
-    assert (data.name, data.classes) == ("tfds:cifar10", 10)
-    assert [len(getattr(data, part)) for part in PARTS] == [720, 80, 300]
-    assert data.report.images.shape == (300, 32, 32, 3)
-    known = np.bincount(data.train.labels) + np.bincount(data.search.labels)
-    assert (abs(np.bincount(data.search.labels) - 0.1 * known) <= 1).all()
-    pixels = data.search.images * np.array([0.229, 0.224, 0.225]) + np.array([0.485, 0.456, 0.406])
-    assert abs(pixels * 255 - np.round(pixels * 255)).max() < 1e-3
-    assert (pixels.min() > -1e-6) and (pixels.max() < 1 + 1e-6)
+def test_labels_out_of_range_are_counted():
+    check_labels("mine", np.array([0, 2]), 3)
+    with pytest.raises(ValueError, match=r"2 of 4 labels of mine are not in 0 \.\. 2; the first is 3, of image 1"):
+        check_labels("mine", np.array([0, 3, 2, -1]), 3)

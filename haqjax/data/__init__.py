@@ -1,26 +1,64 @@
 """Data to train on, to search by, to report: labelled images in three disjoint splits."""
 
+from collections.abc import Sequence
+
+from haqjax.data.arrays import npz
+from haqjax.data.batches import batches
+from haqjax.data.cut import MEMORY, Cut
+from haqjax.data.dataset import Dataset
 from haqjax.data.digits import digits
-from haqjax.data.splits import Dataset, Split, stratified
+from haqjax.data.folder import folder
+from haqjax.data.prepare import prepare
+from haqjax.data.preprocess import PREPROCESSING, Preprocessing, find_preprocessing
+from haqjax.data.source import Source
+from haqjax.data.splits import Split, stratified
 from haqjax.data.tfds import tfds
 
-__all__ = ["Dataset", "Split", "load", "stratified"]
+__all__ = [
+    "PREPROCESSING", "Dataset", "Preprocessing", "Source", "Split", "batches",
+    "load", "prepare", "stratified",
+]  # fmt: skip
 
 
-def load(spec: str, *, seed: int = 0, data_dir: str | None = None, image_size: int | None = None) -> Dataset:
+def load(
+    spec: str,
+    *,
+    seed: int = 0,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    preprocessing: str | Preprocessing | None = None,
+    splits: Sequence[str] | None = None,
+    search_images: int | None = None,
+    report_images: int | None = None,
+    workers: int | None = None,
+    memory: int = MEMORY,
+) -> Dataset:
     """Loads a data set by name.
 
+    Where a set has three splits, they serve to train, to search and to report. Where it has two, a tenth of the
+    training images is put aside to search by. Of "digits" only `seed` and `image_size` can be chosen.
+
     Args:
-      spec: "digits", or "tfds:NAME" for a set of TensorFlow Datasets that is on disk.
+      spec: "digits"; "tfds:NAME" for a set of TensorFlow Datasets that is on disk; "folder:PATH" for images in
+        `train/CLASS/` and `validation/CLASS/`; "npz:FILE" for NumPy arrays.
       seed: fixes which image goes to which split; it has no part in training or search.
       data_dir: where "tfds:NAME" looks; None is the library's own place.
-      image_size: for "digits", the height and width they are enlarged to; None is 32. Other sets keep their own.
+      image_size: height and width of the images. None is 32 for "digits", and else what `preprocessing` says.
+      preprocessing: a name of `PREPROCESSING`, which should suit the weights, or a record of one's own. None is
+        "torchvision" for a folder and "cifar" for the others.
+      splits: two or three names instead of `train`, `validation` (or `val`) and `test`.
+      search_images, report_images: how many to draw, each class having its share; None is all, or as many as fit.
+      workers: processes that decode. None is threads of this process for what is decoded now, and for what is decoded
+        later see `batches`. Processes need a main part under `if __name__ == "__main__":`.
+      memory: bytes of float32 images that each split may take.
 
     Returns:
-      Three splits without common images, float32 [n, H, W, 3] and int32 [n] each.
+      Three splits without common images, float32 [n, H, W, 3] and int32 [n] each. Training images that do not fit are
+      a `Source`, which decodes on demand. What has been left out stands in `notes`.
 
     Raises:
-      ValueError: unknown `spec`, or a data set that cannot be read.
+      ValueError: unknown `spec`, or a data set that cannot be read: a missing split, an empty class, a label out of
+        range, images that cannot be decoded; names the first and counts all.
 
     >>> data = load("digits", image_size=8)
     >>> data.classes, len(data.train), len(data.search), len(data.report)
@@ -28,7 +66,20 @@ def load(spec: str, *, seed: int = 0, data_dir: str | None = None, image_size: i
     """
     kind, _, name = spec.partition(":")
     if spec == "digits":
+        _check_fixed(
+            preprocessing=preprocessing, splits=splits, search_images=search_images, report_images=report_images
+        )
         return digits(seed=seed, image_size=image_size or 32)
-    if kind == "tfds" and name:
-        return tfds(name, seed=seed, data_dir=data_dir)
-    raise ValueError(f"unknown data set {spec!r}; there are 'digits' and 'tfds:NAME'")
+    if kind not in ("tfds", "folder", "npz") or not name:
+        raise ValueError(f"unknown data set {spec!r}; there are 'digits', 'tfds:NAME', 'folder:PATH' and 'npz:FILE'")
+    cut = Cut(seed, splits, search_images, report_images, workers, memory)
+    record = find_preprocessing(preprocessing or ("torchvision" if kind == "folder" else "cifar"), image_size)
+    if kind == "tfds":
+        return tfds(name, record, cut, data_dir=data_dir)
+    return folder(name, record, cut) if kind == "folder" else npz(name, record, cut)
+
+
+def _check_fixed(**options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"the data set 'digits' is fixed and takes no {given[0]}: leave it out")

@@ -2,9 +2,9 @@
 
 import jax
 import numpy as np
-from sklearn.datasets import load_digits
 
-from haqjax.data.splits import Dataset, Split, stratified
+from haqjax.data.dataset import Dataset
+from haqjax.data.splits import Split, stratified
 
 SIZES = (1077, 360, 360)  # train, search, report; 360 images give a standard error of 1.1 points at 95 %
 WHITE = 16.0  # the largest pixel value of the scans
@@ -24,9 +24,11 @@ def digits(*, seed: int = 0, image_size: int = 32) -> Dataset:
     >>> digits(image_size=8).report.images.shape
     (360, 8, 8, 3)
     """
+    from sklearn.datasets import load_digits  # slow to import, hence not above
+
     scans, labels = load_digits(return_X_y=True)
     grey = scans.reshape(-1, 8, 8, 1).astype(np.float32) / np.float32(WHITE)
     enlarged = jax.image.resize(grey, (len(grey), image_size, image_size, 1), "bilinear")
     everything = Split(np.repeat(np.asarray(enlarged), 3, axis=-1), labels.astype(np.int32))
-    parts = [everything.take(rows) for rows in stratified(labels, SIZES, seed)]
-    return Dataset("digits", 10, *parts)
+    train, search, report = (everything.take(rows) for rows in stratified(labels, SIZES, seed))
+    return Dataset("digits", 10, train, search, report)

@@ -17,20 +17,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: Int[np.ndarray, "m"]) -> "Split":
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def take(self, rows: Int[np.ndarray, "m"] | slice) -> "Split":
         """Makes the split of the given rows."""
         return Split(self.images[rows], self.labels[rows])
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """Three parts that share no image: one to train on, one to select policies by, one to report."""
-
-    name: str
-    classes: int
-    train: Split
-    search: Split
-    report: Split
 
 
 def stratified(labels: Int[np.ndarray, "n"], sizes: Sequence[int], seed: int) -> list[Int[np.ndarray, "m"]]:

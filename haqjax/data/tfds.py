@@ -1,78 +1,110 @@
 """Image classification sets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
+import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int, UInt8
 
-from haqjax.data.splits import Dataset, Split, stratified
+from haqjax.data.cut import Cut, check_labels, choose_splits, make_dataset
+from haqjax.data.dataset import Dataset
+from haqjax.data.preprocess import PREPROCESSING, Preprocessing
+from haqjax.data.source import make_source
 
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's mean and deviation of red, green and blue, the usual scaling of images
-DEVIATION = (0.229, 0.224, 0.225)
-SEARCH_SHARE = 0.1  # of the training split
+AT_ONCE = 1024  # labels read at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """The images of a split, decoded by TensorFlow Datasets with Pillow or OpenCV."""
+
+    examples: Sequence[dict[str, Any]]
+    split: str
+
+    def __getitem__(self, record: int) -> UInt8[np.ndarray, "H W c"]:
+        """Decodes one image; a ValueError names it where that fails."""
+        try:
+            return self.examples[record]["image"]
+        except Exception as error:  # the library raises a dozen unrelated kinds
+            raise ValueError(f"{self.name(record)}: {_reason(error)}") from error
+
+    def name(self, record: int) -> str:
+        """The number of one image in its split."""
+        return f"image {record} of {self.split}"
 
 
 def tfds(
-    name: str, *, seed: int = 0, data_dir: str | None = None, splits: tuple[str, str] = ("train", "test")
+    name: str,
+    preprocessing: Preprocessing = PREPROCESSING["cifar"],
+    cut: Cut | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Dataset:
     """Reads a prepared data set of `image` and `label`, such as "cifar10".
 
-    The set must be on disk in a format of random access (`array_record` or `parquet`); nothing is downloaded.
-    It is read whole into memory: four bytes a value.
+    The set must be on disk in a format of random access (`array_record` or `parquet`); nothing is downloaded. See
+    `haqjax.data.prepare` for sets that are not there yet.
 
     Args:
       name: as TensorFlow Datasets calls it.
-      seed: which tenth of the training split becomes the search split (stratified).
+      preprocessing: size and scale of the images; grey ones get three equal channels.
+      cut: which splits, and how many of their images.
       data_dir: the folder that has `name` in it; None is TensorFlow Datasets' own.
-      splits: what to train and search on, what to report on; slices as in "train[:1000]" work.
-
-    Returns:
-      `train` and `search` from the first of `splits`, `report` from the second. Images are scaled to [0, 1], then
-      shifted and divided by ImageNet's mean and deviation of each channel; grey images get three equal channels.
+      splits: as in `Cut`, where there is none; slices as in "train[:1000]" work.
 
     Raises:
-      ValueError: the set cannot be read, naming it and `data_dir`; it has no `image` and `label`; its images have
-        several sizes.
+      ValueError: the set cannot be read, naming it and `data_dir`; it has no `image` and `label`; a label is out of
+        range; images cannot be decoded or have several sizes.
       ImportError: tensorflow-datasets, or one of the modules it needs, is not installed.
     """
-    known, unseen = _open(name, data_dir, splits)
-    images, labels = _read(name, known)
-    size = round(SEARCH_SHARE * len(labels))
-    rows = stratified(labels, (len(labels) - size, size), seed)
-    train, search = (Split(normalise(images[part]), labels[part]) for part in rows)
-    images, labels = _read(name, unseen)
-    classes = known.dataset_info.features["label"].num_classes
-    return Dataset(f"tfds:{name}", classes, train, search, Split(normalise(images), labels))
-
-
-def normalise(images: UInt8[np.ndarray, "n H W c"]) -> Float[np.ndarray, "n H W 3"]:
-    """Turns pixels of one or three channels into float32 of three, around zero.
-
-    >>> normalise(np.array([[[[0, 255, 0]]]], np.uint8)).round(2)
-    array([[[[-2.12,  2.43, -1.8 ]]]], dtype=float32)
-    """
-    scaled = np.broadcast_to(images, (*images.shape[:-1], 3)).astype(np.float32)
-    scaled /= 255  # in place: a set is large
-    scaled -= np.asarray(MEAN, np.float32)
-    scaled /= np.asarray(DEVIATION, np.float32)
-    return scaled
-
-
-def _open(name: str, data_dir: str | None, splits: tuple[str, str]) -> list[Any]:
+    cut = cut or Cut(splits=splits)
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not (folder / re.split("[:/]", name)[0]).is_dir():
-        raise ValueError(f"there is no data set {name!r} in data_dir '{folder}'; prepare it there, or name its folder")
-    library = _import()
+        raise ValueError(f"there is no data set {name!r} in data_dir '{folder}': name its folder, or {_prepare(name)}")
+    with _one_line(f"cannot read the data set {name!r} in data_dir '{folder}'"):
+        library = _import()
+        builder = library.builder(name, data_dir=folder)
+        if not builder.info.splits:
+            raise ValueError(f"it has not been prepared; {_prepare(name)}")
+        features = dict(builder.info.features.items())
+    classes = _classes(name, features)
+    there = [*builder.info.splits, *(split for split in cut.splits or () if _whole(split) in builder.info.splits)]
+    chosen = choose_splits(f"the data set {name!r}", dict.fromkeys(there), cut.splits)
+    with _one_line(f"cannot read the data set {name!r} in data_dir '{folder}'"):
+        read = [_read(library, builder, split) for split in chosen]
+    for split, (_, labels) in zip(chosen, read, strict=True):
+        check_labels(f"{name} {split}", labels, classes)
+    sources = [make_source(examples, labels, preprocessing, cut.workers) for examples, labels in read]
+    return make_dataset(f"tfds:{name}", classes, sources, cut)
+
+
+def _prepare(name: str) -> str:
+    return f"prepare it with haqjax.data.prepare({name!r}, data_dir), after pip install 'haqjax[prepare]'"
+
+
+def _whole(split: str) -> str:
+    return re.split(r"[\[+]", split)[0]
+
+
+@contextlib.contextmanager
+def _one_line(told: str) -> Iterator[None]:
     try:
-        return [library.data_source(name, split=split, data_dir=folder, download=False) for split in splits]
+        yield
+    except ImportError:
+        raise
     except Exception as error:  # the library raises a dozen unrelated kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot read the data set {name!r} in data_dir '{folder}': {reason}") from error
+        raise ValueError(f"{told}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _import() -> ModuleType:
@@ -85,11 +117,20 @@ def _import() -> ModuleType:
     return tensorflow_datasets
 
 
-def _read(name: str, source: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    rows = [source[i] for i in range(len(source))]
-    if not rows or not {"image", "label"} <= rows[0].keys():
-        raise ValueError(f"the data set {name!r} has no rows of 'image' and 'label'; only such sets can be read")
-    shapes = {row["image"].shape for row in rows}
-    if len(shapes) > 1:
-        raise ValueError(f"images of the data set {name!r} have {len(shapes)} sizes; one size is needed")
-    return np.stack([row["image"] for row in rows]), np.array([row["label"] for row in rows], np.int32)
+def _classes(name: str, features: Mapping[str, Any]) -> int:
+    """The number of classes, where the rows are labelled images of 8 bits."""
+    image, label = (features.get(key) for key in ("image", "label"))
+    dtype, classes = getattr(image, "np_dtype", None), getattr(label, "num_classes", None)
+    if classes is None or dtype is None or np.dtype(dtype) != np.uint8:
+        there = ", ".join(sorted(features))
+        raise ValueError(f"the data set {name!r} has no rows of an 'image' of 8 bits and a 'label'; it has: {there}")
+    return classes
+
+
+def _read(library: ModuleType, builder: Any, split: str) -> tuple[Examples, Int[np.ndarray, "n"]]:
+    """The images of a split, not decoded yet, and their labels."""
+    decoded = builder.as_data_source(split=split)
+    raw = builder.as_data_source(split=split, decoders={"image": library.decode.SkipDecoding()})
+    rows = (raw.__getitems__(range(at, min(at + AT_ONCE, len(raw)))) for at in range(0, len(raw), AT_ONCE))
+    labels = np.array([row["label"] for some in rows for row in some], np.int64)
+    return Examples(decoded, f"{builder.name} {split}"), labels
