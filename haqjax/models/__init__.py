@@ -1,5 +1,11 @@
 """Networks to search: MobileNets and residual networks in Flax NNX, used as pure functions."""
 
 from haqjax.models.network import MODELS, Network, build, count_learned, outline
+from haqjax.models.pretrained import Pretrained, load_pretrained
+from haqjax.models.restore import restore_batchnorm
+from haqjax.models.sources import is_pretrained_source
 
-__all__ = ["MODELS", "Network", "build", "count_learned", "outline"]
+__all__ = [
+    "MODELS", "Network", "Pretrained", "build", "count_learned", "is_pretrained_source", "load_pretrained", "outline",
+    "restore_batchnorm",
+]  # fmt: skip

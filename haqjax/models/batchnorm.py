@@ -1,5 +1,7 @@
 """The piece every network here is made of: a bias-free convolution followed by batch normalisation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,8 +10,37 @@ from jaxtyping import Array, Float
 MOMENTUM = 0.9  # share of the running statistics kept at each training step (0.1 replaced: torchvision's default)
 EPSILON = 1e-5  # added to the variance (torchvision's default)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+SYMMETRIC, SAME = PADDINGS = ("symmetric", "same")
 
-Padding = str | tuple[tuple[int, int], tuple[int, int]]
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What implementations of one architecture differ in: weights trained under one are wrong under another.
+
+    Args:
+      padding: "symmetric" puts `(kernel - 1) / 2` zeros on every side, as PyTorch; "same" is TensorFlow's: at stride 2
+        on an even map one row below and one column to the right of a 3x3 kernel, none above.
+      epsilon: what batch normalisation adds to the variance.
+
+    Raises:
+      ValueError: another padding, or an epsilon that is not positive.
+
+    >>> Convention("same", 1e-3).window(3)
+    'SAME'
+    """
+
+    padding: str = SYMMETRIC
+    epsilon: float = EPSILON
+
+    def __post_init__(self) -> None:
+        if self.padding not in PADDINGS:
+            raise ValueError(f"unknown padding {self.padding!r}; there are {', '.join(PADDINGS)}")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {self.epsilon!r}")
+
+    def window(self, kernel: int) -> str | tuple[tuple[int, int], tuple[int, int]]:
+        """The padding of a `kernel` x `kernel` window, as `jax.lax.conv_general_dilated` takes it."""
+        return "SAME" if self.padding == SAME else ((kernel // 2, kernel // 2),) * 2
 
 
 class ConvNorm(nnx.Module):
@@ -20,32 +51,33 @@ class ConvNorm(nnx.Module):
     The kernel is zero until `haqjax.models.build` draws it.
 
     Args:
+      convention: its padding and epsilon.
       c_in: input channels, all groups together.
       c_out: output channels, all groups together.
       kernel: height and width of the kernel.
       stride: of both axes.
       groups: `c_in` for a depthwise convolution.
-      padding: as `jax.lax.conv_general_dilated`; None is `(kernel - 1) / 2` on every side.
       scale: what `norm.scale` starts at.
     """
 
     def __init__(
         self,
+        convention: Convention,
         c_in: int,
         c_out: int,
         kernel: int = 1,
         stride: int = 1,
         groups: int = 1,
-        padding: Padding | None = None,
         scale: float = 1.0,
     ):
         shape = (kernel, kernel, c_in // groups, c_out)
         self.kernel = nnx.Param(jnp.zeros(shape))
         initial = nnx.initializers.constant(scale)
-        self.norm = nnx.BatchNorm(c_out, momentum=MOMENTUM, epsilon=EPSILON, scale_init=initial, rngs=nnx.Rngs(0))
+        epsilon = convention.epsilon
+        self.norm = nnx.BatchNorm(c_out, momentum=MOMENTUM, epsilon=epsilon, scale_init=initial, rngs=nnx.Rngs(0))
         self.stride = (stride, stride)
         self.groups = groups
-        self.padding = padding if padding is not None else ((kernel // 2, kernel // 2),) * 2
+        self.padding = convention.window(kernel)
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
         y = jax.lax.conv_general_dilated(

@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
+from haqjax.models.batchnorm import Classifier, Convention, ConvNorm, round_channels
 
 # (output channels, stride of the depthwise convolution) of the 13 blocks: Table 1 of the paper
 BLOCKS = (
@@ -22,9 +22,9 @@ BLOCKS = (
 class SeparableBlock(nnx.Module):
     """A depthwise 3x3 and a pointwise convolution, each with batch norm and ReLU6."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int):
-        self.depthwise = ConvNorm(c_in, c_in, 3, stride, groups=c_in, padding="SAME")
-        self.pointwise = ConvNorm(c_in, c_out)
+    def __init__(self, convention: Convention, c_in: int, c_out: int, stride: int):
+        self.depthwise = ConvNorm(convention, c_in, c_in, 3, stride, groups=c_in)
+        self.pointwise = ConvNorm(convention, c_in, c_out)
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
         x = nnx.relu6(self.depthwise(x, train))
@@ -32,16 +32,13 @@ class SeparableBlock(nnx.Module):
 
 
 class MobileNetV1(nnx.Module):
-    """The stem, 13 separable blocks, the classifier: 28 layers.
+    """The stem, 13 separable blocks, the classifier: 28 layers. The authors' release pads "same". No dropout."""
 
-    Padding is "SAME" as in the authors' release (at stride 2 on an even map: one row below, none above). No dropout.
-    """
-
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, convention: Convention):
         channels = [round_channels(c, width) for c, _ in ((32, 2), *BLOCKS)]
         sizes = zip(channels, channels[1:], (stride for _, stride in BLOCKS), strict=False)
-        self.stem = ConvNorm(3, channels[0], 3, 2, padding="SAME")
-        self.blocks = nnx.List([SeparableBlock(*size) for size in sizes])
+        self.stem = ConvNorm(convention, 3, channels[0], 3, 2)
+        self.blocks = nnx.List([SeparableBlock(convention, *size) for size in sizes])
         self.classifier = Classifier(channels[-1], classes)
 
     def __call__(self, x: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B classes"]:

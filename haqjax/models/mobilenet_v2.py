@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
+from haqjax.models.batchnorm import Classifier, Convention, ConvNorm, round_channels
 
 # (expansion, output channels, blocks, stride of the first block): Table 2 of the paper
 STAGES = (
@@ -23,11 +23,11 @@ class InvertedResidual(nnx.Module):
     The input is added to the output where the two have the same shape.
     """
 
-    def __init__(self, c_in: int, c_out: int, expansion: int, stride: int):
+    def __init__(self, convention: Convention, c_in: int, c_out: int, expansion: int, stride: int):
         hidden = c_in * expansion
-        self.expand = ConvNorm(c_in, hidden) if expansion > 1 else None
-        self.depthwise = ConvNorm(hidden, hidden, 3, stride, groups=hidden)
-        self.project = ConvNorm(hidden, c_out)
+        self.expand = ConvNorm(convention, c_in, hidden) if expansion > 1 else None
+        self.depthwise = ConvNorm(convention, hidden, hidden, 3, stride, groups=hidden)
+        self.project = ConvNorm(convention, hidden, c_out)
         self.residual = stride == 1 and c_in == c_out
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
@@ -40,22 +40,21 @@ class InvertedResidual(nnx.Module):
 class MobileNetV2(nnx.Module):
     """The stem, 17 inverted residuals, a pointwise head, the classifier: 53 layers.
 
-    Padding is one on every side of a 3x3 kernel, as in torchvision. The head keeps 1,280 channels at widths below 1.
-    No dropout.
+    The head keeps 1,280 channels at widths below 1. No dropout.
     """
 
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, convention: Convention):
         channels = round_channels(32, width)
-        self.stem = ConvNorm(3, channels, 3, 2)
+        self.stem = ConvNorm(convention, 3, channels, 3, 2)
         blocks = []
         for expansion, c_out, count, first in STAGES:
             for stride in (first, *(1,) * (count - 1)):
                 out = round_channels(c_out, width)
-                blocks.append(InvertedResidual(channels, out, expansion, stride))
+                blocks.append(InvertedResidual(convention, channels, out, expansion, stride))
                 channels = out
         self.blocks = nnx.List(blocks)
         last = round_channels(1280, max(1.0, width))
-        self.head = ConvNorm(channels, last)
+        self.head = ConvNorm(convention, channels, last)
         self.classifier = Classifier(last, classes)
 
     def __call__(self, x: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B classes"]:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from haqjax.capture import is_statistic
+from haqjax.models.batchnorm import EPSILON, SAME, SYMMETRIC, Convention
 from haqjax.models.mobilenet_v1 import MobileNetV1
 from haqjax.models.mobilenet_v2 import MobileNetV2
 from haqjax.models.resnet import CifarResNet, ResNet50
@@ -45,6 +46,8 @@ class Network:
     apply: Apply  # normalises by the running statistics
     apply_train: ApplyTrain  # normalises by those of the batch, and returns the parameters with the running ones moved
     params: Params
+    padding: str = SYMMETRIC  # "symmetric", as in PyTorch, or "same", as in TensorFlow
+    epsilon: float = EPSILON  # what batch normalisation adds to the variance
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
@@ -52,7 +55,16 @@ class Network:
         return jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.float32)
 
 
-def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float = 1.0, key: PRNGKeyArray) -> Network:
+def build(
+    name: str,
+    *,
+    classes: int = 1000,
+    image_size: int = 224,
+    width: float = 1.0,
+    padding: str | None = None,
+    epsilon: float = EPSILON,
+    key: PRNGKeyArray,
+) -> Network:
     """Makes a network with freshly drawn parameters.
 
     Args:
@@ -60,6 +72,9 @@ def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float
       classes: number of logits.
       image_size: height and width of the images, in pixels.
       width: multiplier of the channels of every layer.
+      padding: "symmetric", as in PyTorch, or "same", as in TensorFlow; None is "same" for mobilenet_v1, as its authors
+        released it, and "symmetric" for the others.
+      epsilon: what batch normalisation adds to the variance.
       key: of the kernels: normal, of variance 2 / fan-in, in the classifier 1 / fan-in.
 
     Returns:
@@ -67,19 +82,27 @@ def build(name: str, *, classes: int = 1000, image_size: int = 224, width: float
       moved; all other leaves come back as they are.
 
     Raises:
-      ValueError: `name` is not in `MODELS`, or a number is not positive.
+      ValueError: `name` is not in `MODELS`, there is no such padding, or a number is not positive.
 
     >>> network = build("resnet20", classes=10, image_size=8, width=0.25, key=jax.random.key(0))
     >>> jax.eval_shape(network.apply, network.params, network.example).shape
     (1, 10)
     """
-    _check(name, classes, image_size, width)
-    graph, state = nnx.split(MODELS[name](classes, width))
+    convention = _check(name, classes, image_size, width, padding, epsilon)
+    graph, state = nnx.split(MODELS[name](classes, width, convention))
     params = _draw_kernels(nnx.to_pure_dict(state), key)
-    return Network(name, classes, image_size, width, *_make_functions(graph), params)
+    return _network(name, classes, image_size, width, convention, graph, params)
 
 
-def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: float = 1.0) -> Network:
+def outline(
+    name: str,
+    *,
+    classes: int = 1000,
+    image_size: int = 224,
+    width: float = 1.0,
+    padding: str | None = None,
+    epsilon: float = EPSILON,
+) -> Network:
     """Makes a network whose parameters are shapes only: enough to read its layers, in milliseconds.
 
     Args, errors: as `build`.
@@ -90,9 +113,9 @@ def outline(name: str, *, classes: int = 1000, image_size: int = 224, width: flo
     >>> count_learned(outline("resnet20", classes=10, image_size=32).params)
     269722
     """
-    _check(name, classes, image_size, width)
-    graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name](classes, width)))
-    return Network(name, classes, image_size, width, *_make_functions(graph), nnx.to_pure_dict(state))
+    convention = _check(name, classes, image_size, width, padding, epsilon)
+    graph, state = nnx.split(nnx.eval_shape(lambda: MODELS[name](classes, width, convention)))
+    return _network(name, classes, image_size, width, convention, graph, nnx.to_pure_dict(state))
 
 
 def count_learned(params: Params) -> int:
@@ -142,9 +165,17 @@ def _deviation(shape: tuple[int, ...]) -> np.float32:
     return np.float32(math.sqrt((2 if len(shape) == 4 else 1) / math.prod(shape[:-1])))
 
 
-def _check(name: str, classes: int, image_size: int, width: float) -> None:
+def _network(
+    name: str, classes: int, image_size: int, width: float, convention: Convention, graph: nnx.GraphDef, params: Params
+) -> Network:
+    functions = _make_functions(graph)
+    return Network(name, classes, image_size, width, *functions, params, convention.padding, convention.epsilon)
+
+
+def _check(name: str, classes: int, image_size: int, width: float, padding: str | None, epsilon: float) -> Convention:
     if name not in MODELS:
         raise ValueError(f"unknown network {name!r}; there are {', '.join(sorted(MODELS))}")
     for what, value in (("classes", classes), ("image_size", image_size), ("width", width)):
         if not value > 0:
             raise ValueError(f"{what} must be positive, got {value!r}")
+    return Convention(padding or (SAME if name == "mobilenet_v1" else SYMMETRIC), epsilon)

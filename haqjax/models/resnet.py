@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from haqjax.models.batchnorm import Classifier, ConvNorm, round_channels
+from haqjax.models.batchnorm import Classifier, Convention, ConvNorm, round_channels
 
 EXPANSION = 4  # output channels of a bottleneck over its inner ones
 BOTTLENECK_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # ResNet-50: (inner channels, blocks, stride)
@@ -13,12 +13,12 @@ BOTTLENECK_STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # ResNe
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut; the stride is on the 3x3 ("v1.5", as torchvision)."""
 
-    def __init__(self, c_in: int, inner: int, stride: int, scale: float):
+    def __init__(self, convention: Convention, c_in: int, inner: int, stride: int, scale: float):
         c_out = inner * EXPANSION
-        self.reduce = ConvNorm(c_in, inner)
-        self.spatial = ConvNorm(inner, inner, 3, stride)
-        self.expand = ConvNorm(inner, c_out, scale=scale)
-        self.shortcut = ConvNorm(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
+        self.reduce = ConvNorm(convention, c_in, inner)
+        self.spatial = ConvNorm(convention, inner, inner, 3, stride)
+        self.expand = ConvNorm(convention, inner, c_out, scale=scale)
+        self.shortcut = ConvNorm(convention, c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
         y = nnx.relu(self.reduce(x, train))
@@ -30,20 +30,21 @@ class Bottleneck(nnx.Module):
 class ResNet50(nnx.Module):
     """A 7x7 stem with max pooling, 16 bottlenecks, the classifier: 54 layers, the 4 projecting shortcuts included."""
 
-    def __init__(self, classes: int, width: float):
+    def __init__(self, classes: int, width: float, convention: Convention):
         channels = round_channels(64, width, 1)
-        self.stem = ConvNorm(3, channels, 7, 2)
+        self.stem = ConvNorm(convention, 3, channels, 7, 2)
+        self.pool = convention.window(3)
         blocks, scale = [], _last_scale(sum(count for _, count, _ in BOTTLENECK_STAGES))
         for inner, count, first in BOTTLENECK_STAGES:
             for stride in (first, *(1,) * (count - 1)):
-                blocks.append(Bottleneck(channels, round_channels(inner, width, 1), stride, scale))
+                blocks.append(Bottleneck(convention, channels, round_channels(inner, width, 1), stride, scale))
                 channels = round_channels(inner, width, 1) * EXPANSION
         self.blocks = nnx.List(blocks)
         self.classifier = Classifier(channels, classes)
 
     def __call__(self, x: Float[Array, "B H W 3"], train: bool = False) -> Float[Array, "B classes"]:
         x = nnx.relu(self.stem(x, train))
-        x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nnx.max_pool(x, (3, 3), (2, 2), self.pool)
         for block in self.blocks:
             x = block(x, train)
         return self.classifier(x)
@@ -52,9 +53,9 @@ class ResNet50(nnx.Module):
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions beside a shortcut without parameters."""
 
-    def __init__(self, c_in: int, c_out: int, stride: int, scale: float):
-        self.first = ConvNorm(c_in, c_out, 3, stride)
-        self.second = ConvNorm(c_out, c_out, 3, scale=scale)
+    def __init__(self, convention: Convention, c_in: int, c_out: int, stride: int, scale: float):
+        self.first = ConvNorm(convention, c_in, c_out, 3, stride)
+        self.second = ConvNorm(convention, c_out, c_out, 3, scale=scale)
         self.stride = stride
 
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
@@ -66,13 +67,13 @@ class BasicBlock(nnx.Module):
 class CifarResNet(nnx.Module):
     """A 3x3 stem, three stages of `blocks_per_stage` basic blocks, the classifier: `6 blocks_per_stage + 2` layers."""
 
-    def __init__(self, classes: int, width: float, *, blocks_per_stage: int):
+    def __init__(self, classes: int, width: float, convention: Convention, *, blocks_per_stage: int):
         channels = round_channels(16, width, 1)
-        self.stem = ConvNorm(3, channels, 3)
+        self.stem = ConvNorm(convention, 3, channels, 3)
         blocks, scale = [], _last_scale(3 * blocks_per_stage)
         for c_out, first in ((16, 1), (32, 2), (64, 2)):
             for stride in (first, *(1,) * (blocks_per_stage - 1)):
-                blocks.append(BasicBlock(channels, round_channels(c_out, width, 1), stride, scale))
+                blocks.append(BasicBlock(convention, channels, round_channels(c_out, width, 1), stride, scale))
                 channels = round_channels(c_out, width, 1)
         self.blocks = nnx.List(blocks)
         self.classifier = Classifier(channels, classes)

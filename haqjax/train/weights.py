@@ -1,5 +1,13 @@
 """Trained parameters on disk."""
 
+import contextlib
+import errno
+import glob
+import itertools
+import os
+import shutil
+import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+ABANDONED = 3600  # seconds after which an unfinished folder is taken for that of a killed process
+
 Params = Any
 
 
 def save_params(path: str | Path, params: Params) -> None:
-    """Writes parameters to a folder, whole or not at all, in place of one that is there.
+    """Writes parameters to a folder, in place of those that are there.
 
-    The folder is an Orbax checkpoint of a flat dictionary, name to array, such as `blocks.3.depthwise.kernel`.
+    A reader finds the old or the new ones whole, also after the process was killed at any moment. Each time an Orbax
+    checkpoint of a flat dictionary, name to array, such as `blocks.3.depthwise.kernel`, is written beside the folder
+    and moved into it under the next number; then lower numbers go.
 
     Args:
       path: the folder; its parents are made.
@@ -27,9 +39,16 @@ def save_params(path: str | Path, params: Params) -> None:
     """
     import orbax.checkpoint as ocp  # slow to import, hence not above
 
-    # Orbax writes to a sibling folder and renames it at the end.
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), {n: np.asarray(leaf) for n, leaf in _flat(params).items()}, force=True)
+    folder = Path(path).absolute()
+    _clear_abandoned(folder)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh / "0", {name: np.asarray(leaf) for name, leaf in _flat(params).items()})
+        _move(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    _clear_outdated(folder)
 
 
 def load_params(path: str | Path, like: Params) -> Params:
@@ -56,14 +75,43 @@ def _flat(params: Params) -> dict[str, Any]:
     return {".".join(str(entry.key) for entry in path): leaf for path, leaf in leaves}
 
 
+def _move(fresh: Path, folder: Path) -> None:
+    """Gives `fresh / "0"` its place in one step: with its folder where there is none, else as the next number."""
+    with contextlib.suppress(OSError):  # something is there
+        return os.rename(fresh, folder)
+    for number in itertools.count(max(_numbers(folder), default=-1) + 1):
+        try:
+            return os.rename(fresh / "0", folder / str(number))
+        except OSError as error:  # another process was faster
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
+
+
+def _clear_outdated(folder: Path) -> None:
+    for number in sorted(_numbers(folder))[:-1]:
+        shutil.rmtree(folder / str(number), ignore_errors=True)
+
+
+def _clear_abandoned(folder: Path) -> None:
+    for unfinished in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > ABANDONED:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def _read(path: str | Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
-    if not Path(path).is_dir():
+    folder = Path(path).absolute()
+    if not folder.is_dir():
         raise ValueError(f"there are no saved parameters at {str(path)!r}")
+    numbers = _numbers(folder)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(Path(path).absolute())
+            return checkpointer.restore(folder / str(max(numbers)) if numbers else folder)
     except Exception as error:  # Orbax and what is below it raise many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot read the parameters at {str(path)!r}: {reason}") from error
