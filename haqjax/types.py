@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
 AnyArray = Array | np.ndarray  # on the device or on the host
 
@@ -124,6 +124,13 @@ class Budget(NamedTuple):
     memory: Float[Array, ""] | None = None  # bytes
 
 
+class Judgement(NamedTuple):
+    """What an evaluation says of N policies."""
+
+    accuracy: Float[Array, "N"]  # 0..1
+    loss: Float[Array, "N"]  # mean cross entropy, nats: it tells policies apart that are equally accurate
+
+
 class Projection(NamedTuple):
     """A policy lowered onto a budget."""
 
@@ -142,6 +149,19 @@ class Bank(NamedTuple):
     codebooks: Float[AnyArray, "L 8 256"]
 
 
+class Rounding(NamedTuple):
+    """How linear weights are rounded for the sake of each layer's output.
+
+    At `w` bits an output channel's clip is multiplied by `factor[w - 1]`, a weight's nearest level is moved by
+    `nudges[l][w - 1]` levels, and what rounding adds to the output on average, known from the `means` of the layer's
+    inputs, is taken off. All outlive fine-tuning: they say nothing of the weights themselves.
+    """
+
+    nudges: tuple[Int8[AnyArray, "8 *shape"], ...] | None  # one array a layer, [bits - 1, *shape of the weight]
+    factor: Float[AnyArray, "8 C"] | None  # output channels of all layers in one row
+    means: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer, which broadcasts against its weight
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ranges:
@@ -155,6 +175,7 @@ class Ranges:
     signed: Bool[AnyArray, "L"]  # activations only; weights are always signed
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
     bank: Bank | None = None  # k-means weights
+    rounding: Rounding | None = None  # of linear weights; None is to the nearest level
 
 
 class Transition(NamedTuple):

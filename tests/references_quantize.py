@@ -1,5 +1,6 @@
 """Slow and obvious quantisers, written from the definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -49,3 +50,25 @@ def squared_error(values, clip, bits, signed):
     step = clip / levels
     rounded = np.round(np.clip(values, -clip if signed else 0, clip) / step) * step
     return float(((values - rounded) ** 2).sum())
+
+
+def best_levels(rows, weight, bits):
+    """Least squared error of one output over all levels, each with its best step."""
+    most = 2 ** (bits - 1) - 1
+    best = math.inf
+    for levels in itertools.product(range(-most, most + 1), repeat=len(weight)):
+        product, target = rows @ np.array(levels, float), rows @ weight
+        step = product @ target / (product @ product) if any(levels) else 0.0
+        if step >= 0:
+            best = min(best, float(((target - step * product) ** 2).sum()))
+    return best
+
+
+def nearest_error(rows, weight, bits, shares):
+    """Squared error of one output with nearest rounding, at the clip that is best for it."""
+    most = 2 ** (bits - 1) - 1
+    errors = []
+    for share in shares:
+        step = share * np.abs(weight).max() / most
+        errors.append(float(((rows @ (weight - np.clip(np.rint(weight / step), -most, most) * step)) ** 2).sum()))
+    return min(errors)

@@ -11,57 +11,82 @@ from jaxtyping import Array, Bool, Float, PyTree
 from haqjax.capture import Apply, Compute, map_weights, with_records
 from haqjax.graph import Layer
 from haqjax.lowering import lower
-from haqjax.quantize.channels import channel_maximum, spread_channels
+from haqjax.quantize.channels import channel_maximum, input_energy, spread_channels
 from haqjax.quantize.histogram import Histogram, Sample, add, draw, empty
+from haqjax.quantize.moments import Moments, add_moments, empty_moments
+from haqjax.quantize.nudges import make_rounding
 from haqjax.quantize.ranges import METHODS, Row
+from haqjax.quantize.unfold import ROWS
 from haqjax.types import Ranges
+
+ROUNDINGS = ("output", "nearest")
 
 
 def calibrate(
-    apply: Apply, params: PyTree, batches: Iterable[PyTree], method: str = "mse", *, per_channel: bool = True
+    apply: Apply,
+    params: PyTree,
+    batches: Iterable[PyTree],
+    method: str = "mse",
+    *,
+    per_channel: bool = True,
+    rounding: str = "nearest",
+    correct_bias: bool = False,
 ) -> Ranges:
-    """Chooses where to clip each layer's weight and activation at every width, and which activations are signed.
+    """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.
 
     The float network runs once over the batches; each layer's activations are counted in a histogram that grows with
-    them. An activation that is ever negative is signed.
+    them, and the products of its inputs are summed. An activation that is ever negative is signed.
 
     Args:
       apply: pure function `apply(params, x)`.
       batches: inputs of the network, a few hundred examples in all; batches of one size compile once.
-      method: "mse" (least squared error), "max", "percentile" (99.99) or "kl".
+      method: "mse" (least squared error, that of an activation weighted by the weights that read it), "max",
+        "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
+      rounding: of weights: "output" chooses levels and clips by the error at each layer's output, see
+        `haqjax.quantize.rounding`; "nearest" by each weight alone, which is what `per_channel=False` always does.
+      correct_bias: take off what the rounding of weights adds to a layer's output on average.
     Returns:
-      Clip values [L, 2, 8] and signed flags [L], on the host.
+      Clip values [L, 2, 8], signed flags [L], and what the options ask for, on the host.
     Raises:
-      ValueError: an unknown method, no batch, or a tensor that is not finite; names the layer.
+      ValueError: an unknown method or rounding, no batch, or a tensor that is not finite; names the layer.
 
     >>> apply = lambda params, x: x @ params["w"]
     >>> ranges = calibrate(apply, {"w": jnp.ones((2, 1))}, [jnp.array([[0.5, -3.0]])], method="max")
     >>> ranges.clip.shape, float(ranges.clip[0, 1, 7]), ranges.signed.tolist()
     ((1, 2, 8), 3.0, [True])
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown calibration method {method!r}: one of {', '.join(METHODS)}")
+    _check_options(method, rounding)
+    descend = rounding == "output" and per_channel
     names: tuple[str, ...] = ()
     for x in batches:
         if not names:
             names = map_weights(lambda layer, weight: layer.name, apply, params, x)
             weights, activations = _count_weights(apply, params, x, per_channel, method == "mse"), empty(len(names))
-        activations = _count_activations(apply, params, x, activations)
+            example, sums = jax.tree.map(_outline, x), empty_moments(apply, params, x, descend, correct_bias)
+        activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse")
     if not names:
         raise ValueError("no batch to calibrate on: pass at least one")
     _check_finite(names, weights, activations)
     signed = activations.lowest < 0
     clips = [_choose(method, weights, jnp.ones_like(signed)), _choose(method, activations, signed)]
-    return Ranges(np.stack(clips, axis=1), np.asarray(signed), per_channel)
+    adapted = make_rounding(apply, params, example, np.asarray(clips[0]), sums) if descend or correct_bias else None
+    return Ranges(np.stack(clips, axis=1), np.asarray(signed), per_channel, rounding=adapted)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _count_activations(apply: Apply, params: PyTree, x: PyTree, so_far: Histogram) -> Histogram:
-    def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Sample]:
-        return lower(layer, activation, weight, compute), draw(activation)
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _count_activations(
+    apply: Apply, params: PyTree, x: PyTree, so_far: Histogram, sums: tuple[Moments, ...], weighted: bool
+) -> tuple[Histogram, tuple[Moments, ...]]:
+    most = ROWS * jax.tree.leaves(x)[0].shape[0]
 
-    return add(so_far, _stack(with_records(apply, hook)(params, x)[1]))
+    def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
+        energy = input_energy(layer, weight) if weighted else 1.0
+        mine = add_moments(sums[layer.index], layer, activation, most)
+        return lower(layer, activation, weight, compute), (draw(activation, energy), mine)
+
+    samples, grown = zip(*with_records(apply, hook)(params, x)[1], strict=True)
+    return add(so_far, _stack(samples)), grown
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -88,6 +113,16 @@ def _choose(method: str, histogram: Histogram, signed: Bool[Array, "L"]) -> Floa
     rows = Row(histogram.counts, histogram.limit, histogram.largest)
     clip = jax.lax.map(lambda row: METHODS[method](*row), (rows, signed))
     return jnp.where(clip > 0, clip, 1)  # a tensor of zeros: any clip leaves it zero
+
+
+def _outline(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _check_options(method: str, rounding: str) -> None:
+    for what, value, known in (("calibration method", method, METHODS), ("rounding", rounding, ROUNDINGS)):
+        if value not in known:
+            raise ValueError(f"unknown {what} {value!r}: one of {', '.join(known)}")
 
 
 def _stack(samples: tuple[Sample, ...]) -> Sample:

@@ -1,4 +1,4 @@
-"""Clips of weights for each output channel: one clip a layer, spread over its channels in proportion to their size."""
+"""What belongs to a channel of a layer: clips in proportion to its size, values spread over a tensor."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from haqjax.graph import Layer
+from haqjax.quantize.unfold import to_matrix
 
 
 def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
@@ -30,3 +31,44 @@ def channel_shares(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np
     flat = jnp.concatenate(maxima)
     whole = jax.ops.segment_max(flat, layer, len(maxima), indices_are_sorted=True)[layer]
     return jnp.where(flat > 0, flat / jnp.where(whole > 0, whole, 1), 1), layer
+
+
+def spread_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
+    """One value an output channel, in the rank of the layer's output.
+
+    >>> from haqjax.capture import map_weights
+    >>> apply = lambda params, x: jnp.einsum("bsi,io->bso", x, params["w"])
+    >>> shape = lambda layer, weight: spread_outputs(layer, jnp.arange(4.0)).shape
+    >>> map_weights(shape, apply, {"w": jnp.ones((3, 4))}, jnp.ones((2, 5, 3)))
+    ((1, 1, 4),)
+    """
+    if not layer.dense:
+        at = layer.equation.params["dimension_numbers"].out_spec[1]
+        return values.reshape([-1 if axis == at else 1 for axis in range(len(layer.activation_shape))])
+    contract, batch = layer.dot_axes
+    channels = sorted(layer.channel_axes)
+    order = [*batch, *(axis for axis in channels if axis not in batch)]
+    sizes = [layer.weight_shape[axis] for axis in order]
+    ones = [1] * (len(layer.activation_shape) - len(contract) - len(batch))
+    at = len(batch) if layer.weight_at == 1 else len(order)
+    whole = values.reshape([layer.weight_shape[axis] for axis in channels])
+    return whole.transpose([channels.index(axis) for axis in order]).reshape(*sizes[:at], *ones, *sizes[at:])
+
+
+def input_energy(layer: Layer, weight: Array) -> Array:
+    """Sum of the squares of the weights that read each input channel, in the rank of the layer's activation.
+
+    What an error in an input channel adds to the squared error of the layer's output goes with it.
+    """
+    energy = jnp.sum(to_matrix(layer, weight) ** 2, axis=2)  # [G, D]
+    rank = len(layer.activation_shape)
+    if not layer.dense:
+        numbers = layer.equation.params["dimension_numbers"]
+        each = layer.weight_shape[numbers.rhs_spec[1]]
+        by_channel = energy.reshape(energy.shape[0], -1, each).sum(1).reshape(-1)
+        return by_channel.reshape([-1 if axis == numbers.lhs_spec[1] else 1 for axis in range(rank)])
+    contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+    order = [*batch, *contract]
+    whole = energy.reshape([layer.activation_shape[axis] for axis in order])
+    placed = whole.transpose([order.index(axis) for axis in sorted(order)])
+    return placed.reshape([layer.activation_shape[axis] if axis in order else 1 for axis in range(rank)])

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, Compute, map_weights, with_hook
+from haqjax.capture import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.graph import Layer
 from haqjax.lowering import lower
-from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels
+from haqjax.quantize.bank import bank_weights
+from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
 from haqjax.quantize.linear import Grid, make_grid, snap
+from haqjax.quantize.nudges import clip_factor, nudge, output_bias
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
 Policy = Int[Array, "L 2"]
@@ -49,16 +51,20 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
 
 def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
     """Each layer's weight, quantised; of `x` only shapes are read, so that many batches can share the result."""
+    if ranges.bank is not None:
+        return bank_weights(ranges.bank, policy, map_weights(lambda layer, weight: weight, apply, params, x))
     maxima = map_weights(channel_maximum, apply, params, x)
     _check_rows(len(maxima), policy, ranges)
     shares, layer_of = channel_shares(maxima)
+    bits = jnp.asarray(policy)[layer_of, WEIGHT]
     clip = _clips(policy, ranges)[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
-    grids = make_grid(clip, jnp.asarray(policy)[layer_of, WEIGHT], jnp.ones(len(layer_of), bool))
+    grids = make_grid(clip * clip_factor(bits, ranges), bits, jnp.ones(len(layer_of), bool))
     ends = np.cumsum([len(m) for m in maxima])
 
     def quantized(layer: Layer, weight: Array) -> Array:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
-        return snap(weight, jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids))
+        grid: Grid = jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids)
+        return snap(nudge(layer, weight, grid, policy, ranges), grid)
 
     return map_weights(quantized, apply, params, x)
 
@@ -67,15 +73,31 @@ def apply_quantized(
     apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, policy: Policy, ranges: Ranges
 ) -> PyTree:
     """The forward pass with weights from `quantize_weights` and activations quantised on the way."""
+    return with_hook(apply, make_hook(weights, policy, ranges))(params, x)
+
+
+def make_hook(
+    weights: tuple[Array, ...], policy: Policy, ranges: Ranges, biases: tuple[Array, ...] | None = None
+) -> Hook:
+    """How a layer is computed under a policy, with weights from `quantize_weights`.
+
+    Args:
+      biases: from `haqjax.quantize.nudges.output_biases`, where many batches share them; None computes them in place.
+    """
     grids = make_grid(
         _clips(policy, ranges)[:, ACTIVATION], jnp.asarray(policy)[:, ACTIVATION], jnp.asarray(ranges.signed)
     )
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         grid: Grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)
-        return lower(layer, snap(activation, grid), weights[layer.index], compute)
+        quantised = weights[layer.index]
+        y = lower(layer, snap(activation, grid), quantised, compute)
+        if ranges.rounding is None or ranges.rounding.means is None:
+            return y
+        bias = output_bias(layer, weight, quantised, ranges) if biases is None else biases[layer.index]
+        return y + spread_outputs(layer, bias).astype(y.dtype)
 
-    return with_hook(apply, hook)(params, x)
+    return hook
 
 
 def _clips(policy: Policy, ranges: Ranges) -> Float[Array, "L 2"]:

@@ -1,9 +1,10 @@
 """Symmetric linear fake quantisation with the straight-through estimator; the bit-width is data."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.types import FULL_PRECISION
@@ -34,9 +35,11 @@ def make_grid(clip: Float[Array, "*n"], bits: Int[Array, "*n"], signed: Bool[Arr
 
 
 def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
-    """Rounds `x` to a grid, ties to the even level; the gradient passes as if `x` were only clipped.
+    """Rounds `x` to a grid, ties to the even level; the gradient is that of a rounding with a constant error.
 
-    The gradient of `x` is 1 inside the clip and 0 outside; that of the clip is 0 inside and the sign of `x` outside.
+    With `x` clipped, `v = x / step` and the error `r = round(v) - v` held, the result is `x + r step`. The gradient of
+    `x` is 1 inside the clip and 0 outside; that of a clip of `n` levels is `r / n` inside and the sign of `x` outside
+    (LSQ, Esser et al. 2020, arXiv 1902.08153, equation 3, where `step = clip / n` is learned).
 
     Args:
       grid: scalars, or arrays of the rank of `x` that broadcast against it.
@@ -53,21 +56,32 @@ def fake_quantize(
     clip: Float[Array, "*#shape"] | float,
     bits: Int[Array, ""] | int,
     signed: Bool[Array, ""] | bool = True,
+    gradient: Literal["pact", "lsq"] = "pact",
 ) -> Float[Array, "*shape"]:
     """Rounds `x` to the levels of a linear quantiser, with the straight-through estimator (see `make_grid`, `snap`).
+
+    The gradient of `x` is 1 inside the clip and 0 outside.
 
     Args:
       x: any shape.
       clip: positive; a scalar, or one value a channel, of the rank of `x`.
       bits: 2..8, or 1 where unsigned; 32 returns `x` as it is. Traced: another width does not compile again.
       signed: traced.
+      gradient: of the clip. "pact": 0 inside and the sign of `x` outside (Choi et al. 2018, arXiv 1805.06085, equation
+        3); "lsq": what rounding costs counts too, see `snap`.
     Returns:
       Values on the quantiser's levels, of the shape and dtype of `x`.
 
     >>> fake_quantize(jnp.array([-2.0, -0.4, 0.6, 0.9]), 1.0, 3)
     Array([-1.        , -0.33333334,  0.6666667 ,  1.        ], dtype=float32)
     """
-    return snap(x, make_grid(jnp.asarray(clip, x.dtype), jnp.asarray(bits), jnp.asarray(signed)))
+    grid = make_grid(jnp.asarray(clip, x.dtype), jnp.asarray(bits), jnp.asarray(signed))
+    return snap(x, hold_step(grid) if gradient == "pact" else grid)
+
+
+def hold_step(grid: Grid) -> Grid:
+    """The same grid, whose step has no gradient: that of the clip is then PACT's, 0 inside."""
+    return grid._replace(step=jax.lax.stop_gradient(grid.step))
 
 
 @jax.custom_jvp
@@ -75,6 +89,14 @@ def _round(x: Array, per_unit: Array, step: Array) -> Array:
     return jnp.round(x * per_unit) * step
 
 
-@_round.defjvp
 def _round_straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return _round(*primals), tangents[0]
+    x, per_unit, step = primals
+    by_x, _, by_step = tangents  # `per_unit` only finds the level
+    if isinstance(by_x, SymbolicZero):
+        by_x = jnp.zeros_like(x)
+    if not isinstance(by_step, SymbolicZero):
+        by_x = by_x + (jnp.round(x * per_unit) - x * per_unit) * by_step
+    return _round(*primals), by_x
+
+
+_round.defjvp(_round_straight_through, symbolic_zeros=True)

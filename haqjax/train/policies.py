@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply
+from haqjax.capture import Apply, with_hook
 from haqjax.data import Split
-from haqjax.quantize.forward import apply_quantized, quantize_weights
-from haqjax.types import Ranges
+from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.quantize.nudges import output_biases
+from haqjax.types import Judgement, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
 CPU_IMAGES = 128  # at a time at most
@@ -26,6 +27,7 @@ def make_evaluate(
     *,
     batch_size: int | None = None,
     policies_at_once: int = 1,
+    with_loss: bool = False,
 ) -> jax.tree_util.Partial:
     """Makes the function that a search judges policies by.
 
@@ -38,10 +40,12 @@ def make_evaluate(
       ranges: from `calibrate`.
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
+      with_loss: tell the mean cross entropy, too.
 
     Returns:
-      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, traceable; its arrays are arguments of the
-      compiled program, not constants in it.
+      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Judgement` with the loss
+      [N] in nats (not finite where a logit is not); traceable. Its arrays are arguments of the compiled program, not
+      constants in it.
 
     Raises:
       ValueError: the split is empty.
@@ -57,7 +61,7 @@ def make_evaluate(
         raise ValueError("cannot judge a policy on no images")
     most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
     images, labels = in_batches(split, -(-len(split) // -(-len(split) // most)))  # as many batches, evenly filled
-    return jax.tree_util.Partial(_make_judge(apply, policies_at_once), params, images, labels, ranges)
+    return jax.tree_util.Partial(_make_judge(apply, policies_at_once, with_loss), params, images, labels, ranges)
 
 
 def suggest_batch(pixels: int) -> int:
@@ -76,17 +80,30 @@ def in_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"]
 
 
 @functools.cache
-def _make_judge(apply: Apply, policies_at_once: int) -> Callable[..., Float[Array, "N"]]:
-    def judge(params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]) -> Array:
-        def accuracy(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
+def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callable[..., Array | Judgement]:
+    def judge(
+        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
+    ) -> Array | Judgement:
+        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array | None]:
             weights = quantize_weights(apply, params, images[0], policy, ranges)
+            biases = output_biases(apply, params, weights, images[0], ranges)
+            quantised = with_hook(apply, make_hook(weights, policy, ranges, biases))
 
-            def count(batch: tuple[Array, Array]) -> Int[Array, ""]:
-                logits = apply_quantized(apply, params, weights, batch[0], policy, ranges)
-                return ((logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)).sum()
+            def count(batch: tuple[Array, Array]) -> tuple[Array, Array | None]:
+                logits = quantised(params, batch[0])
+                right = ((logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)).sum()
+                return right, _loss(logits, batch[1]) if with_loss else None
 
-            return jax.lax.map(count, (images, labels)).sum() / (labels >= 0).sum()
+            sums = jax.tree.map(jnp.sum, jax.lax.map(count, (images, labels)))
+            return jax.tree.map(lambda total: total / (labels >= 0).sum(), sums)
 
-        return jax.lax.map(accuracy, policies, batch_size=min(policies_at_once, len(policies)))
+        accuracy, loss = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
+        return Judgement(accuracy, loss) if with_loss else accuracy
 
     return judge
+
+
+def _loss(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Float[Array, ""]:
+    """Cross entropy, summed over the images that count."""
+    log_share = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+    return -jnp.where(labels >= 0, log_share, 0).sum()

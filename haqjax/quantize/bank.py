@@ -1,0 +1,110 @@
+"""K-means weights: a bank of every layer's weights at every width, whose shared values can be trained."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree, UInt8
+
+from haqjax.capture import Apply, map_weights
+from haqjax.quantize.kmeans import CLUSTERS, flatten, shared_values, sort_values
+from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Bank
+
+Policy = Int[Array, "L 2"]
+
+
+def make_bank(apply: Apply, params: PyTree, x: PyTree) -> Bank:
+    """Clusters each layer's weights at 1..8 bits (k-means as in Han et al. 2016, section 3, and Wang et al. 2019).
+
+    The squared error is that of the best clustering there is, or very close to it (benchmarks/kmeans.py measures how
+    close). Nothing is drawn at random. A weight of no more than `2**bits` distinct values is kept to the last bit.
+
+    Args:
+      apply: pure function `apply(params, x)`.
+      params: with their values; not under `jit`.
+      x: only shapes are read.
+    Returns:
+      Codes and codebooks, on the device.
+    Raises:
+      ValueError: a weight that is not finite; names the layer.
+
+    >>> apply = lambda params, x: x @ params["w"]
+    >>> bank = make_bank(apply, {"w": jnp.array([[0.0, 1.0], [4.0, 5.0]])}, jnp.ones((1, 2)))
+    >>> bank.codebooks[0, 0, :3].tolist(), bank.codes[0][0].tolist()
+    ([0.5, 4.5, 4.5], [[0, 0], [1, 1]])
+    """
+    named = map_weights(lambda layer, weight: (layer.name, weight), apply, params, x)
+    bad = [name for name, weight in named if not jnp.isfinite(weight).all()]
+    if bad:
+        raise ValueError(f"the weight of layer {bad[0]!r} is not finite ({len(bad)} such layers): check the weights")
+    together = None if jax.default_backend() == "cpu" else len(named)
+    with jax.enable_x64(True):
+        return _cluster(tuple(weight for _, weight in named), together)
+
+
+def bank_weights(bank: Bank, policy: Policy, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Each layer's weight as the bank has it at the policy's width.
+
+    The gradient of a shared value is the sum over its members. Codes stay as they are when codebooks are trained:
+    differentiate with respect to `codebooks` and put them back with `bank._replace`.
+
+    Args:
+      policy: weight and activation bits; weights 1..8, or 32 to leave a weight as it is. Traced: another width does
+        not compile again.
+      weights: the float weights, one a layer; they matter at 32 bits alone.
+    Returns:
+      One array a layer, of the shape and dtype of its weight.
+    Raises:
+      ValueError: a bank of other layers than these, or a policy of another number of layers.
+
+    >>> w, codes = jnp.ones(3), jnp.zeros((8, 3), jnp.uint8).at[1].set(jnp.array([0, 3, 3], jnp.uint8))
+    >>> bank = Bank((codes,), jnp.zeros((1, 8, 256)))
+    >>> at_two_bits = lambda books: bank_weights(bank._replace(codebooks=books), jnp.array([[2, 8]]), (w,))[0].sum()
+    >>> jax.grad(at_two_bits)(bank.codebooks)[0, 1, :4].tolist()
+    [1.0, 0.0, 0.0, 2.0]
+    """
+    _check_shapes(bank, policy, weights)
+    bits = jnp.asarray(policy)[:, WEIGHT]
+    column = jnp.clip(bits, 1, WIDTHS) - 1
+    books = jnp.take_along_axis(jnp.asarray(bank.codebooks), column[:, None, None], axis=1)[:, 0]
+
+    def chosen(layer: int, weight: Array) -> Array:
+        codes = jnp.asarray(bank.codes[layer])[column[layer]]
+        shared = books[layer].at[codes].get(mode="promise_in_bounds").astype(weight.dtype)
+        return jnp.where(bits[layer] >= FULL_PRECISION, weight, shared)
+
+    return tuple(chosen(layer, weight) for layer, weight in enumerate(weights))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cluster(weights: tuple[Array, ...], together: int | None) -> Bank:
+    shared = shared_values(sort_values(weights), together)
+    last = jnp.max(jnp.where(jnp.isinf(shared), -jnp.inf, shared), axis=-1, keepdims=True)
+    codes = _encode(shared, *flatten(weights))
+    ends = np.cumsum([weight.size + 1 for weight in weights])
+    parts = [codes[:, end - weight.size : end] for end, weight in zip(ends, weights, strict=True)]
+    shaped = tuple(part.reshape(WIDTHS, *weight.shape) for part, weight in zip(parts, weights, strict=True))
+    return Bank(shaped, jnp.swapaxes(jnp.where(jnp.isinf(shared), last, shared), 0, 1))
+
+
+def _encode(shared: Float[Array, "8 L 256"], flat: Float[Array, "T"], layer: Int[Array, "T"]) -> UInt8[Array, "8 T"]:
+    """The nearest shared value of each weight, by bisection of the midpoints, which are exact in 64 bits."""
+    exact = shared.astype(jnp.float64)
+    midpoints = (exact[..., :-1] + exact[..., 1:]) / 2
+
+    def at_width(midpoint: Float[Array, "L 255"]) -> UInt8[Array, "T"]:
+        code = jnp.zeros(flat.shape, jnp.int32)
+        for step in (CLUSTERS >> n for n in range(1, WIDTHS + 1)):
+            code = jnp.where(flat >= midpoint[layer, code + step - 1], code + step, code)
+        return code.astype(jnp.uint8)
+
+    return jax.lax.map(at_width, midpoints)
+
+
+def _check_shapes(bank: Bank, policy: Policy, weights: tuple[Array, ...]) -> None:
+    found, wanted = [codes.shape[1:] for codes in bank.codes], [jnp.shape(weight) for weight in weights]
+    if found != wanted:
+        raise ValueError(f"the bank is of weights {found}, but the network's are {wanted}: make a bank for it")
+    if jnp.shape(policy) != (len(weights), 2):
+        raise ValueError(f"policy has shape {jnp.shape(policy)}, but the bank's layers need {(len(weights), 2)}")

@@ -1,0 +1,94 @@
+"""The forward pass under fractional bits: every tensor a mixture of what it is at the two neighbouring widths."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from haqjax.capture import Apply, Compute, Hook, with_hook
+from haqjax.graph import Layer
+from haqjax.lowering import lower
+from haqjax.quantize.channels import spread_outputs
+from haqjax.quantize.forward import _clips, quantize_weights
+from haqjax.quantize.linear import Grid, make_grid, snap
+from haqjax.quantize.nudges import output_bias
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
+
+
+class Neighbours(NamedTuple):
+    """Two whole policies, and how much of the upper one there is in the mixture."""
+
+    lower: Int[Array, "L 2"]
+    upper: Int[Array, "L 2"]
+    share: Float[Array, "L 2"]
+
+
+def quantize_fractionally(
+    apply: Apply, *, hook: Hook = lower
+) -> Callable[[PyTree, PyTree, Float[Array, "L 2"], Ranges], PyTree]:
+    """Makes `apply` run under fractional bits, so that its output has a gradient with respect to them.
+
+    A tensor at 4.3 bits is 0.7 times what it is at 4 bits and 0.3 times what it is at 5, each with the clip of its own
+    width (FracBits, Yang and Jin 2021, arXiv 2007.02017, equation 4). At whole bits this is `haqjax.quantize`. The
+    derivative by the bits is what the next bit changes.
+
+    Args:
+      apply: pure function `apply(params, x)`.
+      hook: how a layer is computed, see `haqjax.capture.with_hook`.
+
+    Returns:
+      `qapply(params, x, bits, ranges)` with the output of `apply`; `bits` float [L, 2] from 2 to 8, or 32 to leave a
+      tensor as it is. Works under `jit`, `vmap`, `grad`.
+
+    >>> from haqjax.quantize.calibrate import calibrate
+    >>> apply = lambda params, x: x @ params["w"]
+    >>> params, x = {"w": jnp.array([[0.5], [1.0]])}, jnp.array([[1.0, 0.25]])
+    >>> ranges = calibrate(apply, params, [x], method="max")
+    >>> print(quantize_fractionally(apply)(params, x, jnp.array([[32.0, 2.5]]), ranges))  # 1/3 and 2/7 for 0.25
+    [[0.8095238]]
+    """
+
+    def qapply(params: PyTree, x: PyTree, bits: Float[Array, "L 2"], ranges: Ranges) -> PyTree:
+        near = neighbours(bits)
+        weights = [quantize_weights(apply, params, x, policy, ranges) for policy in near[:2]]
+        grids = [_activation_grids(policy, ranges) for policy in near[:2]]
+
+        def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+            at = layer.index
+            low, high = (snap(activation, jax.tree.map(lambda leaf: leaf[at], grid)) for grid in grids)
+            ends = weights[0][at], weights[1][at]
+            share = near.share[at]
+            y = hook(layer, mix(low, high, share[ACTIVATION]), mix(*ends, share[WEIGHT]), compute)
+            if ranges.rounding is None or ranges.rounding.means is None:
+                return y
+            low, high = (output_bias(layer, weight, end, ranges) for end in ends)  # of each width: a gradient by bits
+            return y + spread_outputs(layer, mix(low, high, share[WEIGHT])).astype(y.dtype)
+
+        return with_hook(apply, on_layer)(params, x)
+
+    return qapply
+
+
+def neighbours(bits: Float[Array, "L 2"]) -> Neighbours:
+    """The whole widths below and above fractional bits; at a whole width one of them has it all.
+
+    >>> near = neighbours(jnp.array([[2.25, 8.0]]))
+    >>> print(near.lower, near.upper, near.share)
+    [[2 7]] [[3 8]] [[0.25 1.  ]]
+    """
+    whole = jnp.floor(jax.lax.stop_gradient(bits))
+    below = jnp.where(whole >= FULL_PRECISION, FULL_PRECISION, jnp.clip(whole, 1, WIDTHS - 1))
+    share = jnp.where(whole >= FULL_PRECISION, 0.0, bits - below)
+    return Neighbours(below.astype(jnp.int32), below.astype(jnp.int32) + 1, share)
+
+
+def mix(low: Array, high: Array, share: Float[Array, ""]) -> Array:
+    """`low` where the share is 0, `high` where it is 1, exactly; between them on a line."""
+    share = share.reshape((1,) * low.ndim).astype(low.dtype)
+    return (1 - share) * low + share * high
+
+
+def _activation_grids(policy: Int[Array, "L 2"], ranges: Ranges) -> Grid:
+    return make_grid(_clips(policy, ranges)[:, ACTIVATION], policy[:, ACTIVATION], jnp.asarray(ranges.signed))

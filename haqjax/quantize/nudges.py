@@ -1,0 +1,136 @@
+"""What `Ranges.rounding` holds: made from the moments of a layer's inputs, and applied under a policy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from haqjax.capture import Apply, map_weights
+from haqjax.graph import Layer
+from haqjax.quantize.channels import channel_maximum, spread_channels
+from haqjax.quantize.linear import Grid
+from haqjax.quantize.moments import Moments
+from haqjax.quantize.rounding import round_levels
+from haqjax.quantize.unfold import from_matrix, to_matrix
+from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding
+
+INT8 = 127
+Policy = Int[Array, "L 2"]
+
+
+def make_rounding(
+    apply: Apply, params: PyTree, x: PyTree, clip: Float[np.ndarray, "L 8"], moments: tuple[Moments, ...]
+) -> Rounding:
+    """Levels of least error at each layer's output, as nudges and factors relative to nearest rounding; mean inputs.
+
+    Args:
+      x: only shapes are read.
+      clip: of the weights, as in `Ranges.clip`, scaled to each channel.
+      moments: sums over the calibration images, one entry a layer.
+    """
+    pairs = map_weights(lambda layer, weight: (layer, weight), apply, params, x)
+    rows = [(layer, np.asarray(weight, np.float32), sums) for (layer, weight), sums in zip(pairs, moments, strict=True)]
+    means = tuple(_mean(*row) for row in rows) if moments[0].first is not None else None
+    if moments[0].second is None:
+        return Rounding(None, None, means)
+    nudges, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
+    return Rounding(nudges, np.concatenate(factors, axis=1), means)
+
+
+def clip_factor(bits: Int[Array, "C"], ranges: Ranges) -> Array | int:
+    """What the clip of each output channel of all layers is multiplied by at its width."""
+    if ranges.rounding is None or ranges.rounding.factor is None:
+        return 1
+    column = jnp.clip(bits, 1, WIDTHS) - 1
+    return jnp.take_along_axis(jnp.asarray(ranges.rounding.factor), column[None], axis=0)[0]
+
+
+def nudge(layer: Layer, weight: Array, grid: Grid, policy: Policy, ranges: Ranges) -> Array:
+    """The weight moved by whole levels, such that its nearest level is the one chosen for it.
+
+    What is then less than half a step beyond the clip is on it, and keeps its gradient.
+    """
+    if ranges.rounding is None or ranges.rounding.nudges is None:
+        return weight
+    column = jnp.clip(jnp.asarray(policy)[layer.index, WEIGHT], 1, WIDTHS) - 1
+    moves = jnp.asarray(ranges.rounding.nudges[layer.index])[column]
+    step = jax.lax.stop_gradient(grid.step.astype(weight.dtype))
+    moved = weight + moves.astype(weight.dtype) * step
+    limit = grid.highest.astype(weight.dtype)
+    near = jnp.abs(moved) < limit + step / 2
+    return jnp.where(grid.identity, weight, jnp.where(near, _pull_in(moved, limit), moved))
+
+
+def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -> Float[Array, "C"]:
+    """What to add to each output channel so that rounding the weights leaves its mean where it was.
+
+    `sum over inputs of E[input] (weight - quantised)` (Nagel et al. 2019, arXiv 1906.04721, section 4.2), with the
+    means of the float network. It has no gradient.
+    """
+    assert ranges.rounding is not None and ranges.rounding.means is not None
+    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
+    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.index])
+    return jax.lax.stop_gradient(jnp.sum(error, axis=summed).reshape(-1))
+
+
+def output_biases(
+    apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, ranges: Ranges
+) -> tuple[Float[Array, "C"], ...] | None:
+    """`output_bias` of every layer; None where the ranges correct nothing. Of `x` only shapes are read."""
+    if ranges.rounding is None or ranges.rounding.means is None:
+        return None
+    one = lambda layer, weight: output_bias(layer, weight, weights[layer.index], ranges)  # noqa: E731
+    return map_weights(one, apply, params, x)
+
+
+@jax.custom_jvp
+def _pull_in(x: Array, limit: Array) -> Array:
+    return jnp.clip(x, -limit, limit)
+
+
+@_pull_in.defjvp
+def _pull_in_straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _pull_in(*primals), tangents[0]
+
+
+def _round(
+    layer: Layer, weight: np.ndarray, sums: Moments, clip: Float[np.ndarray, "8"]
+) -> tuple[np.ndarray, np.ndarray]:
+    matrix = np.asarray(to_matrix(layer, weight))
+    levels = round_levels(matrix, np.asarray(sums.second) / np.asarray(sums.total))
+    steps = np.stack([_channels(layer, step, matrix.shape) for step in levels.step])  # [8, C]
+    largest = np.asarray(channel_maximum(layer, jnp.asarray(weight)))
+    share = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
+    sides = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
+    factor = (steps * sides / (clip[:, None] * share)).astype(np.float32)
+    return np.stack([_nudges(layer, weight, *pair) for pair in zip(levels.level, steps, strict=True)]), factor
+
+
+def _mean(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
+    """The mean of each input, where the weight that reads it stands."""
+    mean = np.asarray(sums.first) / np.asarray(sums.total)
+    return _once(layer, from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape)))
+
+
+def _nudges(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
+    chosen = np.asarray(from_matrix(layer, level))
+    nearest = np.rint(weight / np.asarray(spread_channels(layer, jnp.asarray(step))))
+    beyond = (np.abs(nearest) > np.abs(chosen)) & (np.abs(chosen) == np.abs(level).max(initial=0))
+    return np.clip(np.where(beyond & (nearest * chosen > 0), 0, chosen - nearest), -INT8, INT8).astype(np.int8)
+
+
+def _channels(layer: Layer, step: Float[np.ndarray, "G R"], shape: tuple[int, ...]) -> Float[np.ndarray, "C"]:
+    """One value an output channel, in the order of the weight's axes."""
+    whole = np.asarray(from_matrix(layer, np.broadcast_to(step[:, None], shape)))
+    first = tuple(slice(None) if axis in layer.channel_axes else 0 for axis in range(whole.ndim))
+    return whole[first].reshape(-1)
+
+
+def _once(layer: Layer, mean: AnyArray) -> np.ndarray:
+    """Without the copies for outputs that read the same inputs."""
+    if not layer.dense:
+        alone = layer.channel_axes if layer.equation.params["feature_group_count"] == 1 else ()
+    else:
+        alone = tuple(axis for axis in layer.channel_axes if axis not in layer.dot_axes[1])
+    first = tuple(slice(0, 1) if axis in alone else slice(None) for axis in range(mean.ndim))
+    return np.ascontiguousarray(mean[first])

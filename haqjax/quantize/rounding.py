@@ -1,0 +1,109 @@
+"""Rounding that looks at what a layer puts out: integer levels chosen by coordinate descent, at every width at once.
+
+Nearest rounding makes the least error in each weight, and not in their sum. With `S` the second moments of a layer's
+inputs, the squared error of one output is `e' S e`, where `e` is the error of its weights. One weight after another
+moves to the level that is best while the others stay, and the channel's step to the best one for its levels
+(Zhang et al. 2024, arXiv 2403.07134); nothing is learned and nothing drawn at random.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from haqjax.types import WIDTHS
+
+SWEEPS = 3  # over all weights
+SHARES = np.linspace(0.3, 1, 8, dtype=np.float32)  # first steps tried: clips as shares of the channel's magnitude
+DAMPING = 0.01  # of the mean second moment, added to each input's own
+BLOCK = 32  # inputs between two products with the whole matrix of moments
+
+
+class Levels(NamedTuple):
+    """Levels of one layer's weights at every width, and the step between them."""
+
+    level: Float[np.ndarray, "8 G D R"]  # whole numbers
+    step: Float[np.ndarray, "8 G R"]
+
+
+def round_levels(
+    matrix: Float[np.ndarray, "G D R"], second: Float[np.ndarray, "GP d d"], sweeps: int = SWEEPS
+) -> Levels:
+    """Levels of least squared error at the output of a layer, or close to it.
+
+    Args:
+      matrix: the weight, see `haqjax.quantize.unfold`.
+      second: second moments of the inputs, in P parts of `d = D / P`; products across parts count as zero.
+      sweeps: passes over the weights; 0 is nearest rounding with the best of a few clips.
+
+    Returns:
+      Levels and positive steps at 1..8 bits; at one bit, which has no level but zero, all levels are zero.
+
+    >>> pair = np.array([[[0.4], [0.4]]], np.float32)  # of inputs that are always equal: only the sum of both counts
+    >>> levels, step = round_levels(pair, np.ones((1, 2, 2), np.float32))
+    >>> (levels * step[:, :, None])[1].sum().round(2)
+    np.float32(0.8)
+    """
+    groups, inputs, outputs = matrix.shape
+    cut = len(second) // groups
+    most = np.repeat(2 ** np.arange(WIDTHS) - 1, outputs).astype(np.float32)  # levels a side, [8 R]
+    weight = np.tile(matrix.astype(np.float32), (1, 1, WIDTHS)).reshape(groups * cut, inputs // cut, -1)
+    moments = _damp(second.astype(np.float32))
+    step = _first_step(weight, np.maximum(most, 1), moments, cut)
+    level = np.clip(np.rint(weight / step[:, None]), -most, most)
+    target = moments @ weight
+    for _ in range(sweeps):
+        product = moments @ level
+        step = _best_step(step, _together(level * target, cut), _together(level * product, cut))
+        _sweep(level, target - product * step[:, None], step, most, moments)
+    shaped = level.reshape(groups, inputs, WIDTHS, outputs).transpose(2, 0, 1, 3)
+    return Levels(shaped, step[::cut].reshape(groups, WIDTHS, outputs).transpose(1, 0, 2))
+
+
+def _first_step(weight: np.ndarray, most: np.ndarray, moments: np.ndarray, cut: int) -> np.ndarray:
+    """The best of a few clips of each channel, each input weighted by its own second moment."""
+    own = np.einsum("gdd->gd", moments)[..., None]
+    largest = np.abs(weight).max(1).reshape(-1, cut, weight.shape[-1]).max(1)
+    largest = np.repeat(np.where(largest > 0, largest, 1), cut, axis=0)
+    steps = [share * largest / most for share in SHARES]
+    errors = [_together(own * (weight - _nearest(weight, step, most)) ** 2, cut) for step in steps]
+    return np.take_along_axis(np.stack(steps), np.argmin(errors, axis=0)[None], axis=0)[0]
+
+
+def _nearest(weight: np.ndarray, step: np.ndarray, most: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(weight / step[:, None]), -most, most) * step[:, None]
+
+
+def _best_step(step: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Least squares for given levels; where they are all zero the step stays."""
+    good = (numerator > 0) & (denominator > 0)
+    return np.where(good, numerator / np.where(good, denominator, 1), step).astype(np.float32)
+
+
+def _sweep(level: np.ndarray, slope: np.ndarray, step: np.ndarray, most: np.ndarray, moments: np.ndarray) -> None:
+    """Moves each weight in turn to its best level, in place; `slope` is `S e`, which changes with every move."""
+    per_step = 1 / step
+    for start in range(0, level.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        near, moved = slope[:, block].copy(), np.zeros_like(level[:, block])
+        for i in range(near.shape[1]):
+            at = start + i
+            own = moments[:, at, at][:, None]
+            best = np.clip(np.rint(level[:, at] + near[:, i] * (per_step / own)), -most, most)
+            moved[:, i] = (level[:, at] - best) * step
+            near += moments[:, block, at][..., None] * moved[:, i][:, None]
+            level[:, at] = best
+        slope += moments[:, :, block] @ moved
+
+
+def _damp(second: np.ndarray) -> np.ndarray:
+    mean = np.einsum("gdd->g", second) / second.shape[-1]
+    each = DAMPING * np.where(mean > 0, mean, 1)
+    return second + each[:, None, None] * np.eye(second.shape[-1], dtype=np.float32)
+
+
+def _together(values: np.ndarray, cut: int) -> np.ndarray:
+    """Sums over inputs and parts; every part of a group gets the sum."""
+    sums = values.sum(1)
+    whole = sums.reshape(-1, cut, sums.shape[-1]).sum(1)
+    return np.repeat(whole, cut, axis=0)
