@@ -1,15 +1,20 @@
 """Fine-tuning under a policy: it repairs what rounding broke, and leaves statistics alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from finetune_world import POLICY, TUNING, apply, apply_train, make_world
 from haqjax import calibrate, finetune
 from haqjax.data import Split, load
 from haqjax.models import build
 from haqjax.quantize import quantize
-from haqjax.train import fit, make_evaluate
+from haqjax.train import Tuning, finetune_all, fit, make_evaluate
+from haqjax.train.finetune import make_program
+from haqjax.train.steps import _make_step
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +73,44 @@ def test_a_parameter_without_gradient_is_named():
     ranges = calibrate(apply, params, [images])
     with pytest.raises(ValueError, match=r"params\['count'\] is int32, which has no gradient"):
         finetune(apply, params, jnp.full((1, 2), 8), ranges, Split(images, np.arange(2)), key=jax.random.key(0))
+
+
+def test_another_policy_does_not_compile_again():
+    params, ranges, data = make_world()
+    for bits in (2, 5, 32):
+        policy = np.full((2, 2), bits)
+        finetune_all(apply, params, policy, ranges, data, TUNING, key=jax.random.key(bits), apply_train=apply_train)
+    program = make_program(apply, apply_train, TUNING, TUNING.passes.steps(len(data)))
+    assert _make_step(*program, TUNING.shift, TUNING.flip)._cache_size() == 1
+
+
+def test_clips_learn_where_they_have_a_rate_and_stay_where_not():
+    params, ranges, data = make_world()
+    for rate in (0.0, 0.1):
+        tuning = dataclasses.replace(TUNING, clip_rate=rate, epochs=1)
+        options = dict(key=jax.random.key(0), apply_train=apply_train)
+        found = finetune_all(apply, params, POLICY, ranges, data, tuning, **options).ranges.clip
+        moved = np.argwhere(found != ranges.clip).tolist()
+        assert moved == ([[0, 0, 2], [0, 1, 7], [1, 0, 1], [1, 1, 3]] if rate else [])
+
+
+def test_running_statistics_move_with_apply_train_alone():
+    params, ranges, data = make_world()
+    tuning = dataclasses.replace(TUNING, epochs=1)
+    for train in (None, apply_train):
+        found = finetune_all(apply, params, POLICY, ranges, data, tuning, key=jax.random.key(0), apply_train=train)
+        assert np.array_equal(found.params["norm"]["mean"], params["norm"]["mean"]) == (train is None)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(learning_rate=-1.0), "learning rates .* must be at least 0, and one of them more"),
+        (dict(learning_rate=0.0), "learning rates .* must be at least 0, and one of them more"),
+        (dict(distill=1.5), "distill 1.5 must be a share in 0..1"),
+        (dict(temperature=0.0), "temperature 0.0 more than 0"),
+    ],
+)
+def test_numbers_are_checked(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        Tuning(**wrong)

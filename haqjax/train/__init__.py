@@ -1,13 +1,16 @@
 """Training float networks, measuring them, keeping them."""
 
 from haqjax.train.augment import augment
+from haqjax.train.briefly import finetune_policies, make_finetuned_evaluate
 from haqjax.train.evaluate import Accuracy, accuracy
-from haqjax.train.finetune import finetune
-from haqjax.train.fit import RECIPES, Progress, Recipe, fit
+from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
+from haqjax.train.fit import RECIPES, Recipe, fit
+from haqjax.train.mesh import make_mesh
 from haqjax.train.policies import make_evaluate
+from haqjax.train.steps import Progress
 from haqjax.train.weights import load_params, save_params
 
 __all__ = [
-    "RECIPES", "Accuracy", "Progress", "Recipe", "accuracy", "augment", "finetune", "fit", "load_params",
-    "make_evaluate", "save_params",
+    "RECIPES", "Accuracy", "Progress", "Recipe", "Tuned", "Tuning", "accuracy", "augment", "finetune", "finetune_all",
+    "finetune_policies", "fit", "load_params", "make_evaluate", "make_finetuned_evaluate", "make_mesh", "save_params",
 ]  # fmt: skip

@@ -1,16 +1,67 @@
 """Fine-tuning a network under one policy, with the straight-through estimator."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from haqjax.capture import Apply, is_statistic
-from haqjax.data import Split
-from haqjax.quantize.forward import quantize
-from haqjax.train.fit import Progress, train
+from haqjax.capture import Apply, Hook, is_statistic, with_hook
+from haqjax.data import Source, Split
+from haqjax.lowering import lower
+from haqjax.quantize.learned import Gradient, Learned, begin, end, quantize_learned
+from haqjax.train.checkpoints import fingerprint, open_checkpoints
+from haqjax.train.distill import cross_entropy, divergence
+from haqjax.train.fit import SMOOTHING, descend, kernels
+from haqjax.train.steps import Objective, Passes, Progress, run_steps
 from haqjax.types import Ranges
+
+ApplyTrain = Callable[..., tuple[Array, PyTree]]
+
+
+class Tuned(NamedTuple):
+    """A fine-tuned network: evaluate `params` under the policy with `ranges`."""
+
+    params: PyTree
+    ranges: Ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How a network is fine-tuned. A rate of 0 leaves what it is for as it was."""
+
+    epochs: int = 3  # passes over the data
+    batch_size: int = 32  # images a step
+    learning_rate: float = 2e-3  # of the weights, its largest value
+    clip_rate: float = 0.0  # of the clip values
+    codebook_rate: float = 0.0  # of k-means codebooks
+    weight_decay: float = 5e-4  # of kernels, at a learning rate of one; nothing else decays
+    shift: int = 2  # images are moved by up to so many pixels
+    flip: bool = False  # whether images are mirrored at random
+    smoothing: float = SMOOTHING  # share of the target spread over all classes
+    distill: float = 0.0  # share of the loss that compares with the float network's answers
+    temperature: float = 4.0  # at which they are compared
+    gradient: Gradient = "lsq"  # of the clip values, or "pact"
+
+    def __post_init__(self) -> None:
+        rates = (self.learning_rate, self.clip_rate, self.codebook_rate)
+        if min(rates) < 0 or max(rates) == 0:
+            raise ValueError(f"the learning rates {rates} must be at least 0, and one of them more")
+        if not 0 <= self.distill <= 1 or not self.temperature > 0:
+            raise ValueError(
+                f"distill {self.distill} must be a share in 0..1, and temperature {self.temperature} more than 0"
+            )
+
+    @property
+    def passes(self) -> Passes:
+        return Passes(self.epochs, self.batch_size, self.shift, self.flip)
 
 
 def finetune(
@@ -18,7 +69,7 @@ def finetune(
     params: PyTree,
     policy: Int[Array, "L 2"],
     ranges: Ranges,
-    data: Split,
+    data: Split | Source,
     *,
     epochs: int = 3,
     batch_size: int = 32,
@@ -27,29 +78,25 @@ def finetune(
     shift: int = 2,
     flip: bool = False,
     key: PRNGKeyArray,
+    apply_train: ApplyTrain | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
 ) -> PyTree:
     """Trains the weights that a policy rounds, so that they do well once rounded.
 
-    The forward pass is quantised, the gradient passes straight through the rounding (Wang et al. 2019, section 3.5).
-    The optimiser is that of `fit`. Clip values stay as calibrated, relative to each weight's channel, and so do the
-    running statistics of batch normalisation.
+    `finetune_all` with clip values as calibrated, relative to each weight's channel.
 
     Args:
-      apply: pure function `apply(params, images)`.
-      params: the trained float parameters.
-      policy, ranges: as for `quantize`.
-      data: the images to train on.
-      epochs, batch_size, learning_rate, weight_decay, shift, flip, key, on_epoch: as for `fit`.
+      apply, params, policy, ranges, data, key, apply_train, on_epoch: as for `finetune_all`.
+      epochs, batch_size, learning_rate, weight_decay, shift, flip: as in `Tuning`.
 
     Returns:
       Parameters of the same structure, in floating point: evaluate them with the same policy and ranges.
 
     Raises:
-      ValueError: as `fit` and `quantize`, or a parameter that is no floating-point number.
+      ValueError: as `finetune_all`.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantize import calibrate, quantize
     >>> apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
     >>> images = np.array([-1, 1, -1, 1], np.float32)[:, None, None, None] * np.ones((2, 2, 1), np.float32)
     >>> params, policy = {"w": jnp.ones((4, 2)) / 4}, jnp.array([[2, 8]])
@@ -60,16 +107,123 @@ def finetune(
     >>> quantize(apply)(tuned, images, policy, ranges).argmax(-1).tolist()
     [0, 1, 0, 1]
     """
+    tuning = Tuning(epochs, batch_size, learning_rate, weight_decay=weight_decay, shift=shift, flip=flip)
+    options = dict(key=key, apply_train=apply_train, on_epoch=on_epoch)
+    return finetune_all(apply, params, policy, ranges, data, tuning, **options).params  # type: ignore[arg-type]
+
+
+def finetune_all(
+    apply: Apply,
+    params: PyTree,
+    policy: Int[Array, "L 2"],
+    ranges: Ranges,
+    data: Split | Source,
+    tuning: Tuning = Tuning(),  # noqa: B008  it is frozen
+    *,
+    key: PRNGKeyArray,
+    apply_train: ApplyTrain | None = None,
+    mesh: Mesh | None = None,
+    checkpoints: str | Path | None = None,
+    every: int = 200,
+    on_epoch: Callable[[Progress], None] | None = None,
+) -> Tuned:
+    """Trains weights, clip values and codebooks under a policy, each at its rate in `tuning`.
+
+    The forward pass is quantised, the gradient passes straight through the rounding (Wang et al. 2019, section 3.5),
+    see `haqjax.quantize.learned.quantize_learned`. SGD with Nesterov momentum, linear warm-up, then cosine. Another
+    policy, or other ranges, of the same network do not compile again.
+
+    Args:
+      apply: pure function `apply(params, images)`.
+      params: the trained float parameters, which also teach where `tuning.distill` says so.
+      policy, ranges: as for `haqjax.quantize`.
+      data: the images to train on.
+      tuning: how.
+      key: order of the images and their augmentation.
+      apply_train: `(params, images) -> (logits, params with statistics moved)`: batch normalisation by the batch, as
+        `haqjax.models.Network` has it. None: by the running statistics, which stay as they are.
+      mesh: devices that share each batch, see `haqjax.train.make_mesh`; None is one device.
+      checkpoints: folder to save the training in on the way. Where one of the same configuration stopped, it goes on
+        from there, and ends as if it had never stopped, to the last bit.
+      every: steps between two checkpoints.
+      on_epoch: called after each epoch.
+
+    Returns:
+      Parameters and ranges of the same structure: `quantize(apply)(tuned.params, x, policy, tuned.ranges)`.
+
+    Raises:
+      ValueError: as `quantize`; a parameter that is no floating-point number; a number of epochs or images that is not
+        positive; a batch larger than the data or not a multiple of the devices; checkpoints of another fine-tuning.
+    """
     _check_trainable(params)
-    quantised = quantize(apply)
-
-    def apply_train(params: PyTree, x: Array, policy: Array, ranges: Ranges) -> tuple[Array, PyTree]:
-        return quantised(_hold_statistics(params), x, policy, ranges), params
-
-    return train(
-        apply_train, params, data, policy, ranges, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, shift=shift, flip=flip, key=key, on_epoch=on_epoch,
+    policy = jnp.asarray(policy)
+    objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.steps(len(data)))
+    run = functools.partial(
+        run_steps, objective, optimiser, begin(params, policy, ranges), data, tuning.passes,
+        key=key, context=(policy, ranges, params if tuning.distill else None), mesh=mesh, on_epoch=on_epoch,
     )  # fmt: skip
+    if checkpoints is None:
+        learned = run()
+    else:
+        told = _tell_apart(params, policy, ranges, data, tuning, key, apply_train is None)
+        with open_checkpoints(checkpoints, told, every) as opened:
+            learned = run(checkpoints=opened)
+    example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
+    return Tuned(learned.params, end(apply, learned, example, policy, ranges))
+
+
+@functools.lru_cache(maxsize=8)
+def make_program(
+    apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning, steps: int, hook: Hook = lower
+) -> tuple[Objective, optax.GradientTransformation]:
+    """What one step of fine-tuning does: the objective of `run_steps`, and the optimiser.
+
+    What is learned is a `Learned`; the context is the policy, the ranges and the teacher's parameters. The same
+    arguments give the same objects.
+    """
+    moving = _hold_statistics(apply) if apply_train is None else apply_train
+    forward = quantize_learned(moving, gradient=tuning.gradient, hook=hook)
+    return _make_objective(with_hook(apply, hook), forward, tuning), _make_optimiser(tuning, steps)
+
+
+def _make_objective(teach: Apply, forward: Callable, tuning: Tuning) -> Objective:
+    def objective(learned: Learned, images: Array, labels: Array, context: tuple) -> tuple[Array, tuple[PyTree, Array]]:
+        policy, ranges, teacher = context
+        logits, moved = forward(_hold(learned, tuning), images, policy, ranges)
+        loss = (1 - tuning.distill) * cross_entropy(logits, labels, tuning.smoothing)
+        if tuning.distill:
+            loss += tuning.distill * divergence(logits, teach(teacher, images), tuning.temperature)
+        measures = jnp.stack([loss, jnp.mean(logits.argmax(-1) == labels)])
+        return loss, (learned._replace(params=moved), measures)
+
+    return objective
+
+
+def _make_optimiser(tuning: Tuning, steps: int) -> optax.GradientTransformation:
+    rates = {"params": tuning.learning_rate, "clip": tuning.clip_rate, "codebooks": tuning.codebook_rate}
+    decay = {"params": optax.add_decayed_weights(tuning.weight_decay, mask=kernels)}
+    parts = {name: optax.chain(decay.get(name, optax.identity()), descend(rate, steps)) for name, rate in rates.items()}
+    return optax.partition(parts, _name_parts)
+
+
+def _name_parts(learned: Learned) -> Learned:
+    return Learned("params", "clip", None if learned.codebooks is None else "codebooks")  # type: ignore[arg-type]
+
+
+def _hold(learned: Learned, tuning: Tuning) -> Learned:
+    """Without gradients of what is not to be learned, which then cost nothing."""
+    rates = (tuning.learning_rate, tuning.clip_rate, tuning.codebook_rate)
+    held = (part if rate else jax.lax.stop_gradient(part) for part, rate in zip(learned, rates, strict=True))
+    return Learned(*held)
+
+
+def _hold_statistics(apply: Apply) -> ApplyTrain:
+    hold = lambda path, leaf: jax.lax.stop_gradient(leaf) if is_statistic(path) else leaf  # noqa: E731
+
+    def apply_train(params: PyTree, x: Array) -> tuple[Array, PyTree]:
+        return apply(jax.tree_util.tree_map_with_path(hold, params), x), params
+
+    return apply_train
 
 
 def _check_trainable(params: PyTree) -> None:
@@ -79,6 +233,16 @@ def _check_trainable(params: PyTree) -> None:
             raise ValueError(f"params{name} is {leaf.dtype}, which has no gradient: keep it out of `params`")
 
 
-def _hold_statistics(params: PyTree) -> PyTree:
-    hold = lambda path, leaf: jax.lax.stop_gradient(leaf) if is_statistic(path) else leaf  # noqa: E731
-    return jax.tree_util.tree_map_with_path(hold, params)
+def _tell_apart(
+    params: PyTree, policy: Array, ranges: Ranges, data: Split | Source, tuning: Tuning, key: Array, held: bool
+) -> dict[str, Any]:
+    """What a fine-tuning follows from, for its checkpoints."""
+    return dataclasses.asdict(tuning) | {
+        "params": fingerprint(params),
+        "policy": fingerprint(policy),
+        "ranges": fingerprint(ranges),
+        "labels": fingerprint(data.labels),
+        "images": len(data),
+        "key": fingerprint(jax.random.key_data(key)),
+        "statistics": "running" if held else "batch",
+    }

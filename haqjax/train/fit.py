@@ -1,20 +1,21 @@
-"""Training a float network from scratch on a split that fits the device."""
+"""Training a float network from scratch."""
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypedDict
+from collections.abc import Callable
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray
 
 from haqjax.capture import with_hook
-from haqjax.data import Split
+from haqjax.data import Source, Split
 from haqjax.lowering import lower
 from haqjax.models import Network
 from haqjax.models.network import Params
-from haqjax.train.augment import augment
+from haqjax.train.distill import cross_entropy
+from haqjax.train.steps import Objective, Passes, Progress, run_steps
 
 MOMENTUM = 0.9
 WARMUP = 0.15  # share of the steps over which the learning rate rises from zero
@@ -39,23 +40,9 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-class Progress(NamedTuple):
-    """One epoch of training, measured on the augmented training images as it went along."""
-
-    epoch: int  # 1 .. epochs
-    epochs: int
-    loss: float
-    accuracy: float  # 0 .. 1
-
-
-class _State(NamedTuple):
-    params: Params
-    optimiser: optax.OptState
-
-
 def fit(
     network: Network,
-    split: Split,
+    split: Split | Source,
     *,
     epochs: int,
     batch_size: int,
@@ -65,6 +52,7 @@ def fit(
     shift: int = 2,
     flip: bool = False,
     hook: Callable | None = lower,
+    mesh: Mesh | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
 ) -> Params:
     """Trains a network: SGD with Nesterov momentum, linear warm-up then cosine, decay of kernels only.
@@ -83,13 +71,15 @@ def fit(
       flip: whether images are mirrored at random; not for digits or text.
       hook: how a layer is computed, see `haqjax.capture.with_hook`; the default picks the fastest equal form, None
         leaves layers as they are.
+      mesh: devices that share each batch, see `haqjax.train.make_mesh`; None is one device.
       on_epoch: called after each epoch.
 
     Returns:
       Parameters with running statistics of batch normalisation.
 
     Raises:
-      ValueError: a number of epochs or images that is not positive, or a batch larger than the split.
+      ValueError: a number of epochs or images that is not positive; a batch larger than the split, or not a multiple
+        of the devices.
 
     >>> import numpy as np
     >>> dense = lambda params, x: x.reshape(len(x), -1) @ params["kernel"]
@@ -101,93 +91,32 @@ def fit(
     [0, 1, 0, 1]
     """
     apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
-    return train(
-        apply, network.params, split, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, shift=shift, flip=flip, key=key, on_epoch=on_epoch,
-    )  # fmt: skip
+    passes = Passes(epochs, batch_size, shift, flip)
+    optimiser = _make_optimiser(learning_rate, passes.steps(len(split)), weight_decay)
+    options = dict(key=key, mesh=mesh, on_epoch=on_epoch)
+    return run_steps(_make_objective(apply), optimiser, network.params, split, passes, **options)  # type: ignore[arg-type]
 
 
-def train(
-    apply_train: Callable[..., tuple[Array, Params]],
-    params: Params,
-    split: Split,
-    *context: Any,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    shift: int,
-    flip: bool,
-    key: PRNGKeyArray,
-    on_epoch: Callable[[Progress], None] | None = None,
-) -> Params:
-    """Trains the parameters of `apply_train(params, images, *context) -> (logits, moved params)`; see `fit`.
-
-    Args:
-      context: arrays that are read and not trained.
-    """
-    _check(split, epochs, batch_size)
-    optimiser = _make_optimiser(learning_rate, epochs * (len(split) // batch_size), weight_decay)
-    step = _make_step(apply_train, optimiser, functools.partial(augment, shift=shift, flip=flip))
-
-    images, labels, context = jax.device_put((split.images, split.labels, context))
-    params = jax.device_put(params, may_alias=False)  # the step overwrites its own
-    state = _State(params, jax.jit(optimiser.init)(params))
-    for epoch, epoch_key in enumerate(jax.random.split(key, epochs), start=1):
-        measured = []
-        for rows, step_key in _batches(len(split), batch_size, epoch_key):
-            state, measures = step(state, images, labels, rows, step_key, context)
-            measured.append(measures)
-        if on_epoch is not None:
-            on_epoch(Progress(epoch, epochs, *jnp.stack(measured).mean(0).tolist()))
-    return state.params
-
-
-def _make_step(apply: Callable, optimiser: optax.GradientTransformation, vary: Callable) -> Callable:
-    """Makes the compiled step; a scan over the steps of an epoch would be 20 times slower on a CPU."""
-
-    def objective(params: Params, images: Array, labels: Array, context: tuple) -> tuple[Array, tuple[Params, Array]]:
-        logits, moved = apply(params, images, *context)
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), SMOOTHING)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
+def _make_objective(apply_train: Callable) -> Objective:
+    def objective(params: Params, images: Array, labels: Array, context: Any) -> tuple[Array, tuple[Params, Array]]:
+        logits, moved = apply_train(params, images)
+        loss = cross_entropy(logits, labels, SMOOTHING)
         return loss, (moved, jnp.stack([loss, jnp.mean(logits.argmax(-1) == labels)]))
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: _State, images: Array, labels: Array, rows: Array, key: PRNGKeyArray, context: tuple
-    ) -> tuple[_State, Array]:
-        batch = vary(images[rows], key=key)
-        gradient, (moved, measures) = jax.grad(objective, has_aux=True)(state.params, batch, labels[rows], context)
-        updates, memory = optimiser.update(gradient, state.optimiser, state.params)
-        # Running statistics get no gradient and no decay: their update is zero, and they stay as `apply` moved them.
-        return _State(optax.apply_updates(moved, updates), memory), measures
-
-    return step
+    return objective
 
 
 def _make_optimiser(learning_rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), descend(learning_rate, steps))
+
+
+def descend(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum; the rate rises from 0 for a share of the steps, then falls to 0 as a cosine."""
     rise = max(1, int(WARMUP * steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(steps, rise + 1))
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=_kernels),
-        optax.sgd(schedule, momentum=MOMENTUM, nesterov=True),
-    )
+    return optax.sgd(schedule, momentum=MOMENTUM, nesterov=True)
 
 
-def _kernels(params: Params) -> Params:
-    """Weights of layers have two axes or more; biases, scales and statistics have one."""
+def kernels(params: Params) -> Params:
+    """Which leaves are weights of layers: those have two axes or more, biases, scales and statistics one."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _batches(count: int, batch_size: int, key: PRNGKeyArray) -> Iterator[tuple[Int[Array, "B"], PRNGKeyArray]]:
-    order_key, vary_key = jax.random.split(key)
-    steps = count // batch_size
-    rows = jax.random.permutation(order_key, count)[: steps * batch_size].reshape(steps, batch_size)
-    yield from zip(rows, jax.random.split(vary_key, steps), strict=True)
-
-
-def _check(split: Split, epochs: int, batch_size: int) -> None:
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if not 1 <= batch_size <= len(split):
-        raise ValueError(f"batch_size must be between 1 and the {len(split)} images of the split, got {batch_size}")

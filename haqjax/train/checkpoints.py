@@ -1,0 +1,147 @@
+"""The state of a training or a search on disk, to go on from after a stop."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+KEPT = 2  # checkpoints: the newest, and one to fall back on
+CONFIGURATION, STATE = "configuration", "state"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+    """An open folder of checkpoints of one training, numbered by the steps done; see `open_checkpoints`."""
+
+    folder: Path
+    every: int  # steps
+    configuration: Mapping[str, Any]
+    manager: Any  # orbax.checkpoint.CheckpointManager
+
+    def save(self, state: PyTree, number: int, last: bool = False) -> None:
+        """Saves the state after so many steps, if it is due; returns before it is on disk."""
+        if number % self.every and not last:
+            return
+        import orbax.checkpoint as ocp
+
+        leaves = dict(_pack(i, np.array(leaf)) for i, leaf in enumerate(jax.tree.leaves(state)))  # steps overwrite them
+        items = {STATE: ocp.args.StandardSave(leaves), CONFIGURATION: ocp.args.JsonSave(dict(self.configuration))}
+        self.manager.save(number, args=ocp.args.Composite(**items))
+
+    def restore(self, state: PyTree) -> tuple[PyTree, int]:
+        """The newest state that can be read and the number of steps it has had; `state` and 0 where none was saved.
+
+        Raises:
+          ValueError: as `newest`, or a state of other shapes.
+        """
+        found = self.newest()
+        if found is None:
+            return state, 0
+        like, tree = jax.tree.flatten(state)
+        if [leaf.shape for leaf in found[0]] != [leaf.shape for leaf in like]:
+            raise ValueError(f"the checkpoints in '{self.folder}' are of other shapes: remove the folder to begin anew")
+        return jax.tree.unflatten(tree, found[0]), found[1]
+
+    def newest(self) -> tuple[list[np.ndarray], int] | None:
+        """The leaves of the newest state that can be read, and its number; None where none was saved.
+
+        Raises:
+          ValueError: it belongs to another configuration, naming what differs; or none of several can be read.
+        """
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        reasons = []
+        for step in steps:
+            try:
+                told = self._read_configuration(step)
+                same = told == dict(self.configuration)
+                found = self._read_leaves(step) if same else []
+            except Exception as error:  # Orbax and what is below it raise many kinds
+                reasons.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+                continue
+            if not same:
+                raise ValueError(self._tell_difference(told))
+            return found, step
+        if reasons:
+            raise ValueError(
+                f"none of the {len(steps)} checkpoints in '{self.folder}' can be read: remove it to begin anew "
+                f"({reasons[0]})"
+            )
+        return None
+
+    def _read_configuration(self, step: int) -> dict[str, Any]:
+        import orbax.checkpoint as ocp
+
+        return self.manager.restore(step, args=ocp.args.Composite(configuration=ocp.args.JsonRestore())).configuration
+
+    def _read_leaves(self, step: int) -> list[np.ndarray]:
+        import orbax.checkpoint as ocp
+
+        found = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        return [leaf for _, leaf in sorted((_unpack(*item) for item in found.items()), key=lambda pair: pair[0])]
+
+    def _tell_difference(self, told: Mapping[str, Any]) -> str:
+        names = {*told, *self.configuration}
+        name = min(name for name in names if told.get(name) != self.configuration.get(name))
+        return (
+            f"the checkpoints in '{self.folder}' are of another run: {name} was {told.get(name)!r} and is "
+            f"{self.configuration.get(name)!r} now; remove the folder or choose another"
+        )
+
+
+def _pack(place: int, leaf: np.ndarray) -> tuple[str, np.ndarray]:
+    """A leaf by its name; Orbax keeps no array without elements, so that of one its shape is kept."""
+    return (str(place), leaf) if leaf.size else (f"{place}_{leaf.dtype}", np.array(leaf.shape))
+
+
+def _unpack(name: str, leaf: np.ndarray) -> tuple[int, np.ndarray]:
+    place, _, kind = name.partition("_")
+    return int(place), np.zeros(tuple(leaf), kind) if kind else np.asarray(leaf)
+
+
+@contextlib.contextmanager
+def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every: int) -> Iterator[Checkpoints]:
+    """Opens a folder of checkpoints, and waits at the end until all is on disk.
+
+    A process may be killed at any time: a checkpoint is written beside the others and takes its name when it is whole.
+
+    Args:
+      folder: made where it is not there.
+      configuration: what a training follows from, values of JSON; another one's checkpoints are refused.
+      every: steps between two checkpoints.
+
+    Raises:
+      ValueError: `every` is not positive.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with open_checkpoints(folder, {"seed": 0}, every=10) as checkpoints:
+    ...         checkpoints.save({"w": np.ones(2)}, 10)
+    ...     with open_checkpoints(folder, {"seed": 0}, every=10) as checkpoints:
+    ...         checkpoints.restore({"w": np.zeros(2)})
+    ({'w': array([1., 1.])}, 10)
+    """
+    import orbax.checkpoint as ocp  # slow to import, hence not above
+
+    if every < 1:
+        raise ValueError(f"a checkpoint every {every} steps cannot be: give at least 1")
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+    with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
+        yield Checkpoints(Path(folder), every, configuration, manager)
+
+
+def fingerprint(tree: PyTree) -> str:
+    """A short hash of arrays, to tell whether two trees hold the same to the last bit.
+
+    >>> fingerprint({"w": np.ones(2)}) == fingerprint({"w": np.ones(2)}) != fingerprint({"w": np.zeros(2)})
+    True
+    """
+    told = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        told.update(np.asarray(leaf).tobytes())
+    return told.hexdigest()[:16]

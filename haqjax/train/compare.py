@@ -1,0 +1,170 @@
+"""What quantisation changed: answers of the float and the quantised network side by side, layer by layer."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from haqjax.capture import Apply, Compute, with_records
+from haqjax.data import Split
+from haqjax.graph import Layer
+from haqjax.lowering import lower
+from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.train.policies import in_batches, suggest_batch
+from haqjax.types import Ranges
+
+TOP = 5  # an answer is among the best so many
+
+
+class Comparison(NamedTuple):
+    """Counts over the images of a split, float against quantised."""
+
+    images: int
+    right: Int[np.ndarray, "2 2"]  # images by [float right, quantised right], 0 no, 1 yes
+    right_of_5: Int[np.ndarray, "2"]  # images whose label is among the best five answers: float, quantised
+    confusion: Int[np.ndarray, "C C"]  # images by [answer of the float network, of the quantised one]
+    noise: Float[np.ndarray, "L"]  # signal-to-noise ratio of each layer's output, dB; inf where nothing changed
+
+    @property
+    def top_1(self) -> tuple[float, float]:
+        """Share of right answers in 0..1: float, quantised."""
+        return float(self.right[1].sum() / self.images), float(self.right[:, 1].sum() / self.images)
+
+    @property
+    def top_5(self) -> tuple[float, float]:
+        """Share of images whose label is among the best five answers: float, quantised."""
+        return float(self.right_of_5[0] / self.images), float(self.right_of_5[1] / self.images)
+
+    @property
+    def agreement(self) -> float:
+        """Share of images on which the two give the same answer."""
+        return float(np.trace(self.confusion) / self.images)
+
+
+class _Sums(NamedTuple):
+    right: Int[Array, "2 2"]
+    right_of_5: Int[Array, "2"]
+    confusion: Int[Array, "C C"]
+    signal: Float[Array, "L"]
+    noise: Float[Array, "L"]
+
+
+def compare(
+    apply: Apply,
+    params: PyTree,
+    split: Split,
+    policy: Int[Array, "L 2"],
+    ranges: Ranges,
+    *,
+    tuned: PyTree | None = None,
+    batch_size: int | None = None,
+) -> Comparison:
+    """Runs the float and the quantised network on the same images.
+
+    Args:
+      apply: pure function `apply(params, images)` with logits [B, classes].
+      params: of the float network.
+      split: at least one image.
+      policy, ranges: as for `haqjax.quantize`.
+      tuned: parameters of the quantised network, where they are others.
+      batch_size: images at a time; None picks what suits the device.
+
+    Returns:
+      Counts of answers, and for each layer `10 log10(sum y^2 / sum (y_q - y)^2)` over its outputs: what has gathered up
+      to there, not what the layer adds.
+
+    Raises:
+      ValueError: the split is empty.
+
+    >>> from haqjax.quantize import calibrate
+    >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
+    >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
+    >>> found = compare(apply, params, split, jnp.array([[8, 8]]), calibrate(apply, params, [split.images]))
+    >>> found.top_1, found.agreement, found.noise.tolist()
+    ((0.75, 0.75), 1.0, [inf])
+    """
+    if not len(split):
+        raise ValueError("cannot compare on no images")
+    images, labels = in_batches(split, batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2]))
+    found = _run(apply, params, params if tuned is None else tuned, images, labels, jnp.asarray(policy), ranges)
+    sums = jax.tree.map(np.asarray, found)
+    with np.errstate(divide="ignore"):
+        noise = 10 * np.log10(sums.signal.astype(float) / sums.noise)
+    return Comparison(len(split), sums.right, sums.right_of_5, sums.confusion, noise)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _run(
+    apply: Apply, params: PyTree, tuned: PyTree, images: Array, labels: Array, policy: Array, ranges: Ranges
+) -> _Sums:
+    weights = quantize_weights(apply, tuned, images[0], policy, ranges)
+    hook = make_hook(weights, policy, ranges)
+
+    def whole(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
+        y = lower(layer, activation, weight, compute)
+        return y, y
+
+    def rounded(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
+        y = hook(layer, activation, weight, compute)
+        return y, y
+
+    def count(batch: tuple[Array, Array]) -> _Sums:
+        x, truth = batch
+        logits, outputs = with_records(apply, whole)(params, x)
+        other, others = with_records(apply, rounded)(tuned, x)
+        there = truth >= 0  # the last batch is filled up
+        energy = lambda y: jnp.sum(jnp.square(y) * there.reshape(-1, *(1,) * (y.ndim - 1)))
+        signal = jnp.stack([energy(y) for y in outputs])
+        noise = jnp.stack([energy(a - b) for a, b in zip(outputs, others, strict=True)])
+        return _Sums(*_count_answers(logits, other, truth), signal, noise)
+
+    return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(count, (images, labels)))
+
+
+def _count_answers(logits: Array, other: Array, truth: Int[Array, "B"]) -> tuple[Array, Array, Array]:
+    there, classes = truth >= 0, logits.shape[-1]
+    answers = [logits.argmax(-1), other.argmax(-1)]
+    finite = [jnp.isfinite(logits).all(-1), jnp.isfinite(other).all(-1)]
+    good = [((a == truth) & f).astype(jnp.int32) for a, f in zip(answers, finite, strict=True)]
+    right = jnp.zeros((2, 2), jnp.int32).at[good[0], good[1]].add(there)
+    confusion = jnp.zeros((classes, classes), jnp.int32).at[answers[0], answers[1]].add(there)
+    best = [jax.lax.top_k(found, min(TOP, classes))[1] for found in (logits, other)]
+    among = [((b == truth[:, None]).any(-1) & f).sum() for b, f in zip(best, finite, strict=True)]
+    return right, jnp.stack(among).astype(jnp.int32), confusion
+
+
+def tell(found: Comparison, names: Sequence[str], worst: int = 5) -> list[str]:
+    """The comparison for people, in a few lines."""
+    order = np.argsort(found.noise)[:worst]
+    layers = ", ".join(f"{names[i]} {found.noise[i]:.1f} dB" for i in order)
+    (one, two), (five, six) = found.top_1, found.top_5
+    return [
+        f"Float and quantised: top-1 {100 * one:.1f} and {100 * two:.1f} %, "
+        f"top-5 {100 * five:.1f} and {100 * six:.1f} %.",
+        f"The two agree on {100 * found.agreement:.1f} % of {found.images} images; {found.right[1, 0]} are wrong only "
+        f"when quantised, {found.right[0, 1]} only in float.",
+        f"Least signal-to-noise of outputs: {layers}.",
+    ]
+
+
+def as_document(found: Comparison, names: Sequence[str]) -> dict[str, Any]:
+    """The comparison for JSON; of the confusion only where the two differ."""
+    changed = np.argwhere(found.confusion * (1 - np.eye(len(found.confusion), dtype=int)))
+    return {
+        "images": found.images,
+        "top_1": dict(zip(("float", "policy"), found.top_1, strict=True)),
+        "top_5": dict(zip(("float", "policy"), found.top_5, strict=True)),
+        "agreement": found.agreement,
+        "right": {
+            "both": found.right[1, 1],
+            "float": found.right[1, 0],
+            "policy": found.right[0, 1],
+            "neither": found.right[0, 0],
+        },
+        "changed_answers": [{"float": a, "policy": b, "images": found.confusion[a, b]} for a, b in changed.tolist()],
+        "signal_to_noise_db": dict(zip(names, found.noise.tolist(), strict=True)),
+    }

@@ -1,0 +1,142 @@
+"""The loop of training steps that fitting and fine-tuning share."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from haqjax.data import Source, Split, batches
+from haqjax.train.augment import augment
+from haqjax.train.checkpoints import Checkpoints
+from haqjax.train.mesh import make_mesh, replicate, share
+
+# (learned, images, labels, context) -> (loss, (learned with statistics moved, [loss, share of right answers]))
+Objective = Callable[[PyTree, Array, Array, Any], tuple[Array, tuple[PyTree, Array]]]
+
+
+class Progress(NamedTuple):
+    """One epoch of training, measured on the augmented training images as it went along."""
+
+    epoch: int  # 1 .. epochs
+    epochs: int
+    loss: float
+    accuracy: float  # 0 .. 1
+
+
+class State(NamedTuple):
+    """All that a step changes."""
+
+    learned: PyTree
+    optimiser: optax.OptState
+    total: Float[Array, "2"]  # loss and share of right answers, summed over the steps of the epoch so far
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """How the images go by."""
+
+    epochs: int
+    batch_size: int  # images a step; the last few of an epoch that fill no batch are left out
+    shift: int  # images are moved by up to so many pixels
+    flip: bool  # whether images are mirrored at random
+
+    def steps(self, count: int) -> int:
+        """Steps over all epochs of `count` images.
+
+        Raises:
+          ValueError: a number of epochs or images that is not positive, or a batch larger than `count`.
+        """
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        if not 1 <= self.batch_size <= count:
+            raise ValueError(f"batch_size must be between 1 and the {count} images of the split, got {self.batch_size}")
+        return self.epochs * (count // self.batch_size)
+
+
+def run_steps(
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    learned: PyTree,
+    split: Split | Source,
+    passes: Passes,
+    *,
+    key: PRNGKeyArray,
+    context: Any = (),
+    mesh: Mesh | None = None,
+    checkpoints: Checkpoints | None = None,
+    on_epoch: Callable[[Progress], None] | None = None,
+) -> PyTree:
+    """Moves what is learned down the gradient of an objective, batch after batch.
+
+    Which images are in a step, and how they are varied, follows from the key and the number of the step. So a training
+    that is taken up again ends like one that was never stopped, to the last bit.
+
+    Args:
+      objective, optimiser: the same objects again do not compile again.
+      learned: where to start; stays as it is.
+      split: the images, in memory or on disk.
+      key: order of the images and their augmentation.
+      context: arrays that are read and not trained.
+      mesh: devices that share each batch, see `haqjax.train.mesh.make_mesh`; None is one device.
+      checkpoints: where the state is saved on the way; what was saved there before is gone on from.
+      on_epoch: called after each epoch.
+
+    Raises:
+      ValueError: as `Passes.steps`; a batch that the devices cannot share evenly; checkpoints of another training.
+    """
+    each = passes.steps(len(split)) // passes.epochs
+    mesh = make_mesh(1) if mesh is None else mesh
+    step = _make_step(objective, optimiser, passes.shift, passes.flip)
+    context, learned = replicate((context, learned), mesh)
+    state, done = State(learned, jax.jit(optimiser.init)(learned), jnp.zeros(2)), 0
+    if checkpoints is not None:
+        state, done = checkpoints.restore(state)
+    state = replicate(state, mesh)  # a copy: the step overwrites its own
+    order_key, vary_key = jax.random.split(key)
+    seed = int(jax.random.bits(order_key))
+    drawn = batches(split, passes.batch_size, seed=seed, epochs=passes.epochs, start=done)
+    for number, batch in enumerate(drawn, start=done + 1):
+        images, labels = share(batch, mesh)
+        state = step(state, images, labels, jax.random.fold_in(vary_key, number), number % each == 1 % each, context)
+        if checkpoints is not None:
+            checkpoints.save(state, number, last=number == each * passes.epochs)
+        if number % each == 0 and on_epoch is not None:
+            on_epoch(Progress(number // each, passes.epochs, *(np.asarray(state.total) / each).tolist()))
+    return state.learned
+
+
+def take_step(
+    objective: Objective,
+    optimiser: optax.GradientTransformation,
+    state: State,
+    images: Float[Array, "B H W C"],
+    labels: Array,
+    context: Any,
+) -> State:
+    """One step down the gradient."""
+    gradient, (moved, measures) = jax.grad(objective, has_aux=True)(state.learned, images, labels, context)
+    updates, memory = optimiser.update(gradient, state.optimiser, state.learned)
+    # Running statistics get no gradient and no decay: their update is zero, and they stay as the objective moved them.
+    return State(optax.apply_updates(moved, updates), memory, state.total + measures)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_step(objective: Objective, optimiser: optax.GradientTransformation, shift: int, flip: bool) -> Callable:
+    """Makes the compiled step."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(
+        state: State, images: Array, labels: Array, key: PRNGKeyArray, first: Bool[Array, ""], context: Any
+    ) -> State:
+        state = state._replace(total=jnp.where(first, 0, state.total))
+        varied = augment(images, shift=shift, flip=flip, key=key)
+        return take_step(objective, optimiser, state, varied, labels, context)
+
+    return step

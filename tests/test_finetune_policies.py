@@ -1,0 +1,91 @@
+"""A few steps of fine-tuning for many policies in one program: each as if it were alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from finetune_world import TUNING, apply, apply_train, make_world
+from haqjax.quantize import quantize
+from haqjax.quantize.learned import begin, spread
+from haqjax.train import finetune_policies, make_evaluate, make_finetuned_evaluate
+from haqjax.train.briefly import draw
+from haqjax.train.finetune import make_program
+from haqjax.train.steps import State, take_step
+
+POLICIES = jnp.array([[[3, 8], [2, 4]], [[8, 8], [8, 8]], [[2, 3], [32, 2]]])
+STEPS = 7  # more than the 5 of an epoch
+
+
+def options():
+    return dict(steps=STEPS, key=jax.random.key(3), apply_train=apply_train)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return make_world()
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+    """The same steps under each policy in a Python loop, with the layers' own gradients."""
+    params, ranges, data = world
+    objective, optimiser = make_program(apply, apply_train, TUNING, STEPS)
+    step = jax.jit(lambda state, *batch: take_step(objective, optimiser, state, *batch))
+    batches = draw(data, TUNING, STEPS, options()["key"])
+    found = []
+    for policy in POLICIES:
+        learned = begin(params, policy, ranges)
+        state = State(learned, optimiser.init(learned), jnp.zeros(2))
+        for images, labels in zip(*batches, strict=True):
+            state = step(state, images, labels, (policy, ranges, params))
+        found.append(state.learned)
+    return found
+
+
+def test_each_policy_is_tuned_as_if_alone(world, alone):
+    params, ranges, data = world
+    found = finetune_policies(apply, params, POLICIES, ranges, data, TUNING, **options())
+    for number, expected in enumerate(alone):
+        for leaf, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(leaf[number], right, rtol=1e-4, atol=1e-5)
+
+
+def test_accuracies_are_those_of_the_tuned_networks(world, alone):
+    params, ranges, data = world
+    evaluate = make_finetuned_evaluate(apply, params, data, ranges, data, TUNING, **options(), policies_at_once=2)
+    found = jax.jit(lambda evaluate, policies: evaluate(policies))(evaluate, POLICIES)
+    for accuracy, policy, learned in zip(found, POLICIES, alone, strict=True):
+        after = spread(apply, learned, data.images[:1], policy, ranges)
+        answers = quantize(apply)(learned.params, data.images, policy, after).argmax(-1)
+        assert float(accuracy) == pytest.approx((answers == data.labels).mean())
+    assert (found > make_evaluate(apply, params, data, ranges)(POLICIES)).all()
+
+
+def test_one_program_serves_every_policy_and_network(world):
+    params, ranges, data = world
+    traces = []
+
+    def counted(params, x):
+        traces.append(x.shape)
+        return apply(params, x)
+
+    judge = jax.jit(lambda evaluate, policies: evaluate(policies))
+    tuning = dataclasses.replace(TUNING, distill=0.0)
+    for scale in (1.0, 2.0):
+        moved = jax.tree.map(lambda leaf: scale * leaf, params)  # noqa: B023
+        evaluate = make_finetuned_evaluate(
+            counted, moved, data, ranges, data, tuning, steps=2, key=jax.random.key(int(scale))
+        )
+        judge(evaluate, POLICIES)
+        seen = seen if scale > 1 else len(traces)
+        judge(evaluate, POLICIES[::-1])
+    assert len(traces) == seen
+
+
+def test_steps_are_counted(world):
+    params, ranges, data = world
+    with pytest.raises(ValueError, match="fine-tuning for 0 steps does nothing"):
+        finetune_policies(apply, params, POLICIES, ranges, data, TUNING, steps=0, key=jax.random.key(0))
