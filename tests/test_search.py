@@ -9,12 +9,16 @@ import pytest
 import references_search as references
 from haqjax.agent import DDPG
 from haqjax.agent.networks import Dense, choose
-from haqjax.budget import best_uniform, budget, fits
-from haqjax.policy import bounds, to_actions, to_bits
+from haqjax.bounds import bounds
+from haqjax.budget import budget, fits
+from haqjax.policy import to_actions, to_bits
 from haqjax.pricing import price
+from haqjax.projection import best_uniform
 from haqjax.search import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
 from haqjax.search.base import Problem
 from haqjax.search.features import describe, observe
+from haqjax.search.greedy import GreedyState
+from haqjax.search.ilp import ILPState
 from haqjax.types import Cost, CostTable, LayerTable
 
 TINY = HAQ(DDPG(hidden=(16, 12), batch=8, warmup=2))
@@ -46,7 +50,7 @@ def make_table(layers: LayerTable) -> CostTable:
     free[[0, -1]] = 0.01  # the pinned layers cost little, or there would be no budget to share out
     latency = free * layers.macs[:, None, None] * bits[:, None] * bits[None, :] * 1e-12
     size = np.broadcast_to(free * layers.weights[:, None, None] * bits[:, None] / 8, latency.shape)
-    return CostTable(latency, np.full_like(latency, np.nan), size, Cost(0.0, np.nan, 400.0))
+    return CostTable(latency, np.full_like(latency, np.nan), size, Cost(0.0, np.nan, 400.0, np.nan, np.nan))
 
 
 def accuracy(sensitivity, policies):
@@ -54,11 +58,18 @@ def accuracy(sensitivity, policies):
     return 0.95 * jnp.exp(-3 * jnp.sum(sensitivity * 4.0 ** (2 - policies.astype(jnp.float32)), axis=(-2, -1)))
 
 
+def error(sensitivity, bits, index):
+    """The same of one policy of fractional bits, as a loss."""
+    return 1 - accuracy(sensitivity, bits[None])[0]
+
+
 def make_toy(count: int = 5, seed: int = 0, judge=accuracy, **limits) -> Problem:
     layers, random = make_layers(count), np.random.default_rng(seed)
     table, sensitivity = make_table(layers), np.exp(random.normal(size=(1, count, 2)))
-    evaluate = jax.tree_util.Partial(judge, jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32))
-    return make_problem(layers, table, bounds(layers), budget(table, **(limits or {"latency": 0.5})), evaluate, 0.95)
+    sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)
+    evaluate, soft_loss = jax.tree_util.Partial(judge, sensitivity), jax.tree_util.Partial(error, sensitivity)
+    limit = budget(table, **(limits or {"latency": 0.5}))
+    return make_problem(layers, table, bounds(layers), limit, evaluate, 0.95, soft_loss=soft_loss)
 
 
 def named(name: str, parallel: int = 1) -> Searcher:
@@ -71,6 +82,7 @@ def assert_same(one, other):
     assert one.best == other.best
 
 
+UNPROJECTED = {name for name in SEARCHERS if not SEARCHERS[name](1).projected}
 each_search = pytest.mark.parametrize("name", sorted(SEARCHERS))
 
 
@@ -115,7 +127,7 @@ def test_an_agent_without_noise_walks_as_a_loop_does():
     actions = jax.jit(searcher.ask)(state, jax.random.key(1))
 
     policy, before, expected = np.full((5, 2), 8), 1.0, []
-    for decision, (low, high) in enumerate(zip(*(np.ravel(b) for b in problem.bounds), strict=True)):
+    for decision, (low, high) in enumerate(zip(*(np.ravel(b) for b in problem.bounds[:2]), strict=True)):
         row = references.observations(make_layers(5), policy)[decision]
         row[9] = before
         action = float(choose(loud, jnp.asarray(row, jnp.float32)))
@@ -189,14 +201,16 @@ def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_judged(name,
     problem = make_toy(**limits)
     result = search(problem, named(name, 3), episodes=12, key=jax.random.key(0))
     records = result.records
-    assert records.feasible.all() and fits(records.cost, problem.budget).all()
+    np.testing.assert_array_equal(records.feasible, fits(records.cost, problem.budget))
+    assert records.feasible.all() or name in UNPROJECTED
     np.testing.assert_array_equal(records.policy[:, [0, -1]], 8)
     assert (records.policy >= 2).all()
     expected = [references.total(problem.table, policy) for policy in records.policy]
     np.testing.assert_allclose(np.stack(records.cost, -1), expected, rtol=1e-5)
     np.testing.assert_allclose(records.accuracy, problem.evaluate(records.policy), rtol=1e-6)
     np.testing.assert_allclose(records.gain, records.accuracy - 0.95, rtol=1e-5, atol=1e-6)
-    assert result.best == records.accuracy.argmax() and result.accuracy == records.accuracy.max()
+    inside = np.where(records.feasible, records.accuracy, -1)
+    assert result.best == inside.argmax() and result.accuracy == inside.max()
     np.testing.assert_array_equal(result.policy, records.policy[result.best])
     np.testing.assert_allclose(result.cost, expected[result.best], rtol=1e-5)
 
@@ -229,7 +243,8 @@ def test_the_same_key_gives_the_same_result(name):
     problem, searcher = make_toy(), named(name, 2)
     one, again, other = (search(problem, searcher, episodes=10, key=jax.random.key(seed)) for seed in (3, 3, 4))
     assert_same(one, again)
-    assert not np.array_equal(one.records.actions, other.records.actions)
+    if name in ("haq", "random"):  # others begin alike whatever the key
+        assert not np.array_equal(one.records.actions, other.records.actions)
 
 
 @each_search
@@ -304,12 +319,19 @@ def test_an_accuracy_that_is_no_number_never_wins_and_counts_as_zero(name):
         even = policies[:, 1, 0] % 2 == 0
         return jnp.where(even, jnp.where(policies[:, 1, 1] % 2 == 0, jnp.nan, jnp.inf), accuracy(sensitivity, policies))
 
-    result = search(make_toy(judge=broken), named(name, 4), episodes=40, key=jax.random.key(0))
+    result = search(make_toy(judge=broken), named(name, 4), episodes=80, key=jax.random.key(0))
     wrong = ~np.isfinite(result.records.accuracy)
-    assert 0 < wrong.sum() < 40
+    assert 0 < wrong.sum() < 80
     np.testing.assert_allclose(result.records.gain[wrong], -0.95)
-    assert result.accuracy == result.records.accuracy[~wrong].max()
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(bare(result.state)))
+    assert result.accuracy == result.records.accuracy[~wrong & result.records.feasible].max()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(bare(learned(result.state))))
+
+
+def learned(state):
+    """The state without the parts of the problem, where NaN means that there is no such cost."""
+    if not isinstance(state, (ILPState, GreedyState)):
+        return state
+    return [x for name, x in state._asdict().items() if name not in ("table", "budget", "gain")]
 
 
 def test_a_search_without_one_finite_accuracy_says_so():
@@ -342,7 +364,7 @@ def test_an_impossible_budget_stops_before_anything_runs():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"searcher": "annealing", "episodes": 3}, "unknown search 'annealing': there are haq, random"),
+        ({"searcher": "annealing", "episodes": 3}, "unknown search 'annealing': there are .*haq, .*random"),
         ({"searcher": "random", "episodes": 0}, "a search of 0 episodes"),
         ({"searcher": "random", "episodes": 3, "parallel": 0}, "parallel is 0"),
     ],

@@ -38,6 +38,7 @@ class DDPG:
     sigma: float = 0.5  # exploration in the first episode after them
     decay: float = 0.99  # of sigma, per episode
     baseline_mixing: float = 0.5  # how far the moving baseline follows the mean reward of a batch
+    twin: bool = False  # two critics, of which targets take the lower value (Fujimoto et al. 2018); not HAQ's
 
     def __post_init__(self) -> None:
         for name in ("observation_size", "batch", "memory", "actor_rate", "critic_rate"):
@@ -56,7 +57,7 @@ class AgentState(NamedTuple):
     """All that an agent knows, apart from its memory."""
 
     actor: Actor
-    critic: Critic
+    critic: Critic  # with twins: two, along a leading axis
     target_actor: Actor
     target_critic: Critic
     actor_moments: optax.OptState
@@ -88,7 +89,7 @@ def make_agent(config: DDPG) -> Agent:
     def init(key: PRNGKeyArray) -> AgentState:
         actor_key, critic_key = jax.random.split(key)
         actor = make_actor(actor_key, config.observation_size, config.hidden)
-        critic = make_critic(critic_key, config.observation_size, config.hidden)
+        critic = make_critics(critic_key, config)
         moments = actor_adam.init(actor), critic_adam.init(critic)
         return AgentState(actor, critic, actor, critic, *moments, jnp.float32(0), jnp.int32(0))
 
@@ -102,10 +103,11 @@ def make_agent(config: DDPG) -> Agent:
 
     def update(state: AgentState, batch: Transition) -> AgentState:
         baseline = _follow_mean(state, batch, config.baseline_mixing)
-        target = batch.reward - baseline + batch.discount * _next_value(state, batch)
-        error = jax.grad(_critic_loss)(state.critic, batch, target)
+        target = batch.reward - baseline + batch.discount * _next_value(state, batch, config.twin)
+        error = jax.grad(_critic_loss)(state.critic, batch, target, config.twin)
         critic, critic_moments = _step(critic_adam, error, state.critic_moments, state.critic)
-        slope = jax.grad(_actor_loss)(state.actor, critic, batch)
+        first = jax.tree.map(lambda x: x[0], critic) if config.twin else critic
+        slope = jax.grad(_actor_loss)(state.actor, first, batch)
         actor, actor_moments = _step(actor_adam, slope, state.actor_moments, state.actor)
         target_actor, target_critic = optax.incremental_update(
             (actor, critic), (state.target_actor, state.target_critic), config.mixing
@@ -121,7 +123,14 @@ def make_agent(config: DDPG) -> Agent:
     return Agent(init, act, update, learn)
 
 
+def make_critics(key: PRNGKeyArray, config: DDPG) -> Critic:
+    """The critic, or both of them along a leading axis."""
+    draw = lambda key: make_critic(key, config.observation_size, config.hidden)
+    return jax.vmap(draw)(jax.random.split(key)) if config.twin else draw(key)
+
+
 _choose, _value = jax.vmap(choose, (None, 0)), jax.vmap(value, (None, 0, 0))
+_values = jax.vmap(_value, (0, None, None))
 
 
 def _follow_mean(state: AgentState, batch: Transition, mixing: float) -> Float[Array, ""]:
@@ -130,12 +139,17 @@ def _follow_mean(state: AgentState, batch: Transition, mixing: float) -> Float[A
     return jnp.where(state.updates == 0, mean, state.baseline + mixing * (mean - state.baseline))
 
 
-def _next_value(state: AgentState, batch: Transition) -> Float[Array, "b"]:
+def _next_value(state: AgentState, batch: Transition, twin: bool) -> Float[Array, "b"]:
     action = _choose(state.target_actor, batch.next_observation)
+    if twin:
+        return _values(state.target_critic, batch.next_observation, action).min(axis=0)
     return _value(state.target_critic, batch.next_observation, action)
 
 
-def _critic_loss(critic: Critic, batch: Transition, target: Float[Array, "b"]) -> Float[Array, ""]:
+def _critic_loss(critic: Critic, batch: Transition, target: Float[Array, "b"], twin: bool) -> Float[Array, ""]:
+    if twin:
+        values = _values(critic, batch.observation, batch.action)
+        return jnp.sum(jnp.mean((values - target[None]) ** 2, axis=-1))
     value = _value(critic, batch.observation, batch.action)
     chex.assert_equal_shape([value, target])  # [b] against [b, 1] would broadcast, and learn nonsense without a word
     return jnp.mean((value - target) ** 2)

@@ -1,18 +1,30 @@
 """Searches for a policy: what all share, and one file for each method."""
 
-from haqjax.search.base import Problem, Record, Searcher, SearchResult, make_problem
+from haqjax.search.allocate import Allocation, allocate
+from haqjax.search.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
+from haqjax.search.greedy import make_greedy
 from haqjax.search.haq import HAQ, make_haq
+from haqjax.search.ilp import ILP, make_ilp
+from haqjax.search.lagrangian import Curve, lagrangian
 from haqjax.search.loop import SEARCHERS, search
 from haqjax.search.random import make_random
 
 __all__ = [
     "HAQ",
+    "ILP",
     "SEARCHERS",
+    "Allocation",
+    "Curve",
+    "Judgement",
     "Problem",
     "Record",
     "SearchResult",
     "Searcher",
+    "allocate",
+    "lagrangian",
+    "make_greedy",
     "make_haq",
+    "make_ilp",
     "make_problem",
     "make_random",
     "search",

@@ -10,7 +10,18 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.agent.ddpg import DDPG, AgentState, make_agent
 from haqjax.agent.replay import ReplayState, add, make_replay
-from haqjax.policy import to_bits
+from haqjax.policy import to_actions, to_bits
+from haqjax.search.additions import (
+    LOWEST,
+    Best,
+    Kept,
+    empty_kept,
+    exchange,
+    keep,
+    near,
+    update_best,
+    with_kept,
+)
 from haqjax.search.base import Problem, Searcher
 from haqjax.search.features import FIRST, observe
 from haqjax.types import WIDTHS, Bounds, Transition
@@ -20,19 +31,28 @@ REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 20
 
 @dataclasses.dataclass(frozen=True)
 class HAQ:
-    """The method's numbers.
+    """The method's numbers; the last three are not HAQ's and off.
 
     Raises:
-      ValueError: fewer than one explorer, or a negative number of updates.
+      ValueError: fewer than one explorer, a negative number, or more episodes retained than there are in the warm-up.
     """
 
     agent: DDPG = DDPG()
     parallel: int = 1  # explorers a round; they share one agent, which learns after the round
     updates: float = 1.0  # of the agent, per decision
+    start: tuple[tuple[int, int], ...] | None = None  # a policy that the warm-up stays near, such as an allocation
+    retain: int = 0  # best episodes that the memory never forgets
+    exchange: int | None = None  # the episode from which bits of the best policy are exchanged at random
 
     def __post_init__(self) -> None:
         if self.parallel < 1 or self.updates < 0:
             raise ValueError(f"parallel {self.parallel} must be at least 1 and updates {self.updates} at least 0")
+        if not 0 <= self.retain <= self.agent.warmup:
+            raise ValueError(f"retain is {self.retain}: expected 0 to the {self.agent.warmup} episodes of the warm-up")
+
+    @property
+    def adds_proposals(self) -> bool:
+        return self.start is not None or self.exchange is not None
 
 
 class HAQState(NamedTuple):
@@ -44,6 +64,8 @@ class HAQState(NamedTuple):
     key: PRNGKeyArray  # for learning; folded with the episode
     features: Float[Array, "2L 9"]
     bounds: Bounds
+    kept: Kept
+    best: Best
 
 
 @functools.cache
@@ -62,13 +84,15 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
         agent_key, learn_key = jax.random.split(key)
         layers = problem.bounds.low.shape[0]
         memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, config.agent.observation_size)
-        return HAQState(
-            agent.init(agent_key), memory, jnp.int32(0), learn_key, jnp.asarray(problem.features), problem.bounds
-        )
+        kept = empty_kept(memory.storage, config.retain, 2 * layers)
+        start = problem.bounds.high if config.start is None else config.start
+        best = Best(jnp.asarray(start, jnp.int32), jnp.float32(LOWEST))
+        features = jnp.asarray(problem.features)
+        return HAQState(agent.init(agent_key), memory, jnp.int32(0), learn_key, features, problem.bounds, kept, best)
 
     def ask(state: HAQState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         episodes = state.episode + jnp.arange(config.parallel)
-        decisions, limits = state.features.shape[0], jax.tree.map(jnp.ravel, state.bounds)
+        decisions, limits = state.features.shape[0], _decisions(state.bounds)
 
         def decide(before: Float[Array, "N 1"], decision: tuple) -> tuple[Float[Array, "N 1"], Float[Array, "N"]]:
             row, limit, keys = decision
@@ -76,30 +100,52 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
             actions = jax.vmap(agent.act, (None, 0, 0, 0))(state.agent, seen, episodes, keys)
             return to_bits(actions, limit)[:, None] / WIDTHS, actions
 
-        keys = jax.random.split(key, (decisions, config.parallel))
+        walk_key, other_key = jax.random.split(key) if config.adds_proposals else (key, key)
+        keys = jax.random.split(walk_key, (decisions, config.parallel))
         first = jnp.full((config.parallel, 1), FIRST)
         _, actions = jax.lax.scan(decide, first, (state.features, limits, keys))
-        return actions.T.reshape(config.parallel, -1, 2)
+        actions = actions.T.reshape(config.parallel, -1, 2)
+        return propose(state, episodes, actions, other_key) if config.adds_proposals else actions
+
+    def propose(state: HAQState, episodes: Int[Array, "N"], actions: Array, key: PRNGKeyArray) -> Array:
+        start_key, exchange_key = jax.random.split(key)
+        if config.start is not None:
+            start = jnp.asarray(config.start, jnp.int32)
+            close = near(start, state.bounds, start_key, config.parallel)
+            close = jnp.where(episodes[:, None, None] == 0, to_actions(start, state.bounds)[None], close)
+            actions = jnp.where((episodes < config.agent.warmup)[:, None, None], close, actions)
+        if config.exchange is not None:
+            exchanged = exchange(state.best, state.bounds, exchange_key, config.parallel)
+            actions = jnp.where((episodes >= config.exchange)[:, None, None], exchanged, actions)
+        return actions
 
     def tell(state: HAQState, actions: Array, policies: Array, gains: Array) -> HAQState:
-        memory = add(state.memory, _remember(state, actions, REWARD * gains, config.agent.discount))
+        rows = _remember(state, actions, REWARD * gains, config.agent.discount)
+        memory, kept = add(state.memory, rows), keep(state.kept, rows, gains)
         episode = state.episode + len(gains)
         updates = round(config.updates * actions.size)
         learned = jax.lax.cond(
             episode > config.agent.warmup,
-            lambda: agent.learn(state.agent, memory, jax.random.fold_in(state.key, episode), updates),
+            lambda: agent.learn(state.agent, with_kept(memory, kept), jax.random.fold_in(state.key, episode), updates),
             lambda: state.agent,
         )
-        return state._replace(agent=learned, memory=memory, episode=episode)
+        best = update_best(state.best, policies, gains)
+        return state._replace(agent=learned, memory=memory, episode=episode, kept=kept, best=best)
 
     return Searcher(init, ask, tell)
+
+
+def _decisions(bounds: Bounds) -> Bounds:
+    """The bounds of each decision of a walk; tied layers are decided like others and follow afterwards."""
+    allowed = None if bounds.allowed is None else bounds.allowed.reshape(-1, WIDTHS)
+    return Bounds(bounds.low.ravel(), bounds.high.ravel(), allowed)
 
 
 def _remember(
     state: HAQState, actions: Float[Array, "N L 2"], rewards: Float[Array, "N"], discount: float
 ) -> Transition:
     """The decisions of N episodes as rows [N 2L]."""
-    seen = observe(state.features, to_bits(actions, state.bounds))
+    seen = observe(state.features, to_bits(actions, state.bounds._replace(tied=None)))
     shape = seen.shape[:2]
     following = jnp.roll(seen, -1, axis=1)  # after the last decision nothing follows: its discount is 0
     discounts = jnp.full(shape, discount).at[:, -1].set(0)

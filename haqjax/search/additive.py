@@ -1,0 +1,83 @@
+"""Losses that add up over layers: what sensitivities are, and what they say of a policy."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from haqjax.search.choices import allowed
+from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
+
+WORST = 10.0  # spreads of all other sensitivities together: what one that is no number counts as
+NAMED = 3  # of those that are no numbers, in a warning
+
+Sensitivity = Float[np.ndarray, "L 2 8"] | Float[np.ndarray, "L 8 8"]  # of each entry, or of each pair of widths
+
+
+def to_pairs(sensitivity: Sensitivity) -> Float[np.ndarray, "L 8 8"]:
+    """Sensitivities of pairs of widths: the sum of both entries', unless they are of pairs already.
+
+    >>> to_pairs(np.ones((1, 2, 8)))[0, 3, 3]
+    np.float64(2.0)
+    """
+    values = _check(sensitivity)
+    if values.shape[1:] == (WIDTHS, WIDTHS):
+        return values
+    return values[:, WEIGHT, :, None] + values[:, ACTIVATION, None, :]
+
+
+def predict(sensitivity: Sensitivity, policies: Int[np.ndarray, "*n L 2"]) -> Float[np.ndarray, "*n"]:
+    """The sum of what every layer loses.
+
+    >>> predict(np.arange(8.0) * np.ones((3, 2, 1)), np.full((5, 3, 2), 2)).tolist()
+    [6.0, 6.0, 6.0, 6.0, 6.0]
+    """
+    pairs, at = to_pairs(sensitivity), np.asarray(policies) - 1
+    return pairs[np.arange(len(pairs)), at[..., WEIGHT], at[..., ACTIVATION]].sum(axis=-1)
+
+
+def guard(sensitivity: Sensitivity, bounds: Bounds, names: Sequence[str] | None = None) -> Sensitivity:
+    """Sensitivities in which everything is finite: what is not, counts as far worse than all the rest together.
+
+    A warning names what the bounds allow and is not finite; what they do not allow becomes 0.
+
+    >>> from haqjax.bounds import bounds as make_bounds
+    >>> guard(np.where(np.arange(8) < 2, np.nan, np.ones((2, 2, 1))), make_bounds(2, low=3)).sum(axis=-1).tolist()
+    [[6.0, 6.0], [6.0, 6.0]]
+    """
+    values, there = _check(sensitivity), allowed(bounds)
+    if values.shape[1:] == (WIDTHS, WIDTHS):
+        there = there[:, WEIGHT, :, None] & there[:, ACTIVATION, None, :]
+    finite = np.isfinite(values)
+    broken = np.argwhere(there & ~finite)
+    if not len(broken):
+        return np.where(finite, values, 0)
+    told = [describe_entry(index, values.shape, names) for index in broken[:NAMED]]
+    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    warnings.warn(
+        f"sensitivities that are not finite count as the worst: {', '.join(told)}{more}", RuntimeWarning, stacklevel=3
+    )
+    known = np.where(there & finite, values, 0)
+    worst = known.max() + WORST * max(np.abs(known).sum(), 1.0)
+    return np.where(finite, values, np.where(there, worst, 0))
+
+
+def describe_entry(index: Int[np.ndarray, "3"], shape: tuple[int, ...], names: Sequence[str] | None = None) -> str:
+    """What stands at one place of sensitivities of this shape, in words.
+
+    >>> describe_entry((1, 0, 3), (2, 2, 8)), describe_entry((1, 0, 3), (2, 8, 8), ("stem", "head"))
+    ('layer 1, weights at 4 bits', 'head, weights at 1 and activations at 4 bits')
+    """
+    layer, second, third = (int(i) for i in index)
+    name = f"layer {layer}" if names is None else names[layer]
+    if shape[1:] == (WIDTHS, WIDTHS):
+        return f"{name}, weights at {second + 1} and activations at {third + 1} bits"
+    return f"{name}, {('weights', 'activations')[second]} at {third + 1} bits"
+
+
+def _check(sensitivity: Sensitivity) -> Sensitivity:
+    values = np.asarray(sensitivity, np.float64)
+    if values.shape[1:] not in ((2, WIDTHS), (WIDTHS, WIDTHS)):
+        raise ValueError(f"sensitivities have shape {values.shape}, expected [L, 2, 8] or [L, 8, 8]")
+    return values

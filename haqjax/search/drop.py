@@ -1,0 +1,128 @@
+"""The cheapest policy that is accurate enough."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from haqjax.budget import TOLERANCE
+from haqjax.policy import to_actions
+from haqjax.pricing import cost_64
+from haqjax.projection import project
+from haqjax.reach import check_reachable
+from haqjax.search.base import Problem, Record, Searcher, SearchResult
+from haqjax.search.front import OnRound, join, play_episodes
+from haqjax.search.loop import Known, find_searcher, gains, judge
+from haqjax.types import Cost
+
+PROBES = 6  # limits that a search tries
+
+
+def search_drop(
+    problem: Problem,
+    max_drop: float,
+    searcher: str | Searcher = "haq",
+    *,
+    resource: str = "latency",
+    episodes: int,
+    key: PRNGKeyArray,
+    parallel: int = 1,
+    on_round: OnRound | None = None,
+) -> SearchResult:
+    """Searches the cheapest policy that is at most so much less accurate than the network as it is.
+
+    The first episode is the policy with the most bits. The limit of the resource is then bisected between the costs of
+    the fewest bits and of that policy, on a scale of ratios: where one within the limit is accurate enough, the next
+    limit is below what the cheapest such costs, else above. Each of `PROBES` limits has its share of the episodes.
+
+    Accuracies are those of the search's images, and what is picked among many looks better there than it is.
+    Ctrl-C ends it with what was found so far.
+
+    Args:
+      problem: its limits hold, too; that of the resource is the most that may be spent.
+      max_drop: points of accuracy: 0.5 allows 0.9 to become 0.895.
+      searcher, key, parallel, on_round: as for `haqjax.search.front.search_front`.
+      resource: what is to be cheap.
+      episodes: policies to evaluate, all in all.
+
+    Returns:
+      Everything that was evaluated, and as `best` the cheapest policy that is accurate enough, of several the most
+      accurate. There is no state to go on from.
+
+    Raises:
+      ValueError: a negative drop, a resource that the table does not know, fewer than two episodes, or a budget that
+        no policy can meet.
+      RuntimeError: no policy was accurate enough.
+    """
+    low = _check(problem, max_drop, resource, episodes)
+    least = float(problem.reference) - max_drop / 100
+    method = find_searcher(searcher, parallel) if isinstance(searcher, str) else searcher
+    rounds, interrupted = [_play_widest(method, problem)], False
+    known: Known = {}
+    high = float(getattr(rounds[0].cost, resource)[0])
+    left = episodes - 1
+    try:
+        for probe, probe_key in enumerate(jax.random.split(key, PROBES)):
+            share = math.ceil(left / (PROBES - probe))
+            if not share or low >= high * (1 - TOLERANCE):
+                break
+            limit = math.sqrt(low * high)
+            budget = problem.budget._replace(**{resource: jnp.float32(limit)})
+            one = dataclasses.replace(problem, budget=budget)
+            play_episodes(method, one, probe_key, share, rounds, known, on_round=on_round)
+            left -= share
+            records = join(rounds)
+            found = cheapest(records, least, resource)
+            cost = math.inf if found is None else float(getattr(records.cost, resource)[found])
+            low, high = (low, cost) if cost <= limit * (1 + TOLERANCE) else (limit, high)
+    except KeyboardInterrupt:
+        interrupted = True
+    return _conclude(join(rounds), least, resource, max_drop, interrupted)
+
+
+def cheapest(records: Record, least_accuracy: float, resource: str = "latency") -> int | None:
+    """The cheapest feasible policy that is accurate enough; of several the most accurate, then the earliest."""
+    cost, accuracy = np.asarray(getattr(records.cost, resource)), np.asarray(records.accuracy)
+    usable = np.flatnonzero(np.asarray(records.feasible) & (accuracy >= least_accuracy))
+    if not len(usable):
+        return None
+    return int(usable[np.lexsort((usable, -accuracy[usable], cost[usable]))[0]])
+
+
+def _conclude(records: Record, least: float, resource: str, max_drop: float, interrupted: bool) -> SearchResult:
+    best = cheapest(records, least, resource)
+    if best is None:
+        raise RuntimeError(
+            f"no policy of the search is within {max_drop:g} points of the float network: an accuracy of {least:.4f} "
+            f"was asked, {np.nanmax(records.accuracy):.4f} found; allow a larger drop or more bits"
+        )
+    return SearchResult(best, records, None, interrupted)
+
+
+def _play_widest(searcher: Searcher, problem: Problem) -> Record:
+    """The record of the policy with the most bits that there are."""
+    lowered = project(problem.bounds.high[None], problem.table, problem.bounds, problem.budget)
+    judged = judge(problem, lowered.policy)
+    actions, gain = to_actions(lowered.policy, problem.bounds), gains(searcher, problem, judged)
+    record = Record(actions, lowered.policy, judged.accuracy, judged.loss, gain, lowered.cost, lowered.feasible)
+    host: Any = jax.tree.map(np.asarray, record)
+    return host
+
+
+def _check(problem: Problem, max_drop: float, resource: str, episodes: int) -> float:
+    """What the resource costs at the fewest bits."""
+    if not max_drop >= 0:
+        raise ValueError(f"max_drop is {max_drop}: give the points of accuracy that may be lost, 0 or more")
+    if resource not in Cost._fields:
+        raise ValueError(f"unknown resource {resource!r}: there are {', '.join(Cost._fields)}")
+    if episodes < 2:
+        raise ValueError(f"a search of {episodes} episodes cannot compare costs: it needs at least 2")
+    least = cost_64(problem.table, np.asarray(problem.bounds.low))[Cost._fields.index(resource)]
+    if not math.isfinite(least):
+        raise ValueError(f"the table has no {resource}: choose another resource or machine")
+    check_reachable(problem.table, problem.bounds, problem.budget, problem.names)
+    return least

@@ -1,0 +1,139 @@
+"""Search by gradients: continuous bits go down the loss within the budget, and are rounded."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from haqjax.bounds import to_rank
+from haqjax.policy import to_actions
+from haqjax.search.base import MOST_LOSS, Problem, Searcher
+from haqjax.search.descent import STEPS, descend
+from haqjax.search.fill import as_shares, fill
+from haqjax.search.seen import Seen, first_new, note, nothing
+from haqjax.types import Bounds, Budget, CostTable
+
+WOBBLE = 0.3  # of the first roundings: ranks to either side
+TRIES = 8  # proposals for each policy of a round: the first one that was not evaluated before is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """The method's numbers.
+
+    Raises:
+      ValueError: one that is not positive.
+    """
+
+    parallel: int = 1  # policies a round
+    steps: int = STEPS  # of the descent, before the first round; each goes forward and back over one batch
+    roundings: int = 8  # policies from randomised rounding, before exchanges around the best begin
+
+    def __post_init__(self) -> None:
+        if min(self.parallel, self.steps, self.roundings) < 1:
+            raise ValueError(f"every number of a search by gradients must be positive, got {self}")
+
+
+class GradientState(NamedTuple):
+    """Everything that a search by gradients carries on."""
+
+    rank: Float[Array, "L 2"]  # where the descent ended
+    best: Int[Array, "L 2"]
+    gain: Float[Array, ""]  # of the best
+    seen: Seen
+    shares: CostTable
+    bounds: Bounds
+
+
+@functools.cache
+def make_gradient(config: Gradient = Gradient()) -> Searcher:
+    """The method as a searcher.
+
+    `init` descends for `steps` steps. The first policy is the solution rounded; then come randomised roundings of it,
+    then exchanges around the best policy so far: some entries move by a width, and the entries that the solution has
+    nearest to another width make up for it.
+
+    What it spends before its first policy: `steps` passes forward and back, each over one batch of `soft_loss`, with
+    every tensor quantised twice. These are not episodes; a comparison at equal work has to count them.
+
+    >>> make_gradient(Gradient(parallel=4)) is make_gradient(Gradient(parallel=4))
+    True
+    """
+
+    def init(problem: Problem, key: PRNGKeyArray) -> GradientState:
+        _check(problem)
+        budgets = jax.tree.map(lambda limit: jnp.asarray(limit)[None], problem.budget)
+        rank = descend(problem.soft_loss, problem.table, problem.bounds, budgets, key, config.steps)[0]
+        return begin(problem, rank)
+
+    def ask(state: GradientState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
+        rounding_key, exchange_key = jax.random.split(key)
+        count = config.parallel * TRIES
+        rounded = _roundings(rounding_key, state, count)
+        exchanged = _exchanges(exchange_key, state, count)
+        wanted = jnp.where(state.seen.total < config.roundings, rounded, exchanged)
+        candidates = fill(wanted, state.shares, state.bounds)
+        return to_actions(first_new(state.seen, candidates, config.parallel), state.bounds)
+
+    def tell(state: GradientState, actions: Array, policies: Array, gains: Array) -> GradientState:
+        at = jnp.argmax(gains)
+        better = gains[at] > state.gain
+        return state._replace(
+            best=jnp.where(better, policies[at], state.best),
+            gain=jnp.where(better, gains[at], state.gain),
+            seen=note(state.seen, policies),
+        )
+
+    return Searcher(init, ask, tell, objective="loss")
+
+
+def begin(problem: Problem, rank: Float[Array, "L 2"]) -> GradientState:
+    """The state before the first round, from where a descent ended."""
+    shares = as_shares(problem.table, problem.bounds, problem.budget)
+    return GradientState(rank, problem.bounds.low, jnp.float32(-2 * MOST_LOSS), nothing(), shares, problem.bounds)
+
+
+def start_front(
+    problem: Problem, budgets: Sequence[Budget], key: PRNGKeyArray, steps: int = STEPS
+) -> list[GradientState]:
+    """A state for each budget, from one descent over all of them: one call of one compiled function.
+
+    Raises:
+      ValueError: the problem has no differentiable loss.
+    """
+    _check(problem)
+    stacked = jax.tree.map(lambda *limits: jnp.stack([jnp.asarray(limit) for limit in limits]), *budgets)
+    ranks = descend(problem.soft_loss, problem.table, problem.bounds, stacked, key, steps)
+    pairs = zip(budgets, ranks, strict=True)
+    return [begin(dataclasses.replace(problem, budget=budget), rank) for budget, rank in pairs]
+
+
+def _roundings(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
+    """Preferences whose `fill` rounds the solution: the very first to the nearest, the others at random."""
+    noise = jax.random.uniform(key, (count, *state.rank.shape), minval=-WOBBLE, maxval=WOBBLE)
+    plain = (jnp.arange(count) == 0) & (state.seen.total == 0)
+    return state.rank[None] + 0.5 + jnp.where(plain[:, None, None], 0, noise)
+
+
+def _exchanges(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
+    """Preferences near the best policy; what makes up for their changes follows the solution."""
+    many_key, where_key, step_key, noise_key = jax.random.split(key, 4)
+    best = to_rank(state.best, state.bounds).astype(jnp.float32)
+    leaning = 0.5 + jnp.clip(state.rank - best, -0.4, 0.4)
+    shape = (count, *best.shape)
+    moved = jax.random.randint(many_key, (count, 1, 1), 1, 4)
+    changed = jax.random.bernoulli(where_key, moved / best.size, shape)
+    noise = jax.random.uniform(noise_key, shape, minval=-0.1, maxval=0.1)
+    return (best + leaning)[None] + changed * jax.random.rademacher(step_key, shape) + noise
+
+
+def _check(problem: Problem) -> None:
+    if problem.soft_loss is None:
+        raise ValueError(
+            "a search by gradients needs a differentiable loss: give make_problem soft_loss=haqjax.train.make_soft_loss"
+            "(apply, params, split, ranges), or choose another search"
+        )

@@ -1,0 +1,132 @@
+"""Greedy search: bits fall where they save most for what they lose, until the budget is kept."""
+
+import functools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from haqjax.policy import to_actions
+from haqjax.search.allocate import is_within
+from haqjax.search.base import Problem, Searcher
+from haqjax.search.choices import allowed, limited
+from haqjax.types import ACTIVATION, WEIGHT, Bounds, Budget, CostTable
+
+FACTOR = 4.0  # a bit less has four times the squared error
+LEAST = 1e-6  # added to a loss, so that what a step saves tells apart those that lose nothing
+TINY = 1e-12  # in place of no saving
+
+
+class GreedyState(NamedTuple):
+    """Where the descent stands, and what the next step of each entry is thought to lose."""
+
+    policy: Int[np.ndarray, "L 2"]
+    gain: Float[np.ndarray, ""]  # of the policy; NaN until it was evaluated
+    loss: Float[np.ndarray, "L 2"]
+    fresh: Bool[np.ndarray, "L 2"]  # whether that was measured
+    played: Int[np.ndarray, ""]  # episodes
+    there: Bool[np.ndarray, "L 2 8"]  # the widths that each entry may have
+    tied: Int[np.ndarray, "L"]
+    table: CostTable
+    bounds: Bounds
+    budget: Budget
+
+
+@functools.cache
+def make_greedy(parallel: int = 1) -> Searcher:
+    """Lowers one entry after another: the one with the least measured loss for the share of the budgets it saves.
+
+    What an entry's next bit loses is measured once, from the policy of the moment, before it can be taken. The first
+    episode walks all the way by the law that a bit less has four times the squared error, so that there is a policy
+    within the budget from the start; once the descent ends, its policy is proposed again and again.
+
+    >>> make_greedy(4) is make_greedy(4)
+    True
+    """
+
+    def init(problem: Problem, key: PRNGKeyArray) -> GreedyState:
+        high, limits = np.asarray(problem.bounds.high, np.int32), problem.bounds
+        nothing = np.zeros(high.shape)  # so that entries are measured before they are taken
+        tied = np.arange(len(high)) if limits.tied is None else np.asarray(limits.tied)
+        start = high, np.asarray(np.nan), nothing, nothing > 0, np.zeros((), np.int32), allowed(limits), tied
+        return GreedyState(*start, problem.table, limits, problem.budget)
+
+    def ask(state: GreedyState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
+        proposed = [] if state.played else [_descend(state)]
+        proposed += [state.policy] if np.isnan(state.gain) else []
+        proposed += [_lower(state, *entry) for entry in _order(state) if not state.fresh[entry]]
+        proposed = (proposed + [state.policy] * parallel)[:parallel]
+        return to_actions(jnp.asarray(np.stack(proposed)), state.bounds)
+
+    def tell(state: GreedyState, actions: Array, policies: Array, gains: Array) -> GreedyState:
+        reached = {np.asarray(policy).tobytes(): float(gain) for policy, gain in zip(policies, gains, strict=True)}
+        state = state._replace(played=np.asarray(state.played + len(gains), np.int32))
+        if np.isnan(state.gain):
+            state = state._replace(gain=np.asarray(reached.get(state.policy.tobytes(), np.nan)))
+        if np.isnan(state.gain):
+            return state
+        loss, fresh = state.loss.copy(), state.fresh.copy()
+        for entry in _order(state):
+            gain = reached.get(_lower(state, *entry).tobytes())
+            if gain is not None:
+                loss[entry], fresh[entry] = float(state.gain) - gain, True
+        return _walk(state._replace(loss=loss, fresh=fresh), reached)
+
+    return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
+
+
+def _walk(state: GreedyState, reached: dict[bytes, float]) -> GreedyState:
+    """Takes steps for as long as the best one was measured; the policy's gain may then have to be."""
+    while (order := _order(state)) and state.fresh[order[0]]:
+        entry, loss, fresh = order[0], state.loss.copy(), state.fresh.copy()
+        loss[entry] = max(loss[entry], 0) * FACTOR
+        fresh[entry] = False
+        policy = _lower(state, *entry)
+        gain = np.asarray(reached.get(policy.tobytes(), np.nan))
+        state = state._replace(policy=policy, gain=gain, loss=loss, fresh=fresh)
+    return state
+
+
+def _descend(state: GreedyState) -> Int[np.ndarray, "L 2"]:
+    """The walk by predicted losses alone, to the first policy within the budget."""
+    state = state._replace(loss=FACTOR ** -state.policy.astype(float))
+    while order := _order(state):
+        loss = state.loss.copy()
+        loss[order[0]] *= FACTOR
+        state = state._replace(policy=_lower(state, *order[0]), loss=loss)
+    return state.policy
+
+
+def _order(state: GreedyState) -> list[tuple[int, int]]:
+    """Entries that can fall, by loss for what is saved; none once the budget is kept."""
+    if is_within(state.table, state.budget, state.policy):
+        return []
+    shares, room = limited(state.table, state.budget)
+    over = [
+        max(float(_spent(values, state.policy).sum()) - left, 0.0) for values, left in zip(shares, room, strict=True)
+    ]
+    scores: dict[tuple[int, int], float] = {}
+    for layer, column in np.argwhere(np.asarray(state.policy) > np.asarray(state.bounds.low)).tolist():
+        if state.tied[layer] != layer:
+            continue
+        lowered = _lower(state, layer, column)
+        saved = sum(
+            excess * float((_spent(values, state.policy) - _spent(values, lowered)).sum())
+            for excess, values in zip(over, shares, strict=True)
+        )
+        loss = float(state.loss[layer, column])
+        scores[layer, column] = loss if loss < 0 else (loss + LEAST) / max(saved, TINY)
+    return sorted(scores, key=scores.__getitem__)
+
+
+def _lower(state: GreedyState, layer: int, column: int) -> Int[np.ndarray, "L 2"]:
+    """The policy with one entry, and those tied to it, at the next width below."""
+    policy = np.array(state.policy, np.int32)
+    below = np.flatnonzero(state.there[layer, column, : policy[layer, column] - 1])[-1] + 1
+    policy[state.tied == state.tied[layer], column] = below
+    return policy
+
+
+def _spent(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
+    return values[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]

@@ -1,0 +1,230 @@
+"""Search by allocation: sensitivities from single entries, an exact optimum, then what evaluations near it teach."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from haqjax.policy import to_actions
+from haqjax.search.additive import Sensitivity
+from haqjax.search.allocate import allocate, is_within
+from haqjax.search.archive import Archive, make_archive, record
+from haqjax.search.base import Problem, Searcher
+from haqjax.search.choices import allowed
+from haqjax.search.exchange import Space, as_policy, exchanges, lay_out, make_space, settle
+from haqjax.search.posterior import draw, fit, mean
+from haqjax.types import WIDTHS, Bounds, Budget, CostTable
+
+TURN = 8  # one episode in so many tries the allocation while entries are probed
+FACTOR = 4.0  # a bit less has four times the squared error
+TIE = 1e-3  # of the greatest sensitivity: what tells widths apart that lost nothing measurable
+TRIES = 16  # allocations that were evaluated before, until exchanges take over
+GAP = 1e-4
+SECONDS = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ILP:
+    """The method's numbers.
+
+    Raises:
+      ValueError: fewer than one policy a round, or nothing to remember.
+    """
+
+    parallel: int = 1  # policies a round
+    probes: int = 2  # widths that each entry is probed at: the lowest, then the middle one, then between them
+    memory: int = 4096  # evaluations remembered
+    learned: int = 256  # of the best of them, learned from
+
+    def __post_init__(self) -> None:
+        if min(self.parallel, self.memory, self.learned) < 1 or self.probes < 0:
+            raise ValueError(f"{self}: parallel, memory and learned must be at least 1 and probes at least 0")
+
+
+class ILPState(NamedTuple):
+    """Everything that a search by allocation carries on."""
+
+    archive: Archive
+    table: CostTable
+    bounds: Bounds
+    budget: Budget
+
+
+@functools.cache
+def make_ilp(config: ILP = ILP()) -> Searcher:
+    """The method as a searcher.
+
+    The first episode is an allocation by the law that each bit less has four times the squared error, so that any
+    number of episodes gives a policy within the budget. Then single entries are lowered from the widest policy, most
+    important widths first, while every eighth episode is the exact allocation by what is known. After that the
+    sensitivities are only where it starts: a Bayesian regression learns from the policies within the budget, and each
+    round proposes the best policy by its mean and by draws from it (Thompson 1933). Losses of layers do not add up far
+    from the policy they were measured at, and this moves the measurement to where the budget is.
+
+    >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))
+    True
+    """
+
+    def init(problem: Problem, key: PRNGKeyArray) -> ILPState:
+        archive = make_archive(len(problem.table), config.memory)
+        return ILPState(archive, problem.table, problem.bounds, problem.budget)
+
+    def ask(state: ILPState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
+        random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+        policies = _propose(config, state, random)
+        return to_actions(jnp.asarray(np.stack(policies)), state.bounds)
+
+    def tell(state: ILPState, actions: Array, policies: Array, gains: Array) -> ILPState:
+        return state._replace(archive=record(state.archive, np.asarray(policies), np.asarray(gains)))
+
+    return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
+
+
+def _propose(config: ILP, state: ILPState, random: np.random.Generator) -> list[Int[np.ndarray, "L 2"]]:
+    """A round's policies, none of them evaluated before as long as there are others."""
+    policies, gains = state.archive.seen
+    known = {policy.tobytes() for policy in policies}
+    start = estimate(policies, gains, state.bounds)
+    probes = [probe for probe in list_probes(state.bounds, config.probes) if probe.tobytes() not in known]
+    first = int(state.archive.told)
+    proposed: list[Int[np.ndarray, "L 2"]] = []
+    near: Iterator[Int[np.ndarray, "L 2"]] | None = None
+    for number in range(first, first + config.parallel):
+        if number == 0 or (probes and number % TURN == 0):
+            policy = _allocate(state, start, known)
+        elif probes or number == len(proposed):  # nothing within the budget is known in the first round
+            policy = probes.pop(0) if probes else proposed[0]
+        else:
+            near = near or _refine(config, state, start, known, random)
+            policy = next(near)
+        proposed.append(policy)
+        known.add(policy.tobytes())
+    return proposed
+
+
+def list_probes(bounds: Bounds, widths: int) -> list[Int[np.ndarray, "L 2"]]:
+    """The widest policy, then those in which one entry is narrower; tied layers go together.
+
+    >>> from haqjax.bounds import bounds as make_bounds
+    >>> [probe[0].tolist() for probe in list_probes(make_bounds(1, pinned={}), 2)]
+    [[8, 8], [2, 8], [8, 2], [5, 8], [8, 5]]
+    """
+    widest, there = np.asarray(bounds.high), allowed(bounds)
+    layers = range(len(widest))
+    tied = np.arange(len(widest)) if bounds.tied is None else np.asarray(bounds.tied)
+    probes = [np.array(widest, np.int32)]
+    for turn in range(widths):
+        for layer, column in ((layer, column) for layer in layers for column in (0, 1)):
+            narrower = np.flatnonzero(there[layer, column])[:-1] + 1
+            if tied[layer] != layer or turn >= len(narrower):
+                continue
+            probe = np.array(widest, np.int32)
+            probe[tied == layer, column] = _spread(narrower)[turn]
+            probes.append(probe)
+    return probes
+
+
+def estimate(
+    policies: Int[np.ndarray, "N L 2"], gains: Float[np.ndarray, "N"], bounds: Bounds
+) -> Float[np.ndarray, "L 2 8"]:
+    """Sensitivities from the probes among some evaluations: what an entry loses by itself, of the widest policy.
+
+    Between widths that were probed the logarithm is linear; beyond them, and where nothing was, a bit less has four
+    times the squared error. More bits never lose more.
+    """
+    widest = np.asarray(bounds.high)
+    law = FACTOR ** -np.arange(1.0, WIDTHS + 1) * (widest > np.asarray(bounds.low))[..., None]
+    base = [gain for policy, gain in zip(policies, gains, strict=True) if np.array_equal(policy, widest)]
+    if not base:
+        return law
+    lost: dict[tuple[int, int], dict[int, float]] = {}
+    for policy, gain in zip(policies, gains, strict=True):
+        changed = np.argwhere(policy != widest)
+        tied = len(changed) and len({*changed[:, 1]}) == 1 and (bounds.tied is not None or len(changed) == 1)
+        if tied and (bounds.tied is None or len({*np.asarray(bounds.tied)[changed[:, 0]]}) == 1):
+            layer, column = (int(i) for i in changed[0])
+            lost.setdefault((layer, column), {})[int(policy[layer, column])] = max(float(base[0] - gain), 0.0)
+    largest = max((loss for told in lost.values() for loss in told.values()), default=0.0) or 1.0
+    median = float(np.median([max(told.values()) for told in lost.values()])) if lost else largest
+    sensitivity = law / law.max() * max(median, TIE * largest)
+    for (layer, column), told in lost.items():
+        sensitivity[layer, column] = _interpolate(told, int(widest[layer, column]), TIE * largest)
+    return sensitivity
+
+
+def _interpolate(told: dict[int, float], widest: int, least: float) -> Float[np.ndarray, "8"]:
+    """Losses at all widths from those at some."""
+    known = sorted(told)
+    losses = np.maximum.accumulate([told[bits] for bits in reversed(known)])[::-1]
+    logs = np.log(losses + least * FACTOR ** (min(known) - np.array(known, float)))
+    bits = np.arange(1, WIDTHS + 1)
+    steep = np.log(FACTOR)
+    inside = np.interp(bits, known, logs)
+    beyond = steep * (np.maximum(known[0] - bits, 0) - np.maximum(bits - known[-1], 0))
+    return np.where(bits < widest, np.exp(inside + beyond), 0.0)
+
+
+def _allocate(state: ILPState, start: Sensitivity, known: set[bytes]) -> Int[np.ndarray, "L 2"]:
+    """The best policy that was not evaluated yet; the best one where the next ones all were."""
+    found: list[Int[np.ndarray, "L 2"]] = []
+    for _ in range(TRIES):
+        try:
+            policy = allocate(
+                start, state.table, state.bounds, state.budget, other_than=found, gap=GAP, seconds=SECONDS
+            ).policy
+        except (ValueError, RuntimeError):
+            if not found:
+                raise
+            break
+        if policy.tobytes() not in known:
+            return policy
+        found.append(policy)
+    return found[0]
+
+
+def _refine(
+    config: ILP, state: ILPState, start: Sensitivity, known: set[bytes], random: np.random.Generator
+) -> Iterator[Int[np.ndarray, "L 2"]]:
+    """Policies by what was learned within the budget; `known` may grow meanwhile."""
+    policies, gains = state.archive.seen
+    inside = [i for i, policy in enumerate(policies) if is_within(state.table, state.budget, policy)]
+    best = np.array(inside)[np.argsort(-gains[inside], kind="stable")][: config.learned]
+    posterior = fit(start, policies[best], -gains[best].astype(float))
+    space = make_space(state.table, state.bounds, state.budget)
+    expected = mean(posterior)
+    if len(space.room) != 1:  # prices are good for one resource; several, and memory, want the exact programme
+        yield _allocate(state, expected, known)
+    losses = lay_out(space, expected)
+    while True:
+        yield next(_unseen(space, losses, state, known), policies[best[0]])
+        losses = lay_out(space, draw(posterior, random))
+
+
+def _unseen(
+    space: Space, losses: Float[np.ndarray, "G K"], state: ILPState, known: set[bytes]
+) -> Iterator[Int[np.ndarray, "L 2"]]:
+    """The best policy by some sensitivities, else those a few bits from it, that fit and were not evaluated."""
+    taken = settle(space, losses)
+    near = (taken for _, taken in exchanges(space, losses, taken))
+    for one in itertools.chain([taken], near):
+        policy = as_policy(space, one)
+        if policy.tobytes() not in known and is_within(state.table, state.budget, policy):
+            yield policy
+
+
+def _spread(widths: Int[np.ndarray, "n"]) -> list[int]:
+    """The lowest width, then the middle one of the rest, then the middles between."""
+    order, spans = [int(widths[0])], [list(map(int, widths[1:]))]
+    while spans:
+        span = spans.pop(0)
+        if span:
+            middle = (len(span) - 1) // 2
+            order.append(span[middle])
+            spans += [span[:middle], span[middle + 1 :]]
+    return order
