@@ -16,7 +16,8 @@ help: ## list the targets
 	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	echo
 	echo "  make search MODEL=resnet50 HW=cloud BUDGET=0.6 finds how many bits each layer should have. It also takes"
-	echo "  DATA, DATA_DIR, METRIC (latency, energy, size), SEARCH, EPISODES, SEED, WEIGHTS and OUT (the run folder);"
+	echo "  DATA, DATA_DIR, WEIGHTS, METRIC (latency, energy, size, bops, memory), SEARCH, EPISODES, LAYERS, TIE, SEED,"
+	echo "  FINETUNE_STEPS, RESUME, OUT (the run folder) and more;"
 	echo "  '.venv/bin/python -m haqjax search --help' says what each one means."
 	echo "  The first target that needs them installs haqjax's requirements in .venv; PYTHON=... chooses the Python, 3.11"
 	echo "  or newer. make setup EXTRA=cuda (or tpu) adds JAX for that accelerator."
@@ -26,20 +27,26 @@ setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
 
 search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
 	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
-	  $(call flag,DATA_DIR,data-dir) $(call flag,METRIC,metric) $(call flag,BUDGET,budget) \
-	  $(call flag,SEARCH,search) $(call flag,EPISODES,episodes) $(call flag,SEED,seed) \
-	  $(call flag,WEIGHTS,weights) $(call flag,OUT,out)
+	  $(call flag,DATA_DIR,data-dir) $(call flag,PREPROCESSING,preprocessing) $(call flag,METRIC,metric) \
+	  $(call flag,BUDGET,budget) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) \
+	  $(call flag,EPISODES,episodes) $(call flag,PARALLEL,parallel) $(call flag,ROUNDING,rounding) \
+	  $(call flag,SEED,seed) \
+	  $(call flag,IMAGE_SIZE,image-size) $(call flag,SEARCH_IMAGES,search-images) \
+	  $(call flag,REPORT_IMAGES,report-images) $(call flag,WEIGHTS,weights) \
+	  $(call flag,FINETUNE_STEPS,finetune-steps) $(call flag,WARM_START,warm-start) $(call flag,RESUME,resume) \
+	  $(call flag,OUT,out)
 
 train: $(INSTALLED)-dev ## train and keep the float network: MODEL=resnet50 DATA=digits ...
 	exec $(PY) -m haqjax train $(call flag,MODEL,model) $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) \
-	  $(call flag,SEED,seed) $(call flag,OUT,out)
+	  $(call flag,PREPROCESSING,preprocessing) $(call flag,SEED,seed) $(call flag,OUT,out)
 
 evaluate: $(INSTALLED)-dev ## measure the policy of a run again: RUN=runs/...
 	exec $(PY) -m haqjax evaluate $(call flag,RUN,run)
 
 finetune: $(INSTALLED)-dev ## fine-tune the network under the policy of a run: RUN=runs/...
-	exec $(PY) -m haqjax finetune $(call flag,RUN,run) $(call flag,EPOCHS,epochs) \
-	  $(call flag,LEARNING_RATE,learning-rate) $(call flag,SEED,seed)
+	exec $(PY) -m haqjax finetune $(call flag,RUN,run) $(call flag,EPOCHS,epochs) $(call flag,BATCH_SIZE,batch-size) \
+	  $(call flag,LEARNING_RATE,learning-rate) $(call flag,CLIP_RATE,clip-rate) \
+	  $(call flag,CODEBOOK_RATE,codebook-rate) $(call flag,DISTILL,distill) $(call flag,SEED,seed)
 
 test: lint types ## lint, types, tests, and the examples in the documentation
 	$(PY) -m pytest -q -n 2

@@ -1,6 +1,7 @@
 """A whole run in a small world: its folder, its repeatability, and what bad input leaves behind (nothing)."""
 
 import csv
+import itertools
 import json
 import shutil
 import sys
@@ -13,11 +14,15 @@ import pytest
 import yaml
 from rich.console import Console
 
+import haqjax.run.folder
+import haqjax.run.journal
 import haqjax.run.network
 import haqjax.run.search
+import haqjax.run.task
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
-from haqjax.data import Dataset, Split, load
+from haqjax.data import Dataset, Split
+from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.run import (
     EvaluateConfig,
@@ -29,7 +34,7 @@ from haqjax.run import (
     run_search,
     run_train,
 )
-from haqjax.search import loop
+from haqjax.search import loop, make_problem
 from haqjax.train import make_evaluate, policies
 
 EPISODES = 10  # not a multiple of the 4 policies of a round
@@ -40,16 +45,13 @@ def world(tmp_path_factory):
     """Digits of 8 pixels and two epochs of training, with a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        small = lambda spec, data_dir=None: load(spec, data_dir=data_dir, image_size=8)  # noqa: E731
-        patch.setattr(haqjax.run.search, "load", small)
-        patch.setattr(haqjax.run.train, "load", small)
         recipe = haqjax.run.network.RECIPES["resnet20"] | {"epochs": 2}
         patch.setitem(haqjax.run.network.RECIPES, "resnet20", recipe)
         yield tmp_path_factory.mktemp("runs")
 
 
 def run(out, **changes):
-    config = SearchConfig(model="resnet20", episodes=EPISODES, out=str(out), **changes)
+    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, out=str(out), **changes)
     with open(f"{out}.txt", "w") as said:
         run_search(config, Console(file=said, width=100))
     return config
@@ -97,7 +99,11 @@ def test_every_episode_is_recorded_within_the_budget(finished):
 
 
 def test_the_folder_is_complete(finished):
-    there = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
+    there = sorted(
+        str(path.relative_to(finished))
+        for path in finished.rglob("*")
+        if path.is_file() and path.relative_to(finished).parts[0] not in ("checkpoints", "tensorboard")
+    )
     figures = [f"figures/{name}.{end}" for name in ("bits", "search") for end in ("png", "svg")]
     assert there == sorted(["config.yaml", "episodes.csv", "policy.json", *figures])
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -108,11 +114,11 @@ def test_the_folder_is_complete(finished):
 
 def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
     monkeypatch.setattr(haqjax.run.network, "train_network", None)  # calling it would fail
-    compiled = loop.play_round._cache_size()
+    compiled = loop.judge._cache_size()
     run(world / "again")
     assert read(world / "again") == read(finished)
     run(world / "other", seed=1)
-    assert loop.play_round._cache_size() == compiled  # other seeds and other arrays are data
+    assert loop.judge._cache_size() == compiled  # other seeds and other arrays are data
     assert read(world / "other")["layers"] != read(finished)["layers"]
 
 
@@ -120,7 +126,35 @@ def test_random_search_and_a_size_budget(world, finished):
     run(world / "size", search="random", metric="size", budget=0.7)
     told = read(world / "size")
     assert told["costs"]["policy"]["size_bytes"] <= 0.7 * told["costs"]["8_bits"]["size_bytes"]
-    assert {row["activation_bits"] for row in told["layers"]} == {8}
+    assert {row["activation_bits"] for row in told["layers"]} == {32}, "left alone"
+
+
+def test_several_budgets_at_once_with_memory_and_bit_operations(world, finished):
+    run(world / "several", search="random", metric="latency,bops,memory,size", budget="0.8,0.5,0.6,150KiB")
+    told = read(world / "several")
+    spent, full, limit = told["costs"]["policy"], told["costs"]["8_bits"], told["budget"]
+    for name, fraction in (("latency_s", 0.8), ("bops", 0.5), ("memory_bytes", 0.6)):
+        assert limit[name] == pytest.approx(fraction * full[name])
+        assert spent[name] <= limit[name] * (1 + 1e-6)
+    assert spent["size_bytes"] <= limit["size_bytes"] == 150 * 1024
+    assert limit["fraction"] == {"latency": 0.8, "bops": 0.5, "memory": 0.6} and limit["energy_j"] is None
+    said = Path(f"{world / 'several'}.txt").read_text()
+    assert "latency at most 0.8 of 8 bits" in said and "size at most 150KiB" in said and "memory" in said
+
+
+def test_a_table_with_some_widths_restricts_the_search(world, finished):
+    network = outline("resnet20", classes=10, image_size=8)
+    table_of = layers(network.apply, network.params, network.example)
+    table = cost_table(machine("edge"), table_of)
+    for w, a in itertools.product(range(8), repeat=2):
+        if w + 1 not in (2, 4, 8) or a + 1 not in (4, 8):
+            table.latency[:, w, a] = np.nan
+    save_table(world / "some.csv", table, table_of)
+    run(world / "some", hw=str(world / "some.csv"))
+    told = read(world / "some")
+    assert {row["weight_bits"] for row in told["layers"]} <= {2, 4, 8}
+    assert {row["activation_bits"] for row in told["layers"]} <= {4, 8}
+    assert told["costs"]["policy"]["latency_s"] <= told["budget"]["latency_s"] * (1 + 1e-6)
 
 
 def test_ctrl_c_keeps_what_was_found(world, finished, monkeypatch):
@@ -137,6 +171,61 @@ def test_ctrl_c_keeps_what_was_found(world, finished, monkeypatch):
     assert told["interrupted"] and told["episodes"] == 4
 
 
+def test_a_stopped_search_goes_on_as_if_it_had_not_stopped(world, finished, monkeypatch):
+    played = loop.play_round
+
+    def stop_in_round_2(*arguments):
+        if int(arguments[2].episode) == 4:
+            raise KeyboardInterrupt
+        return played(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "play_round", stop_in_round_2)
+        run(world / "halted")
+    with pytest.raises(ValueError, match="was started with budget '0.6', not '0.5'"):
+        run_search(SearchConfig(resume=str(world / "halted"), budget="0.5"), Console(quiet=True))
+    run_search(SearchConfig(resume=str(world / "halted")), Console(quiet=True))
+    assert read(world / "halted") == read(finished)
+    for name in ("episodes.csv", "config.yaml"):
+        whole, halted = ((folder / name).read_text() for folder in (finished, world / "halted"))
+        assert halted.replace("halted", "first") == whole
+    run_search(SearchConfig(resume=str(world / "halted"), episodes=EPISODES + 2), Console(quiet=True))
+    assert read(world / "halted")["episodes"] == EPISODES + 2
+
+
+def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
+    run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
+    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", seed=5)
+    task = haqjax.run.task.prepare(config)
+    problem = make_problem(task.layers, task.table, task.bounds, task.budget, lambda policies: policies[:, 0, 0], 0.5)
+    searcher = haqjax.run.search.make_searcher(config)
+    begun = haqjax.run.journal.warm_start(finished, searcher, problem, jax.random.key(5)).state.agent
+    with haqjax.run.journal.open_journal(finished, haqjax.run.folder.open_folder(finished)) as journal:
+        learned = haqjax.run.journal.read_back(journal, searcher, problem).state.agent
+    for new, old in zip(jax.tree.leaves(begun.actor), jax.tree.leaves(learned.actor), strict=True):
+        np.testing.assert_array_equal(new, old)
+    assert int(begun.updates) == 0 < int(learned.updates)
+    with pytest.raises(ValueError, match="is of the search 'random', which has no agent"):
+        run(world / "no_agent", warm_start=str(world / "size"))
+
+
+def test_checkpoints_of_another_search_or_cut_short_are_told_in_one_line(world, finished):
+    copy = shutil.copytree(finished, world / "cut")
+    for file in (copy / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoints in .* can be read: remove it to begin anew"):
+        run_search(SearchConfig(resume=str(copy)), Console(quiet=True))
+    copy = shutil.copytree(finished, world / "other_config")
+    told = yaml.safe_load((copy / "config.yaml").read_text()) | {"seed": 3}
+    (copy / "config.yaml").write_text(yaml.safe_dump(told))
+    with pytest.raises(ValueError, match="are of another run: seed was 0 and is 3 now"):
+        run_search(SearchConfig(resume=str(copy)), Console(quiet=True))
+    assert read(copy) == read(finished)
+    with pytest.raises(ValueError, match="has no config.yaml"):
+        run_search(SearchConfig(resume=str(world / "nowhere")), Console(quiet=True))
+
+
 def test_ctrl_c_before_the_first_round_leaves_nothing(world, finished, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
@@ -149,7 +238,7 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(world, finished, monkeypat
 
 @pytest.fixture(scope="module")
 def weights(world, finished):
-    return run_train(TrainConfig(model="resnet20", out=str(world / "weights")), Console(quiet=True))
+    return run_train(TrainConfig(model="resnet20", image_size=8, out=str(world / "weights")), Console(quiet=True))
 
 
 def test_trained_weights_serve_a_search(world, finished, weights, monkeypatch):
@@ -160,7 +249,7 @@ def test_trained_weights_serve_a_search(world, finished, weights, monkeypatch):
 
 def test_weights_of_another_network_are_refused(world, weights):
     with pytest.raises(ValueError, match="of another network"):
-        run_search(SearchConfig(model="resnet56", weights=str(weights), out=str(world / "no")), Console())
+        run_search(SearchConfig(model="resnet56", image_size=8, weights=str(weights), out=str(world / "no")), Console())
     assert not (world / "no").exists()
 
 
@@ -208,12 +297,22 @@ BAD = [
     (["--model", "resnet18"], "unknown model 'resnet18': there are mobilenet_v1, mobilenet_v2, resnet20"),
     (["--hw", "tpu9"], "tpu9"),
     (["--metric", "time"], "unknown metric 'time'"),
-    (["--search", "luck"], "unknown search 'luck': there are haq, random"),
+    (["--search", "luck"], "unknown search 'luck': there are "),
+    (["--resume", "nowhere"], "nowhere is no finished run: it has no config.yaml"),
+    (["--layers", "no.such=4"], "'no.such' matches none of the 53 layers"),
+    (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
+    (["--warm-start", "runs/x", "--search", "random"], "warm_start 'runs/x' is for the search 'haq'"),
+    (["--finetune-steps", "-1"], "finetune_steps is -1"),
+    (["--search-images", "0"], "search_images is 0"),
     (["--data", "cifar"], "unknown data set 'cifar'"),
     (["--data", "tfds:none_such"], "none_such"),
     *((["--budget", value], "budget is") for value in ("0", "-1", "nan", "inf")),
     (["--budget", "0.05"], "below the floor"),
-    (["--budget", "half"], "could not convert string to float: 'half'"),
+    (["--budget", "half"], "budget is 'half': give a fraction"),
+    (["--budget", "3kg"], "budget '3kg': latency is measured in s, ms, us, ns, not kg"),
+    (["--metric", "latency,size", "--budget", "1,2,3"], "has 3 limits for 2 metrics"),
+    (["--metric", "size,size"], "names a resource twice"),
+    (["--metric", "memory", "--budget", "1KiB"], "memory budget 1 KiB is below the floor"),
     (["--modle", "resnet50"], "--modle"),
     (["--episodes", "0"], "episodes is 0"),
     (["--seed", "-1"], "seed is -1"),

@@ -27,14 +27,16 @@ def cache_folder() -> Path:
 
 def empty_network(model: str, data: Dataset) -> Network:
     """The network of a run with shapes for parameters: enough to read its layers."""
-    _, height, width, _ = data.train.images.shape
+    _, height, width, _ = data.search.images.shape
     if height != width:
         raise ValueError(f"the images of {data.name} are {height} x {width} pixels: the networks here need square ones")
     return outline(model, classes=data.classes, image_size=height)
 
 
 def load_network(network: Network, data: Dataset, weights: str | None, console: Console) -> Network:
-    """Fills in trained parameters: from the folder `weights`, or from the cache, or else by training now."""
+    """Fills in trained parameters: its own, or of the folder `weights`, or from the cache, or else by training now."""
+    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(network.params)):
+        return network
     if weights is not None:
         return dataclasses.replace(network, params=load_params(weights, network.params))
     folder = cache_folder() / "networks" / _cache_name(network, data)
@@ -43,9 +45,8 @@ def load_network(network: Network, data: Dataset, weights: str | None, console: 
             return dataclasses.replace(network, params=load_params(folder, network.params))
         except ValueError as error:
             console.print(f"the cached network is not usable and is trained again ({error})", highlight=False)
-    trained = train_network(network, data, 0, console)
-    save_params(folder, trained.params)
-    return trained
+    save_params(folder, train_network(network, data, 0, console).params)
+    return dataclasses.replace(network, params=load_params(folder, network.params))  # as the next run will have them
 
 
 def train_network(network: Network, data: Dataset, seed: int, console: Console) -> Network:
@@ -84,5 +85,7 @@ def fingerprint(params: PyTree) -> str:
 
 
 def _cache_name(network: Network, data: Dataset) -> str:
-    told = f"{VERSION} {data.name} {data.train.images.shape} {data.classes} {RECIPES[network.name]}"
-    return f"{network.name}-{data.name.replace(':', '-')}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    shape, sample = (len(data.train), *data.search.images.shape[1:]), fingerprint(data.search.images)
+    told = f"{VERSION} {data.name} {shape} {sample} {data.classes} {RECIPES[network.name]}"
+    name = data.name.replace(":", "-").replace("/", "-")
+    return f"{network.name}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"

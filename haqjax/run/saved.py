@@ -2,28 +2,28 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import yaml
 from jaxtyping import Array, Int, PyTree
 from rich.console import Console
 
 from haqjax.files import check_free, write_json
 from haqjax.models import Network
 from haqjax.policy import from_rows, uniform
-from haqjax.pricing import price
-from haqjax.quantize import calibrate
 from haqjax.report import Row, comparison_table
 from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
+from haqjax.run.folder import cost_of, open_folder, read_file
 from haqjax.run.network import fingerprint, load_network, make_progress
-from haqjax.run.search import Task, calibration_batches, measure, prepare
-from haqjax.train import Progress, finetune, load_params, make_evaluate, save_params
+from haqjax.run.task import Task, find_ranges, leave_activations, measure, prepare
+from haqjax.train import Progress, Tuned, finetune_all, load_params, make_evaluate, save_params
+from haqjax.train.compare import as_document, compare, tell
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
-FINETUNED = "finetuned"  # folder of weights within the run folder
+FINETUNED, FINETUNING = "finetuned", "finetuning"  # folders within the run folder: the result, and its checkpoints
 
 
 class SavedRun(NamedTuple):
@@ -40,6 +40,9 @@ class SavedRun(NamedTuple):
 def run_evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
     """Measures a run's policy on the report split again, with the fine-tuned weights where there are any.
 
+    `evaluation.json` in the run folder tells more than what is printed: which answers changed, and each layer's
+    signal-to-noise ratio.
+
     Returns:
       Accuracies in 0..1 by name.
 
@@ -48,25 +51,36 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
     """
     run = open_run(config.run, console)
     whole = jnp.full_like(run.policy, FULL_PRECISION)
-    policies = {"float": whole, "8 bits": jnp.full_like(whole, WIDTHS), "uniform": run.uniform, "policy": run.policy}
-    found = measure(_judge(run, run.network.params), policies)
+    eight = leave_activations(run.config, jnp.full_like(whole, WIDTHS))
+    policies = {"float": whole, "8 bits": eight, "uniform": run.uniform, "policy": run.policy}
+    found = measure(_judge(run, run.network.params, run.ranges), policies)
+    params, ranges = run.network.params, run.ranges
     tuned = Path(config.run) / FINETUNED
     if tuned.is_dir():
-        params = load_params(tuned, run.network.params)
-        found["policy, fine-tuned"] = measure(_judge(run, params), {"policy": run.policy})["policy"]
+        params, ranges = _load_tuned(tuned, run)
+        found["policy, fine-tuned"] = measure(_judge(run, params, ranges), {"policy": run.policy})["policy"]
         policies["policy, fine-tuned"] = run.policy
     images = len(run.task.data.report)
-    rows = [Row(name, found[name], images, price(run.task.table, policies[name])) for name in found if name != "float"]
+    rows = [
+        Row(name, found[name], images, cost_of(run.task.table, policies[name])) for name in found if name != "float"
+    ]
     console.print(comparison_table(rows, f"{config.run}: accuracy on the {images} images of the report split"))
     console.print(f"float {100 * found['float']:.1f} %", highlight=False)
+    compared = compare(run.network.apply, run.network.params, run.task.data.report, run.policy, ranges, tuned=params)
+    console.print("\n".join(tell(compared, run.task.layers.names)), highlight=False)
+    write_json(
+        Path(config.run) / "evaluation.json", {"accuracies": found} | as_document(compared, run.task.layers.names)
+    )
     return found
 
 
 def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     """Fine-tunes the network under a run's policy and keeps the weights in the run folder.
 
+    Stopped on the way, it goes on from its last checkpoint when asked again with the same options.
+
     Returns:
-      The folder of weights; `finetune.json` beside it tells the accuracies before and after.
+      The folder of weights and ranges; `finetune.json` beside it tells the accuracies before and after.
 
     Raises:
       ValueError: no finished run there, or one that was fine-tuned before.
@@ -74,20 +88,22 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     config.check()
     out = check_free(Path(config.run) / FINETUNED)
     run = open_run(config.run, console)
-    before = measure(_judge(run, run.network.params), {"policy": run.policy})["policy"]
+    before = measure(_judge(run, run.network.params, run.ranges), {"policy": run.policy})["policy"]
+    ranges = dataclasses.replace(run.ranges, rounding=None)  # training moves the weights that it was chosen for
     with make_progress(console) as progress:
         bar = progress.add_task(f"fine-tuning {run.config.model}", total=config.epochs, note="compiling")
 
         def on_epoch(epoch: Progress) -> None:
             progress.update(bar, completed=epoch.epoch, note=f"training accuracy {100 * epoch.accuracy:.1f} %")
 
-        params = finetune(
-            run.network.apply, run.network.params, run.policy, run.ranges, run.task.data.train,
-            epochs=config.epochs, learning_rate=config.learning_rate, key=jax.random.key(config.seed),
-            on_epoch=on_epoch,
+        tuned = finetune_all(
+            run.network.apply, run.network.params, run.policy, ranges, run.task.data.train, config.tuning,
+            key=jax.random.key(config.seed), apply_train=run.network.apply_train,
+            checkpoints=Path(config.run) / FINETUNING, on_epoch=on_epoch,
         )  # fmt: skip
-    after = measure(_judge(run, params), {"policy": run.policy})["policy"]
-    save_params(out, params)
+    after = measure(_judge(run, *tuned), {"policy": run.policy})["policy"]
+    _save_tuned(out, tuned)
+    shutil.rmtree(Path(config.run) / FINETUNING)
     told = {"report": {"before": before, "after": after, "images": len(run.task.data.report)}}
     write_json(Path(config.run) / "finetune.json", dataclasses.asdict(config) | told)
     console.print(
@@ -105,10 +121,8 @@ def open_run(folder: str | Path, console: Console) -> SavedRun:
     Raises:
       ValueError: no finished run there.
     """
-    told = _read(Path(folder) / "policy.json", json.loads, "layers", "uniform_bits", "weights")
-    asked = _read(Path(folder) / "config.yaml", yaml.safe_load, "model", "hw")
-    fields = {field.name for field in dataclasses.fields(SearchConfig)}
-    config = SearchConfig(**{name: value for name, value in asked.items() if name in fields})
+    told = read_file(Path(folder) / "policy.json", json.loads, "layers", "uniform_bits", "weights")
+    config = open_folder(folder)
     task = prepare(dataclasses.replace(config, out=None))
     network = load_network(task.network, task.data, config.weights, console)
     if told["weights"] != fingerprint(network.params):
@@ -116,23 +130,24 @@ def open_run(folder: str | Path, console: Console) -> SavedRun:
             f"the float network of {folder} is not at hand: what is cached or was trained now differs from what the "
             "run used; search again, with WEIGHTS for a network that is kept"
         )
-    ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train), config.calibration)
+    ranges = find_ranges(config, network, task.data)
     policy = from_rows(told["layers"], task.layers.names)
-    return SavedRun(config, task, network, ranges, policy, uniform(told["uniform_bits"], task.bounds))
+    even = leave_activations(config, uniform(told["uniform_bits"], task.bounds))
+    return SavedRun(config, task, network, ranges, policy, even)
 
 
-def _judge(run: SavedRun, params: PyTree) -> jax.tree_util.Partial:
-    return make_evaluate(run.network.apply, params, run.task.data.report, run.ranges)
+def _judge(run: SavedRun, params: PyTree, ranges: Ranges) -> jax.tree_util.Partial:
+    return make_evaluate(run.network.apply, params, run.task.data.report, ranges)
 
 
-def _read(path: Path, parse: Any, *keys: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is no finished run: it has no {path.name}")
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not what a search wrote")
-    return found
+def _save_tuned(out: Path, tuned: Tuned) -> None:
+    """Ranges first: where the parameters are, both are."""
+    save_params(out / "ranges", {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(tuned.ranges))})
+    save_params(out / "params", tuned.params)
+
+
+def _load_tuned(folder: Path, run: SavedRun) -> Tuned:
+    leaves, tree = jax.tree.flatten(dataclasses.replace(run.ranges, rounding=None))
+    found = load_params(folder / "ranges", {str(i): leaf for i, leaf in enumerate(leaves)})
+    ranges = jax.tree.unflatten(tree, [found[str(i)] for i in range(len(leaves))])
+    return Tuned(load_params(folder / "params", run.network.params), ranges)

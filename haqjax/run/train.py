@@ -17,9 +17,9 @@ def run_train(config: TrainConfig, console: Console) -> Path:
       ValueError: bad input; nothing is written.
     """
     config.check()
-    name = f"weights/{config.model}-{config.data.replace(':', '-')}-seed{config.seed}"
+    name = f"weights/{config.model}-{config.data.replace(':', '-').replace('/', '-')}-seed{config.seed}"
     out = Path(config.out) if config.out is not None else free_folder(name)
-    data = load(config.data, data_dir=config.data_dir)
+    data = load(config.data, data_dir=config.data_dir, preprocessing=config.preprocessing, image_size=config.image_size)
     network = train_network(empty_network(config.model, data), data, config.seed, console)
     measured = accuracy(network.apply, network.params, data.report)
     save_params(out, network.params)

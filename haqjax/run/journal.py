@@ -1,0 +1,168 @@
+"""What a search leaves behind while it runs: its state, its episodes, its curves."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from haqjax.run.config import SearchConfig
+from haqjax.run.folder import open_folder, write_episodes
+from haqjax.search import Problem, Record, Searcher, SearchResult
+from haqjax.search.base import choose_best
+from haqjax.search.loop import start
+from haqjax.train.checkpoints import Checkpoints, open_checkpoints
+from haqjax.types import Cost
+
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
+EVERY = 2.0  # s between two writings, at least; what is lost with a process is played again, to the same bits
+RECORD: Any = Record(**dict.fromkeys(Record._fields, 0) | {"cost": Cost(0, 0, 0, 0, 0)})  # type: ignore  # structure
+NOT_OF_THE_SEARCH = ("out", "resume", "episodes")  # may differ when a search goes on
+
+
+@dataclasses.dataclass
+class Journal:
+    """Writes down a search; see `open_journal`."""
+
+    out: Path
+    checkpoints: Checkpoints
+    curves: Any  # tensorboardX.SummaryWriter
+    written: float = -EVERY  # when, by the monotonic clock
+    drawn: int = 0  # episodes in the curves
+
+    def write(self, result: SearchResult, last: bool = False) -> None:
+        """Keeps the state and the episodes, unless it has just done so.
+
+        Raises:
+          OSError: the folder cannot be written, such as on a full disk.
+        """
+        if not last and time.monotonic() - self.written < EVERY:
+            return
+        played = len(result.records.accuracy)
+        self.checkpoints.save({"state": _without_keys(result.state), "records": result.records}, played, last=True)
+        write_episodes(self.out, result)
+        self._draw(result)
+        self.written = time.monotonic()
+
+    def _draw(self, result: SearchResult) -> None:
+        records = result.records
+        best = np.maximum.accumulate(np.where(records.feasible, np.nan_to_num(records.accuracy), 0.0))
+        for episode in range(self.drawn, len(best)):
+            spent = {f"cost/{name}": np.asarray(cost)[episode] for name, cost in records.cost._asdict().items()}
+            values = {"accuracy": records.accuracy[episode], "best_accuracy": best[episode]} | spent
+            for name, value in values.items():
+                if np.isfinite(value):
+                    self.curves.add_scalar(name, float(value), episode)
+        self.drawn = len(best)
+        self.curves.flush()
+
+
+@contextlib.contextmanager
+def open_journal(out: Path, config: SearchConfig, played: int = 0) -> Iterator[Journal]:
+    """Opens the journal of a run, and waits at the end until all is on disk.
+
+    Args:
+      out: the run folder, which is there.
+      config: of the search: its checkpoints serve no other.
+      played: episodes that were played before.
+    """
+    from tensorboardX import SummaryWriter  # slow to import, hence not above
+
+    curves = SummaryWriter(str(out / TENSORBOARD), purge_step=played or None)
+    try:
+        with open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
+            yield Journal(out, checkpoints, curves, drawn=played)
+    finally:
+        curves.close()
+
+
+def identity(config: SearchConfig) -> dict[str, Any]:
+    """What the course of a search follows from, as JSON gives it back."""
+    told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SEARCH}
+    return json.loads(json.dumps(told))
+
+
+def read_back(journal: Journal, searcher: Searcher, problem: Problem) -> SearchResult | None:
+    """The newest state of a search that was stopped; None where it stopped before it kept one.
+
+    Raises:
+      ValueError: no checkpoint can be read, or it is of another search; names what differs.
+    """
+    found = _newest(journal.checkpoints, searcher, problem)
+    if found is None:
+        return None
+    records, state = found["records"], found["state"]
+    return SearchResult(choose_best(records, problem.budget), records, state)
+
+
+def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
+    """A search that has played nothing yet, whose agent knows what that of another run learned.
+
+    Args:
+      folder: run folder of a search by an agent, perhaps on another network.
+      key: that of the search.
+
+    Raises:
+      ValueError: no such run there.
+    """
+    before = open_folder(folder)
+    if before.search != "haq":
+        raise ValueError(f"{folder} is of the search {before.search!r}, which has no agent: give a run of 'haq'")
+    with open_checkpoints(Path(folder) / CHECKPOINTS, identity(before), every=1) as checkpoints:
+        found = _newest(checkpoints, searcher, problem)
+    if found is None:
+        raise ValueError(f"{folder} has no checkpoint to take an agent from")
+    state = start(searcher, problem, jax.random.split(key)[0])
+    learned = found["state"].agent
+    knows = {name: getattr(learned, name) for name in ("actor", "critic", "target_actor", "target_critic")}
+    state = state._replace(agent=state.agent._replace(**jax.tree.map(jnp.asarray, knows)))
+    return SearchResult(None, _nothing(len(problem.names)), state)
+
+
+def _nothing(layers: int) -> Record:
+    """The records of no episodes."""
+    shapes: dict[str, Any] = dict.fromkeys(Record._fields, np.zeros(0, np.float32))
+    shapes |= {"actions": np.zeros((0, layers, 2), np.float32), "policy": np.zeros((0, layers, 2), np.int32)}
+    none: Any = np.zeros(0, np.float32)
+    return Record(**shapes | {"feasible": np.zeros(0, bool), "cost": Cost(none, none, none, none, none)})
+
+
+def _newest(checkpoints: Checkpoints, searcher: Searcher, problem: Problem) -> dict[str, Any] | None:
+    newest = checkpoints.newest()
+    if newest is None:
+        return None
+    leaves, _ = newest
+    blank = _blank_state(searcher, problem)
+    names, tree = jax.tree.flatten({"records": RECORD, "state": _without_keys(blank)})
+    if len(names) != len(leaves):
+        raise ValueError(f"the checkpoints in '{checkpoints.folder}' are of another version of haqjax")
+    found = jax.tree.unflatten(tree, leaves)
+    return found | {"state": _with_keys(found["state"], blank)}
+
+
+def _blank_state(searcher: Searcher, problem: Problem) -> PyTree:
+    """A state of the same structure."""
+    key = jax.random.key(0)
+    return searcher.init(problem, key) if searcher.on_host else jax.eval_shape(searcher.init, problem, key)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _without_keys(state: PyTree) -> PyTree:
+    """Random keys as the numbers that they are made of."""
+    numbers = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) and isinstance(leaf, jax.Array) else leaf
+    return jax.tree.map(numbers, state)
+
+
+def _with_keys(state: PyTree, like: PyTree) -> PyTree:
+    wrap = lambda leaf, model: jax.random.wrap_key_data(leaf) if _is_key(model) else leaf
+    return jax.tree.map(wrap, state, like)

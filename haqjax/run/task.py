@@ -1,0 +1,149 @@
+"""What a configuration asks for: network, data, machine and budget, and later the judge of policies."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from haqjax.budget import budget
+from haqjax.capture import layers
+from haqjax.data import Dataset, Source, Split, load
+from haqjax.hardware import available_widths, cost_table, find_lifetimes
+from haqjax.models import Network, is_pretrained_source, load_pretrained
+from haqjax.quantize import calibrate
+from haqjax.quantize.bank import make_bank
+from haqjax.reach import check_reachable
+from haqjax.rules import bounds_by_rules
+from haqjax.run.config import SearchConfig
+from haqjax.run.limits import read_limits
+from haqjax.run.network import empty_network
+from haqjax.train import make_evaluate
+from haqjax.train.briefly import make_finetuned_evaluate
+from haqjax.train.soft import make_soft_loss
+from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
+
+CALIBRATION_IMAGES = 256  # of the training split
+CALIBRATION_BATCH = 64
+SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
+FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
+
+
+class Task(NamedTuple):
+    """What is known before anything is trained."""
+
+    machine: str
+    data: Dataset
+    network: Network  # with the parameters of others, or with shapes in their place
+    layers: LayerTable
+    table: CostTable
+    bounds: Bounds
+    budget: Budget
+
+
+def prepare(config: SearchConfig) -> Task:
+    """Reads the data, prices the network's layers, and makes sure that the budget can be met.
+
+    Raises:
+      ValueError: bad input; nothing has been trained or written.
+    """
+    config.check()
+    accelerator = config.machine
+    network, data = open_network(config)
+    table_of = layers(network.apply, network.params, network.example)
+    lifetimes = find_lifetimes(network.apply, network.params, network.example)
+    storage = "codebook" if config.by_codebook else "plain"
+    table = cost_table(accelerator, table_of, storage, lifetimes)
+    low, high = config.widths
+    there = available_widths(accelerator, table_of)
+    limits = bounds_by_rules(table_of.names, config.layers, config.tie, low=low, high=high, available=there)
+    spendable = budget(table, **read_limits(config.metric, config.budget))
+    check_reachable(table, limits, spendable, table_of.names)
+    return Task(accelerator.name, data, network, table_of, table, limits, spendable)
+
+
+def open_network(config: SearchConfig) -> tuple[Network, Dataset]:
+    """The network and its data: weights of others say how their images are to be scaled."""
+    if config.weights is None or not is_pretrained_source(config.weights):
+        data = _load(config, config.preprocessing)
+        return empty_network(config.model, data), data
+    network, preprocessing = load_pretrained(config.weights, config.model)
+    scaling = config.preprocessing or (None if config.data == "digits" else preprocessing)
+    data = _load(config, scaling)
+    if data.classes != network.classes:
+        raise ValueError(
+            f"the weights {config.weights!r} tell {network.classes} classes apart, {data.name} has {data.classes}: "
+            "choose data that suit them"
+        )
+    return dataclasses.replace(network, image_size=empty_network(config.model, data).image_size), data
+
+
+def _load(config: SearchConfig, preprocessing: str | None) -> Dataset:
+    return load(
+        config.data, data_dir=config.data_dir, image_size=config.image_size, preprocessing=preprocessing,
+        splits=config.splits or None, search_images=config.search_images, report_images=config.report_images,
+        workers=config.workers,
+    )  # fmt: skip
+
+
+def find_ranges(config: SearchConfig, network: Network, data: Dataset) -> Ranges:
+    """Clip values from the first images of the training split, and shared values where weights are only stored."""
+    few = calibration_batches(data.train)
+    ranges = calibrate(network.apply, network.params, few, config.calibration, rounding=config.rounding)
+    if not config.by_codebook:
+        return ranges
+    return dataclasses.replace(ranges, bank=make_bank(network.apply, network.params, network.example))
+
+
+def calibration_batches(split: Split | Source) -> list[Float[np.ndarray, "B H W C"]]:
+    """The images that clip values are chosen by."""
+    images = split.take(np.arange(min(CALIBRATION_IMAGES, len(split)))).images
+    return [images[at : at + CALIBRATION_BATCH] for at in range(0, len(images), CALIBRATION_BATCH)]
+
+
+@jax.jit
+def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float[Array, "N"]:
+    answer = judge(policies)
+    return getattr(answer, "accuracy", answer)
+
+
+def measure(judge: jax.tree_util.Partial, policies: dict[str, Int[Array, "L 2"]]) -> dict[str, float]:
+    """Accuracies by name; always of four policies, so that both splits share one compiled program."""
+    rows = list(policies.values())
+    rows += rows[-1:] * (4 - len(rows))
+    return dict(zip(policies, np.asarray(_judge_all(judge, jnp.stack(rows))).tolist(), strict=False))
+
+
+def make_judge(
+    config: SearchConfig, network: Network, split: Split, ranges: Ranges, data: Dataset
+) -> jax.tree_util.Partial:
+    """The function that policies are judged by, on one split; after a little fine-tuning where that is asked for."""
+    if config.finetune_steps:
+        judge = make_finetuned_evaluate(
+            network.apply, network.params, split, ranges, data.train,
+            steps=config.finetune_steps, key=jax.random.key(FINETUNE_SEED), apply_train=network.apply_train,
+        )  # fmt: skip
+    else:
+        judge = make_evaluate(network.apply, network.params, split, ranges, with_loss=True)
+    return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
+
+
+def make_soft(config: SearchConfig, network: Network, data: Dataset, ranges: Ranges) -> jax.tree_util.Partial | None:
+    """The loss that a search by gradients descends, on images of the training split; None for the other searches."""
+    if config.search != "gradient":
+        return None
+    if config.by_codebook:
+        raise ValueError("the search 'gradient' needs linear weights: with METRIC=size, choose another")
+    split = data.train.take(np.arange(min(SOFT_IMAGES, len(data.train))))
+    return make_soft_loss(network.apply, network.params, split, ranges)
+
+
+def leave_activations(config: SearchConfig, policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L 2"]:
+    """The policy as it is judged: where only weights are stored, activations are not quantised at all."""
+    return policy.at[..., ACTIVATION].set(FULL_PRECISION) if config.by_codebook else policy
+
+
+def _judge_weights(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float[Array, "N"] | Judgement:
+    return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION))
