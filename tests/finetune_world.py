@@ -32,7 +32,7 @@ def apply(params, x):
     return jax.nn.relu(y - params["norm"]["mean"][None, None, None]).reshape(len(x), -1) @ params["dense"]
 
 
-def make_world():
+def make_world(rounding="nearest"):
     """Parameters, ranges and labelled images."""
     first, second, third = jax.random.split(jax.random.key(0), 3)
     params = {
@@ -42,7 +42,7 @@ def make_world():
     }
     images = np.asarray(jax.random.normal(third, (40, 6, 6, 1)))
     labels = (images.mean((1, 2, 3)) * 20).round().clip(-1, 1).astype(np.int32) + 1
-    return params, calibrate(apply, params, [images]), Split(images, labels)
+    return params, calibrate(apply, params, [images], rounding=rounding), Split(images, labels)
 
 
 def tune(tuning=TUNING, **options):

@@ -25,7 +25,7 @@ def options():
 
 @pytest.fixture(scope="module")
 def world():
-    return make_world()
+    return make_world(rounding="output")
 
 
 @pytest.fixture(scope="module")

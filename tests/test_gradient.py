@@ -45,7 +45,7 @@ def network():
         "dense": jax.random.normal(keys[2], (16, 5)) / 4,
     }
     x = jax.random.uniform(keys[3], (12, 4, 4, 2))
-    return params, x, calibrate(apply, params, [x])
+    return params, x, calibrate(apply, params, [x], rounding="output")
 
 
 qapply, soft_apply = jax.jit(quantize(apply)), jax.jit(quantize_fractionally(apply))
