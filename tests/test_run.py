@@ -206,7 +206,10 @@ def test_an_agent_starts_with_what_another_learned_on_another_network(world, fin
         np.testing.assert_array_equal(new, old)
     assert int(begun.updates) == 0 < int(learned.updates)
     with pytest.raises(ValueError, match="is of the search 'random', which has no agent"):
-        run(world / "no_agent", warm_start=str(world / "size"))
+        copy = shutil.copytree(finished, world / "by_random")
+        told = yaml.safe_load((copy / "config.yaml").read_text()) | {"search": "random"}
+        (copy / "config.yaml").write_text(yaml.safe_dump(told))
+        run(world / "no_agent", warm_start=str(copy))
 
 
 def test_checkpoints_of_another_search_or_cut_short_are_told_in_one_line(world, finished):

@@ -111,7 +111,7 @@ def _search(config: SearchConfig, problem: Problem, out: Path, console: Console)
         key = jax.random.key(config.seed)
         before = None if config.resume is None else read_back(journal, searcher, problem)
         if before is None and config.warm_start is not None:
-            before = warm_start(config.warm_start, searcher, problem, key)
+            before = warm_start(config.warm_start, searcher, problem, jax.random.clone(key))
         bar = progress.add_task(f"searching ({config.search})", total=config.episodes, note="compiling")
 
         def on_round(result: SearchResult) -> None:
