@@ -152,14 +152,16 @@ class Bank(NamedTuple):
 class Rounding(NamedTuple):
     """How linear weights are rounded for the sake of each layer's output.
 
-    At `w` bits an output channel's clip is multiplied by `factor[w - 1]`, a weight's nearest level is moved by
-    `nudges[l][w - 1]` levels, and what rounding adds to the output on average, known from the `means` of the layer's
-    inputs, is taken off. All outlive fine-tuning: they say nothing of the weights themselves.
+    At `w` bits an output channel's clip is multiplied by `factor[w - 1]` and a weight's nearest level is moved by
+    `nudges[l][w - 1]` levels. Both hold for the weights that they were chosen for, `origin`: an output channel in which
+    a weight has moved is rounded to the nearest levels. What rounding adds to the output on average, known from the
+    `means` of the layer's inputs, is taken off.
     """
 
     nudges: tuple[Int8[AnyArray, "8 *shape"], ...] | None  # one array a layer, [bits - 1, *shape of the weight]
     factor: Float[AnyArray, "8 C"] | None  # output channels of all layers in one row
     means: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer, which broadcasts against its weight
+    origin: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer
 
 
 @jax.tree_util.register_dataclass

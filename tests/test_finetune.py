@@ -12,6 +12,7 @@ from haqjax import calibrate, finetune
 from haqjax.data import Split, load
 from haqjax.models import build
 from haqjax.quantize import quantize
+from haqjax.quantize.nudges import to_nearest
 from haqjax.train import Tuning, finetune_all, fit, make_evaluate
 from haqjax.train.finetune import make_program
 from haqjax.train.steps import _make_step
@@ -24,7 +25,7 @@ def tuned():
     network = build("resnet20", classes=10, image_size=16, width=0.25, key=jax.random.key(0))
     recipe = dict(epochs=4, batch_size=32, learning_rate=0.1, shift=1)
     params = fit(network, data.train, **recipe, key=jax.random.key(1))
-    ranges = calibrate(network.apply, params, [data.train.images[:128]])
+    ranges = calibrate(network.apply, params, [data.train.images[:128]], rounding="nearest")
     policy = jnp.full((20, 2), 3)
     after = finetune(
         network.apply, params, policy, ranges, data.train, epochs=2, learning_rate=0.02, shift=1, key=jax.random.key(2)
@@ -43,6 +44,18 @@ def test_statistics_stay_and_all_else_learns(tuned):
     leaves = zip(*(jax.tree_util.tree_leaves_with_path(tree) for tree in (before, after)), strict=True)
     for (path, old), (_, new) in leaves:
         assert np.array_equal(old, new) == (path[-1].key in ("mean", "var")), path
+
+
+def test_tuned_weights_go_to_their_nearest_levels_under_the_ranges_that_calibration_gave():
+    params, ranges, data = make_world(rounding="output")
+    tune = lambda ranges: finetune(  # noqa: E731
+        apply, params, POLICY, ranges, data, learning_rate=0.1, batch_size=8, key=jax.random.key(1)
+    )
+    after = tune(ranges)
+    answer = lambda params, ranges: quantize(apply)(params, data.images, POLICY, ranges)  # noqa: E731
+    np.testing.assert_array_equal(answer(after, ranges), answer(after, to_nearest(ranges)))
+    assert not np.allclose(answer(params, ranges), answer(params, to_nearest(ranges)))
+    jax.tree.map(np.testing.assert_array_equal, after, tune(to_nearest(ranges)))
 
 
 def test_one_step_is_that_of_the_straight_through_gradient():

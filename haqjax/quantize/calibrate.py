@@ -29,7 +29,7 @@ def calibrate(
     method: str = "mse",
     *,
     per_channel: bool = True,
-    rounding: str = "nearest",
+    rounding: str = "output",
     correct_bias: bool = False,
 ) -> Ranges:
     """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.

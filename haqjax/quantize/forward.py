@@ -17,7 +17,7 @@ from haqjax.lowering import lower
 from haqjax.quantize.bank import bank_weights
 from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
 from haqjax.quantize.linear import Grid, make_grid, snap
-from haqjax.quantize.nudges import clip_factor, nudge, output_bias
+from haqjax.quantize.nudges import clip_factor, find_unmoved, nudge, output_bias
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
 Policy = Int[Array, "L 2"]
@@ -56,15 +56,16 @@ def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ra
     maxima = map_weights(channel_maximum, apply, params, x)
     _check_rows(len(maxima), policy, ranges)
     shares, layer_of = channel_shares(maxima)
-    bits = jnp.asarray(policy)[layer_of, WEIGHT]
+    bits, unmoved = jnp.asarray(policy)[layer_of, WEIGHT], find_unmoved(apply, params, x, ranges)
     clip = _clips(policy, ranges)[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
-    grids = make_grid(clip * clip_factor(bits, ranges), bits, jnp.ones(len(layer_of), bool))
+    grids = make_grid(clip * clip_factor(bits, unmoved, ranges), bits, jnp.ones(len(layer_of), bool))
     ends = np.cumsum([len(m) for m in maxima])
 
     def quantized(layer: Layer, weight: Array) -> Array:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
         grid: Grid = jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids)
-        return snap(nudge(layer, weight, grid, policy, ranges), grid)
+        same = None if unmoved is None else unmoved[mine]
+        return snap(nudge(layer, weight, grid, same, policy, ranges), grid)
 
     return map_weights(quantized, apply, params, x)
 

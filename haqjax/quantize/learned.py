@@ -14,7 +14,7 @@ from haqjax.graph import Layer, elements
 from haqjax.lowering import lower
 from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
 from haqjax.quantize.linear import hold_step, make_grid, snap
-from haqjax.quantize.nudges import clip_factor, nudge, output_bias
+from haqjax.quantize.nudges import output_bias, to_nearest
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Bank, Ranges
 
 LEAST = 1 / 16  # share of its first value that a clip keeps at least, so that it stays positive
@@ -48,13 +48,14 @@ def begin(params: PyTree, policy: Policy, ranges: Ranges) -> Learned:
 
 
 def spread(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
-    """Ranges that hold at every width what was learned at the policy's.
+    """Ranges that hold at every width what was learned at the policy's; weights go to their nearest level.
 
     Args:
       apply: pure function `apply(params, x)`.
       x: only shapes are read.
       ranges: those that `begin` was given.
     """
+    ranges = to_nearest(ranges)
     first = begin(learned.params, policy, ranges)
     clip = _at_every_width(_keep_positive(learned.clip, first.clip), axis=2)
     if ranges.bank is None or learned.codebooks is None:
@@ -70,6 +71,7 @@ def end(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Range
 
     Args: as `spread`.
     """
+    ranges = to_nearest(ranges)
     found = spread(apply, learned, x, policy, ranges)
     mine = np.arange(1, WIDTHS + 1) == np.clip(np.asarray(policy), 1, WIDTHS)[..., None]
     clip = np.where(mine, found.clip, ranges.clip)
@@ -198,19 +200,19 @@ def _quantize_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy,
 def _linear_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
     """As `haqjax.quantize.forward.quantize_weights`; a step has a gradient by its clip alone.
 
-    Through a channel's largest weight, or through what nudges move, every weight of the channel would pull at one.
+    Through a channel's largest weight every weight of the channel would pull at one.
     """
     maxima = jax.lax.stop_gradient(map_weights(channel_maximum, apply, learned.params, x))
     shares, layer_of = channel_shares(maxima)
     bits = policy[layer_of, WEIGHT]
-    clip = learned.clip[layer_of, WEIGHT] * (shares if ranges.per_channel else 1) * clip_factor(bits, ranges)
+    clip = learned.clip[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
     grids = make_grid(clip, bits, jnp.ones(len(layer_of), bool))
     ends = np.cumsum([len(largest) for largest in maxima])
 
     def quantized(layer: Layer, weight: Array) -> Array:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
         grid = jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids)
-        return snap(nudge(layer, weight, jax.lax.stop_gradient(grid), policy, ranges), grid)
+        return snap(weight, grid)
 
     return map_weights(quantized, apply, learned.params, x)
 

@@ -1,9 +1,11 @@
 """What `Ranges.rounding` holds: made from the moments of a layer's inputs, and applied under a policy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.capture import Apply, map_weights
 from haqjax.graph import Layer
@@ -15,6 +17,7 @@ from haqjax.quantize.unfold import from_matrix, to_matrix
 from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding
 
 INT8 = 127
+SAME = 1e-5  # relative change of a weight that is none: computed in another program it can differ in its last bits
 Policy = Int[Array, "L 2"]
 
 
@@ -32,25 +35,53 @@ def make_rounding(
     rows = [(layer, np.asarray(weight, np.float32), sums) for (layer, weight), sums in zip(pairs, moments, strict=True)]
     means = tuple(_mean(*row) for row in rows) if moments[0].first is not None else None
     if moments[0].second is None:
-        return Rounding(None, None, means)
+        return Rounding(None, None, means, None)
     nudges, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
-    return Rounding(nudges, np.concatenate(factors, axis=1), means)
+    return Rounding(nudges, np.concatenate(factors, axis=1), means, tuple(weight for _, weight, _ in rows))
 
 
-def clip_factor(bits: Int[Array, "C"], ranges: Ranges) -> Array | int:
+def to_nearest(ranges: Ranges) -> Ranges:
+    """The same clips with each weight rounded to its nearest level, as for weights that have moved."""
+    means = None if ranges.rounding is None else ranges.rounding.means
+    return dataclasses.replace(ranges, rounding=None if means is None else Rounding(None, None, means, None))
+
+
+def find_unmoved(apply: Apply, params: PyTree, x: PyTree, ranges: Ranges) -> Bool[Array, "C"] | None:
+    """Which output channels of all layers hold the weights that their levels were chosen for.
+
+    None where no levels were chosen. Of `x` only shapes are read.
+    """
+    if ranges.rounding is None or ranges.rounding.origin is None:
+        return None
+    origin = ranges.rounding.origin
+
+    def same(layer: Layer, weight: Array) -> Array:
+        summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
+        before = jnp.asarray(origin[layer.index])
+        return jnp.all(jnp.abs(weight - before) <= SAME * jnp.abs(before), axis=summed).reshape(-1)
+
+    return jnp.concatenate(map_weights(same, apply, params, x))
+
+
+def clip_factor(bits: Int[Array, "C"], unmoved: Bool[Array, "C"] | None, ranges: Ranges) -> Array | int:
     """What the clip of each output channel of all layers is multiplied by at its width."""
-    if ranges.rounding is None or ranges.rounding.factor is None:
+    if unmoved is None or ranges.rounding is None or ranges.rounding.factor is None:
         return 1
     column = jnp.clip(bits, 1, WIDTHS) - 1
-    return jnp.take_along_axis(jnp.asarray(ranges.rounding.factor), column[None], axis=0)[0]
+    return jnp.where(unmoved, jnp.take_along_axis(jnp.asarray(ranges.rounding.factor), column[None], axis=0)[0], 1)
 
 
-def nudge(layer: Layer, weight: Array, grid: Grid, policy: Policy, ranges: Ranges) -> Array:
+def nudge(
+    layer: Layer, weight: Array, grid: Grid, unmoved: Bool[Array, "C"] | None, policy: Policy, ranges: Ranges
+) -> Array:
     """The weight moved by whole levels, such that its nearest level is the one chosen for it.
 
     What is then less than half a step beyond the clip is on it, and keeps its gradient.
+
+    Args:
+      unmoved: of the layer's own channels.
     """
-    if ranges.rounding is None or ranges.rounding.nudges is None:
+    if unmoved is None or ranges.rounding is None or ranges.rounding.nudges is None:
         return weight
     column = jnp.clip(jnp.asarray(policy)[layer.index, WEIGHT], 1, WIDTHS) - 1
     moves = jnp.asarray(ranges.rounding.nudges[layer.index])[column]
@@ -58,7 +89,8 @@ def nudge(layer: Layer, weight: Array, grid: Grid, policy: Policy, ranges: Range
     moved = weight + moves.astype(weight.dtype) * step
     limit = grid.highest.astype(weight.dtype)
     near = jnp.abs(moved) < limit + step / 2
-    return jnp.where(grid.identity, weight, jnp.where(near, _pull_in(moved, limit), moved))
+    leave = grid.identity | ~spread_channels(layer, unmoved)
+    return jnp.where(leave, weight, jnp.where(near, _pull_in(moved, limit), moved))
 
 
 def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -> Float[Array, "C"]:

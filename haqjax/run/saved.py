@@ -14,6 +14,7 @@ from rich.console import Console
 from haqjax.files import check_free, write_json
 from haqjax.models import Network
 from haqjax.policy import from_rows, uniform
+from haqjax.quantize.nudges import to_nearest
 from haqjax.report import Row, comparison_table
 from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
 from haqjax.run.folder import cost_of, open_folder, read_file
@@ -89,7 +90,6 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     out = check_free(Path(config.run) / FINETUNED)
     run = open_run(config.run, console)
     before = measure(_judge(run, run.network.params, run.ranges), {"policy": run.policy})["policy"]
-    ranges = dataclasses.replace(run.ranges, rounding=None)  # training moves the weights that it was chosen for
     with make_progress(console) as progress:
         bar = progress.add_task(f"fine-tuning {run.config.model}", total=config.epochs, note="compiling")
 
@@ -97,7 +97,7 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
             progress.update(bar, completed=epoch.epoch, note=f"training accuracy {100 * epoch.accuracy:.1f} %")
 
         tuned = finetune_all(
-            run.network.apply, run.network.params, run.policy, ranges, run.task.data.train, config.tuning,
+            run.network.apply, run.network.params, run.policy, run.ranges, run.task.data.train, config.tuning,
             key=jax.random.key(config.seed), apply_train=run.network.apply_train,
             checkpoints=Path(config.run) / FINETUNING, on_epoch=on_epoch,
         )  # fmt: skip
@@ -147,7 +147,7 @@ def _save_tuned(out: Path, tuned: Tuned) -> None:
 
 
 def _load_tuned(folder: Path, run: SavedRun) -> Tuned:
-    leaves, tree = jax.tree.flatten(dataclasses.replace(run.ranges, rounding=None))
+    leaves, tree = jax.tree.flatten(to_nearest(run.ranges))
     found = load_params(folder / "ranges", {str(i): leaf for i, leaf in enumerate(leaves)})
     ranges = jax.tree.unflatten(tree, [found[str(i)] for i in range(len(leaves))])
     return Tuned(load_params(folder / "params", run.network.params), ranges)
