@@ -1,13 +1,18 @@
-"""What do the options of calibration change, without any fine-tuning?
+"""What do the options of calibration change, without any fine-tuning, and what does a quantised evaluation cost?
 
-    python benchmarks/post_training.py --shared ../shared/data
+    python benchmarks/post_training.py                     # 20 minutes; or: --networks resnet20 --most 500
 
 ResNet-20 on CIFAR-10 and MobileNetV2 on ImageNet, uniform policies with the first and the last layer at 8 bits, and,
-with `--everywhere`, with all layers at the width. Calibration sees training images only; accuracy is of images that
-nothing was chosen by.
+with `--everywhere`, with all layers at the width. Calibration sees training images only. Options are to be compared on
+the images of the search; accuracy on those of the report, which nothing is chosen by, stands beside it. Both networks
+were trained on the images of the search: only differences to float count there.
+
+Time: a policy on all images of the report against the network in floating point with the same faster forms of its
+layers, in turn in one process.
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -19,33 +24,44 @@ import records
 import tyro
 
 from haqjax import calibrate
+from haqjax.capture import with_hook
+from haqjax.cli import keep_compiled_programs
 from haqjax.data import Split, load
-from haqjax.models import Network, load_pretrained
-from haqjax.train import make_evaluate
+from haqjax.lowering import lower
+from haqjax.models import Network, equalise, load_pretrained, restore_batchnorm
+from haqjax.train import make_evaluate, reestimate_statistics
+from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import FULL_PRECISION, WIDTHS
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "one clip a layer": dict(rounding="nearest", per_channel=False),
+    "nearest, one clip a layer": dict(rounding="nearest", per_channel=False),
     "nearest": dict(rounding="nearest"),
     "nearest, largest": dict(rounding="nearest", method="max"),
     "nearest, divergence": dict(rounding="nearest", method="kl"),
     "nearest, bias corrected": dict(rounding="nearest", correct_bias=True),
+    "nearest, equalised": dict(rounding="nearest", equalised=True),
+    "nearest, statistics measured again": dict(rounding="nearest", again=True),
     "output": dict(),
+    "output, divergence": dict(method="kl"),
     "output, bias corrected": dict(correct_bias=True),
+    "output, equalised": dict(equalised=True),
+    "output, statistics measured again": dict(again=True),
 }
 NETWORKS = {
     "resnet20": ("resnet20_cifar10.safetensors", "tfds:cifar10", (8, 6, 5, 4, 3), 64),
     "mobilenet_v2": ("mobilenet_v2_imagenet.safetensors", "folder:{}/imagenet", (8, 6, 5, 4), 8),
 }
+PASSES = {"resnet20": 8, "mobilenet_v2": 2}  # over the images of calibration, for the statistics of batch norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to measure."""
 
-    shared: str = "../shared/data"
+    shared: Path = Path(__file__).parents[2] / "shared" / "data"
     networks: tuple[str, ...] = tuple(NETWORKS)
     images: int = 256  # to calibrate on
+    search: int = 1000  # images to compare options on, at most
     most: int | None = None  # images to report on; None is all
     options: tuple[str, ...] = tuple(OPTIONS)
     everywhere: bool = False
@@ -61,32 +77,95 @@ def main(config: Config) -> list[dict]:
 def bench(config: Config, name: str) -> dict:
     """The figures of one network."""
     weights, source, widths, batch = NETWORKS[name]
-    network, preprocessing = load_pretrained(str(Path(config.shared) / weights), name)
-    data = load(source.format(config.shared), data_dir=str(Path(config.shared) / "tfds"), preprocessing=preprocessing)
+    network, preprocessing = load_pretrained(str(config.shared / weights), name)
+    data = load(source.format(config.shared), data_dir=str(config.shared / "tfds"), preprocessing=preprocessing)
     rows = np.random.default_rng(0).permutation(len(data.train))[: config.images]
     images = data.train.take(np.sort(rows)).images
     few = [images[at : at + batch] for at in range(0, len(images), batch)]
-    report = data.report.take(np.arange(min(config.most or len(data.report), len(data.report))))
-    found = {option: measure(config, network, few, report, widths, OPTIONS[option]) for option in config.options}
-    return {"network": name, "images": len(report), "calibrated_on": len(images), "options": found}
+    splits = {"search": first(data.search, config.search), "report": first(data.report, config.most)}
+    print(name, {split: len(found) for split, found in splits.items()}, flush=True)
+    found = {}
+    for option in config.options:
+        found[option] = measure(config, network, few, splits, widths, dict(OPTIONS[option]))
+        print(name, option, found[option], flush=True)
+    return {
+        "network": name, "images": {split: len(s) for split, s in splits.items()}, "calibrated_on": len(images),
+        "options": found, "time": bench_time(network, few, splits["report"]),
+    }  # fmt: skip
 
 
-def measure(config: Config, network: Network, few: list, report: Split, widths: tuple[int, ...], choice: dict) -> dict:
+def first(split: Any, most: int | None) -> Split:
+    """The first images of a split."""
+    return split.take(np.arange(min(most or len(split), len(split))))
+
+
+def measure(
+    config: Config, network: Network, few: list, splits: dict[str, Split], widths: tuple[int, ...], choice: dict
+) -> dict:
     """Seconds to calibrate, and accuracies by policy."""
+    equalised, again = choice.pop("equalised", False), choice.pop("again", False)
+    params = network.params
+    if equalised and network.name.startswith("mobilenet"):
+        params = equalise(network, params, few)
+    if again and network.name.startswith("mobilenet"):  # whose batch norm is folded
+        params = restore_batchnorm(network, params, few)
     start = time.perf_counter()
-    ranges = calibrate(network.apply, network.params, few, **choice)
+    ranges = calibrate(network.apply, params, few, **choice)
     calibrated = time.perf_counter() - start
-    judge = make_evaluate(network.apply, network.params, report, ranges)
-    count = len(ranges.signed)
+    found: dict[str, Any] = {"calibration_seconds": calibrated, "search": {}, "report": {}}
+    for policy_name, policy in policies(len(ranges.signed), widths, config.everywhere).items():
+        moved = params
+        if again and policy_name != "float":
+            passes = few * PASSES[network.name]
+            moved = reestimate_statistics(network.apply_train, params, policy, ranges, passes)
+        for split, images in splits.items():
+            judge = make_evaluate(network.apply, moved, images, ranges)
+            found[split][policy_name] = float(judge_all(judge, policy[None])[0])
+    return found
+
+
+def policies(count: int, widths: tuple[int, ...], everywhere: bool) -> dict[str, jax.Array]:
+    """Uniform policies by name."""
     named = {"float": np.full((count, 2), FULL_PRECISION)}
     for bits in widths:
-        if config.everywhere:
+        if everywhere:
             named[f"{bits} everywhere"] = np.full((count, 2), bits)
         named[f"{bits}"] = np.full((count, 2), bits)
         named[f"{bits}"][[0, -1]] = WIDTHS
-    accuracy = np.asarray(jax.jit(lambda judge, policies: judge(policies))(judge, jnp.stack(list(named.values()))))
-    return {"calibration_seconds": calibrated, "accuracy": dict(zip(named, accuracy.tolist(), strict=True))}
+    return {name: jnp.asarray(policy) for name, policy in named.items()}
+
+
+@jax.jit
+def judge_all(judge: Any, policies: jax.Array) -> jax.Array:
+    """Accuracies of policies."""
+    return judge(policies)
+
+
+def bench_time(network: Network, few: list, split: Split) -> dict:
+    """Seconds of one policy on all images of a split, beside the float network."""
+    ranges = calibrate(network.apply, network.params, few[:4])
+    judge = make_evaluate(network.apply, network.params, split, ranges)
+    batches, labels = in_batches(split, judge.args[1].shape[1])
+    apply = with_hook(network.apply, lower)
+
+    @jax.jit
+    def count(params: Any, batches: jax.Array, labels: jax.Array) -> jax.Array:
+        right = lambda batch: (apply(params, batch[0]).argmax(-1) == batch[1]).sum()
+        return jax.lax.map(right, (batches, labels)).sum()
+
+    two = jnp.stack([jnp.full((len(ranges.signed), 2), bits) for bits in (8, 4)])
+    runs = {
+        "policy": functools.partial(judge_all, judge, two),
+        "float": functools.partial(count, network.params, batches, labels),
+    }
+    seconds = records.measure_in_turn(runs, 3)
+    seconds["policy"] /= len(two)
+    return {
+        "images": len(split), "images_at_a_time": suggest_batch(split.images.shape[1] * split.images.shape[2]),
+        "seconds": seconds, "ratio": seconds["policy"] / seconds["float"],
+    }  # fmt: skip
 
 
 if __name__ == "__main__":
+    keep_compiled_programs()
     main(tyro.cli(Config, description=__doc__))

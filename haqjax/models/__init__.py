@@ -1,11 +1,12 @@
 """Networks to search: MobileNets and residual networks in Flax NNX, used as pure functions."""
 
+from haqjax.models.equalise import equalise
 from haqjax.models.network import MODELS, Network, build, count_learned, outline
 from haqjax.models.pretrained import Pretrained, load_pretrained
 from haqjax.models.restore import restore_batchnorm
 from haqjax.models.sources import is_pretrained_source
 
 __all__ = [
-    "MODELS", "Network", "Pretrained", "build", "count_learned", "is_pretrained_source", "load_pretrained", "outline",
-    "restore_batchnorm",
+    "MODELS", "Network", "Pretrained", "build", "count_learned", "equalise", "is_pretrained_source", "load_pretrained",
+    "outline", "restore_batchnorm",
 ]  # fmt: skip

@@ -7,10 +7,12 @@ from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
 from haqjax.train.fit import RECIPES, Recipe, fit
 from haqjax.train.mesh import make_mesh
 from haqjax.train.policies import make_evaluate
+from haqjax.train.statistics import reestimate_statistics
 from haqjax.train.steps import Progress
 from haqjax.train.weights import load_params, save_params
 
 __all__ = [
     "RECIPES", "Accuracy", "Progress", "Recipe", "Tuned", "Tuning", "accuracy", "augment", "finetune", "finetune_all",
-    "finetune_policies", "fit", "load_params", "make_evaluate", "make_finetuned_evaluate", "make_mesh", "save_params",
+    "finetune_policies", "fit", "load_params", "make_evaluate", "make_finetuned_evaluate", "make_mesh",
+    "reestimate_statistics", "save_params",
 ]  # fmt: skip
