@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from haqjax.report import figures, tables
+from haqjax.report import figures, progress, tables
 from haqjax.types import Cost
 
 
@@ -99,7 +99,7 @@ def test_names_lose_the_end_that_all_share():
 def test_a_search_is_drawn_in_per_cent_with_its_references():
     accuracy, feasible = np.array([0.5, 0.9, 0.7, 0.8]), np.array([True, False, True, True])
     best = np.array([np.nan, np.nan, 0.7, 0.8])
-    figure = figures.search_figure(accuracy, feasible, best, 0.95, 0.75)
+    figure = progress.search_figure(accuracy, feasible, best, 0.95, 0.75)
     axes = figure.axes[0]
     fits, over = (points.get_offsets().tolist() for points in axes.collections)
     assert (fits, over) == ([[1, 50], [3, 70], [4, 80]], [[2, 90]])
@@ -109,7 +109,7 @@ def test_a_search_is_drawn_in_per_cent_with_its_references():
 
 
 def test_a_search_in_which_nothing_fits_is_drawn():
-    figure = figures.search_figure(np.array([0.5]), np.array([False]), np.array([np.nan]))
+    figure = progress.search_figure(np.array([0.5]), np.array([False]), np.array([np.nan]))
     FigureCanvasAgg(figure).draw()
     assert "best so far" in legend(figure)
 

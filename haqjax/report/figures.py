@@ -1,4 +1,4 @@
-"""Draws what a search found: the bits of every layer, and the accuracy over episodes."""
+"""Draws what a search found, the bits of every layer, and says how all figures look."""
 
 import io
 from collections.abc import Collection, Sequence
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from haqjax.files import write_bytes
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS
@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "other": {"facecolor": "#a9c1d6"},
 }
 FIXED: dict[str, Any] = {"facecolor": "white", "hatch": None}  # drawn over the kind: an outline alone
+TITLE: dict[str, Any] = {"alignment": "left", "title_fontproperties": {"size": TEXT + 1, "weight": "bold"}}
 
 
 def bits_figure(
@@ -73,59 +74,12 @@ def bits_figure(
     panels = figure.subplots(len(columns), 1, sharex=True, squeeze=False)[:, 0]
     for column, axes in zip(columns, panels, strict=True):
         _draw_bars(axes, policy[:, column], kinds, fixed[:, column], ("weight bits", "activation bits")[column])
+    _mark_ends(panels[0], len(names))
     if ACTIVATION in columns:
         _hang(panels[ACTIVATION])
-    _name_layers(panels[-1], names)
+    name_layers(panels[-1], names)
     searched = np.flatnonzero(~fixed[:, columns].all(axis=1))
     _legend(figure, {kinds[at] for at in searched}, bool(fixed.any()), title)
-    return figure
-
-
-def search_figure(
-    accuracy: Float[np.ndarray, "E"],
-    feasible: Bool[np.ndarray, "E"],
-    best_so_far: Float[np.ndarray, "E"],
-    float_accuracy: float | None = None,
-    uniform_accuracy: float | None = None,
-    title: str = "",
-) -> Figure:
-    """Draws the accuracy of each episode's policy, the best so far, and what it is measured against.
-
-    Args:
-      accuracy: in 0..1, on the images that the search selects with.
-      feasible: whether the episode's policy fits the budget.
-      best_so_far: the best accuracy of a policy that fits, NaN before there is one.
-      float_accuracy: that of the network before quantisation, on the same images.
-      uniform_accuracy: that of the best uniform policy that fits.
-      title: a line above the figure.
-
-    Returns:
-      A figure 7.2 inches wide; see `save`.
-
-    >>> figure = search_figure(np.array([0.4, 0.8]), np.array([True, True]), np.array([0.4, 0.8]), 0.9)
-    >>> [line.get_label() for line in figure.axes[0].lines]
-    ['best so far, 80.0 %', 'float network, 90.0 %']
-    """
-    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    axes = figure.subplots()
-    outline_axes(axes, "accuracy, search split (%)")
-    episodes, feasible = np.arange(1, len(accuracy) + 1), np.asarray(feasible, bool)
-    percent, best = 100 * np.asarray(accuracy, float), 100 * np.asarray(best_so_far, float)
-    axes.scatter(episodes[feasible], percent[feasible], s=9, c="#8fb3d3", linewidths=0, label="policy of an episode")
-    if not feasible.all():
-        axes.scatter(episodes[~feasible], percent[~feasible], s=14, c="0.45", marker="x", lw=0.8, label="over budget")
-    last = f", {best[-1]:.1f} %" if len(best) and np.isfinite(best[-1]) else ""
-    axes.plot(episodes, best, color="#123a5e", lw=1.8, drawstyle="steps-post", label=f"best so far{last}")
-    for name, value, color, style in (
-        ("float network", float_accuracy, "0.2", (0, (1, 1.5))),
-        ("best uniform in the budget", uniform_accuracy, "#c8590a", (0, (5, 2))),
-    ):
-        if value is not None:
-            axes.axhline(100 * value, color=color, lw=1.2, ls=style, label=f"{name}, {100 * value:.1f} %")
-    axes.set_xlabel("episode", fontsize=TEXT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.015)
-    figure.legend(loc="outside upper left", ncols=3, fontsize=TEXT, frameon=False, title=title, **_TITLE)
     return figure
 
 
@@ -144,12 +98,19 @@ def save(figure: Figure, path: str | Path, dpi: int = 300) -> Path:
     >>> save(Figure(figsize=(1, 1)), Path(tempfile.mkdtemp()) / "a.png").read_bytes()[1:4]
     b'PNG'
     """
+    return write_bytes(path, as_bytes(figure, Path(path).suffix.removeprefix(".") or "png", dpi))
+
+
+def as_bytes(figure: Figure, ending: str, dpi: int = 300) -> bytes:
+    """A figure as a file's content; the same figure gives the same bytes of .svg.
+
+    >>> as_bytes(Figure(figsize=(1, 1)), "svg") == as_bytes(Figure(figsize=(1, 1)), "svg")
+    True
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.removeprefix(".") or "png", dpi=dpi)
-    return write_bytes(path, buffer.getvalue())
-
-
-_TITLE: dict[str, Any] = {"alignment": "left", "title_fontproperties": {"size": TEXT + 1, "weight": "bold"}}
+    with rc_context({"svg.hashsalt": "haqjax"}):
+        figure.savefig(buffer, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else None)
+    return buffer.getvalue()
 
 
 def layer_kinds(depthwise: np.ndarray, pointwise: np.ndarray | None) -> list[str]:
@@ -172,19 +133,35 @@ def _draw_bars(axes: Axes, bits: np.ndarray, kinds: Sequence[str], fixed: np.nda
     axes.set_xlim(-0.8, max(len(bits), FEWEST) - 0.2)
 
 
+def _mark_ends(axes: Axes, count: int) -> None:
+    """Says above the bars which layer is the first and which the last."""
+    for at, text, side in ((0, "first", "left"), (count - 1, "last", "right"))[:count]:
+        edge = at - 0.37 if side == "left" else at + 0.37  # of the bar
+        axes.annotate(text, (edge, 1), xycoords=("data", "axes fraction"), fontsize=SMALL, ha=side, va="bottom")
+
+
 def _hang(axes: Axes) -> None:
     """Turns a panel upside down, its bars hanging from the line between the panels."""
     axes.invert_yaxis()
     axes.spines["bottom"].set_visible(False)
 
 
-def _name_layers(axes: Axes, names: Sequence[str]) -> None:
+def name_layers(axes: Axes, names: Sequence[str]) -> None:
     """Writes the names upright under the bars, every n-th where there is no room for all."""
     room = (WIDTH - 0.6) / max(len(names), FEWEST)
     every = int(np.ceil(1.25 * SMALL * POINT / room))
     shown = range(0, len(names), every)
-    axes.set_xticks(list(shown), [_shorten(name) for name in _without_common_end(names)[::every]], rotation=90)
+    axes.set_xticks(list(shown), short_names(names)[::every], rotation=90)
     axes.tick_params(axis="x", labelsize=SMALL, pad=2)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names with at most 24 letters, without the end that all of them share.
+
+    >>> short_names(["stem.conv.kernel", "head.conv.kernel"])
+    ['stem', 'head']
+    """
+    return [_shorten(name) for name in _without_common_end(names)]
 
 
 def _without_common_end(names: Sequence[str]) -> list[str]:
@@ -214,5 +191,5 @@ def _legend(figure: Figure, there: Collection[str], any_fixed: bool, title: str)
     entries |= {"not searched": FIXED} if any_fixed else {}
     patches = [Patch(edgecolor="0.15", linewidth=0.5, label=name, **style) for name, style in entries.items()]
     figure.legend(
-        handles=patches, loc="outside upper left", ncols=4, fontsize=TEXT, frameon=False, title=title, **_TITLE
+        handles=patches, loc="outside upper left", ncols=4, fontsize=TEXT, frameon=False, title=title, **TITLE
     )

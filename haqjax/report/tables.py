@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -62,18 +63,45 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
       found      88.0 ± 1.6   1.20 (0.60x)   2.00 (0.50x)
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column("")
-    table.add_column("accuracy (%)", justify="right", no_wrap=True)
-    columns = [[row.name for row in rows], [_accuracy(row) for row in rows]]
-    for resource, units in UNITS.items():
-        values = [np.nan if spent is None else float(spent) for spent in (getattr(row.cost, resource) for row in rows)]
-        if np.isfinite(values).any():
-            unit, scale = _unit(values, units)
-            table.add_column(f"{resource} ({unit})", justify="right", no_wrap=True)
-            columns.append([_cost(value, values[0], scale) for value in values])
-    for cells in zip(*columns, strict=True):
+    columns = comparison_columns(rows)
+    for at, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if at else "left", no_wrap=bool(at))
+    for cells in zip(*columns.values(), strict=True):
         table.add_row(*cells)
     return table
+
+
+def comparison_columns(rows: Sequence[Row], references: Sequence[int] | None = None) -> dict[str, list[str]]:
+    """The cells of a comparison, by the heading of their column.
+
+    Args:
+      rows: the policies.
+      references: for each row, which row its costs are a ratio to; by default the first.
+
+    >>> row = Row("8 bits", 0.9, 400, Cost(0.002, np.nan, 4096))
+    >>> comparison_columns([row, row._replace(name="found", cost=Cost(0.001, np.nan, 4096))])["latency (ms)"]
+    ['2.00 (1.00x)', '1.00 (0.50x)']
+    """
+    columns = {"": [row.name for row in rows], "accuracy (%)": [_accuracy(row) for row in rows]}
+    against = [0] * len(rows) if references is None else references
+    for resource in UNITS:
+        values = [np.nan if spent is None else float(spent) for spent in (getattr(row.cost, resource) for row in rows)]
+        if np.isfinite(values).any():
+            unit, scale = unit_of(resource, values)
+            columns[f"{resource} ({unit})"] = [
+                _cost(value, values[other], scale) for value, other in zip(values, against, strict=True)
+            ]
+    return columns
+
+
+def unit_of(resource: str, values: Sequence[float] | Float[np.ndarray, "n"]) -> tuple[str, float]:
+    """The largest unit in which the largest finite value is at least 1, else the smallest, with its size in SI units.
+
+    >>> unit_of("latency", [0.002, 0.0005])
+    ('ms', 0.001)
+    """
+    units, finite = UNITS[resource], np.asarray(values, float)[np.isfinite(values)]
+    return next((unit for unit in units if finite.size and finite.max() >= unit[1]), units[-1])
 
 
 def as_text(table: Table, width: int = 100) -> str:
@@ -85,12 +113,6 @@ def as_text(table: Table, width: int = 100) -> str:
 
 def _accuracy(row: Row) -> str:
     return f"{100 * row.accuracy:.1f} ± {100 * standard_error(row.accuracy, row.images):.1f}"
-
-
-def _unit(values: Sequence[float], units: Sequence[tuple[str, float]]) -> tuple[str, float]:
-    """The largest unit in which the largest value is at least 1, else the smallest unit."""
-    most = np.nanmax(values)
-    return next((unit for unit in units if most >= unit[1]), units[-1])
 
 
 def _cost(value: float, reference: float, scale: float) -> str:

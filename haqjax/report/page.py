@@ -1,0 +1,179 @@
+"""Puts a report together: one HTML page that needs nothing beside it."""
+
+import base64
+import html
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from haqjax.report.facts import Facts, kinds
+from haqjax.report.pictures import PICTURES, chart_runs
+from haqjax.report.tables import comparison_columns, unit_of
+from haqjax.types import ACTIVATION, WEIGHT
+
+CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "showSendToCloud": False,  # nothing leaves the page
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+    "toImageButtonOptions": {"format": "svg"},
+}
+COLUMN, GAP, MOST = 34, 6, 3  # rem: the least width of a figure beside others; what is between; columns of the page
+
+
+def make_page(runs: Sequence[Facts], stills: Mapping[str, Sequence[bytes | None]]) -> str:
+    """A report of some runs as HTML.
+
+    Args:
+      runs: at least one.
+      stills: each figure as SVG, for print: by a key of `PICTURES`, an entry a run, or by "runs", one entry.
+
+    Returns:
+      The page, the same for the same runs and versions.
+    """
+    several = len(runs) > 1
+    title = "Runs side by side" if several else runs[0].title
+    parts = [_section("Result", _result(runs))]
+    if several:
+        text = "The best accuracy so far of each search, and its front, on the images that the searches select with."
+        together = _figure("runs", "", chart_runs(runs), stills["runs"][0], text)
+        parts.append(_section("Runs together", f"<p>{text}</p>{together}" if together else ""))
+    for key, picture in PICTURES.items():
+        figures = [
+            _figure(f"{key}-{at}", facts.name if several else "", picture.chart(facts), still, picture.title)
+            for at, (facts, still) in enumerate(zip(runs, stills[key], strict=True))
+        ]
+        if any(figures):
+            drawn = f'<p>{picture.caption}</p><div class="side">{"".join(figures)}</div>'
+            parts.append(_section(picture.title, drawn))
+    parts.append(_section("Layers", "".join(_layer_table(facts, len(runs) > 1) for facts in runs)))
+    parts.append(_section("Configuration, versions, seeds", _configuration(runs)))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("haqjax", "plotly", "matplotlib"))
+    page = Template(resources.files("haqjax.report").joinpath("page.html").read_text(encoding="utf-8"))
+    return page.substitute(
+        title=html.escape(title),
+        lead="".join(_lead(facts, several) for facts in runs),
+        body="\n".join(parts),
+        plotly=get_plotlyjs(),
+        width=f"{(COLUMN + GAP) * max(2, min(len(runs), MOST))}rem",
+        column=f"{COLUMN}rem" if several else "100%",
+        footer=f"Written by {versions}.",
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
+
+
+def _lead(facts: Facts, several: bool) -> str:
+    name = f"{facts.name}: {facts.title}" if several else f"Run folder {facts.name}"
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in facts.notes)
+    return f"<p>{html.escape(name)}</p>\n{notes}"
+
+
+def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, what: str) -> str:
+    """A figure twice: for the screen, and for print or a reader without scripts."""
+    if chart is None or still is None:
+        return ""
+    div = chart.to_html(CONFIG, full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=key)
+    picture = base64.b64encode(still).decode()
+    caption = f"<figcaption>{html.escape(name)}</figcaption>" if name else ""
+    return (
+        f'<figure>{caption}<div class="chart">{div}</div>'
+        f'<img class="still" alt="{html.escape(what)}" src="data:image/svg+xml;base64,{picture}"></figure>'
+    )
+
+
+def _result(runs: Sequence[Facts]) -> str:
+    rows = [row for facts in runs for row in facts.rows]
+    starts = [sum(len(facts.rows) for facts in runs[:at]) for at in range(len(runs))]
+    references = [start for start, facts in zip(starts, runs, strict=True) for _ in facts.rows]
+    columns = comparison_columns(rows, references)
+    body = ""
+    for at, row in enumerate(zip(*columns.values(), strict=True)):
+        if len(runs) > 1 and at in starts:
+            facts = runs[starts.index(at)]
+            body += f'<tr class="group"><th colspan="{len(columns)}">{html.escape(facts.name)}</th></tr>'
+        body += _row(row)
+    told = "".join(f"<p>{_tell(facts, len(runs) > 1)}</p>" for facts in runs)
+    told += "".join(_front_table(facts) for facts in runs)
+    return (
+        f"{_table(list(columns), body)}<p>Accuracy on images that nothing was chosen by, with its standard error; in "
+        "brackets the share of the 8-bit cost. Costs are what the model of the hardware, or a measured table, says."
+        f"</p>{told}"
+    )
+
+
+def _front_table(facts: Facts) -> str:
+    """What was found within each of several budgets."""
+    if not facts.front:
+        return ""
+    columns = comparison_columns(facts.front)
+    body = "".join(_row(row) for row in zip(*columns.values(), strict=True))
+    return _table(list(columns), body, f"{facts.name}: the best policy within each budget")
+
+
+def _tell(facts: Facts, several: bool) -> str:
+    """The policy against the best uniform one, and both on the images that it was chosen by."""
+    uniform, found, searched = facts.rows[1], facts.rows[2], facts.searched
+    pairs: Any = zip(found.cost._fields, found.cost, uniform.cost, strict=True)
+    ratios = [f"{name} {spent / other:.2f}x" for name, spent, other in pairs if other > 0 and spent > 0]
+    points = 100 * (found.accuracy - uniform.accuracy)
+    text = (
+        f"Against the best uniform policy in the budget: {points:+.1f} points of accuracy, {', '.join(ratios)}. On the "
+        f"images that the policy was chosen by: float {100 * searched['float']:.1f} %, "
+        f"uniform {100 * searched['uniform']:.1f} %, found {100 * searched['policy']:.1f} %."
+    )
+    return html.escape(f"{facts.name}: {text}" if several else text)
+
+
+def _layer_table(facts: Facts, several: bool) -> str:
+    """What the figures show of each layer, as numbers."""
+    of = facts.layers
+    columns: dict[str, list[str]] = {
+        "": [str(at + 1) for at in range(len(of.names))],
+        "layer": list(of.names),
+        "kind": kinds(of),
+        "shape": list(of.shapes),
+        "weight bits": [str(bits) for bits in facts.policy[:, WEIGHT]],
+        "activation bits": [str(bits) for bits in facts.policy[:, ACTIVATION]],
+    }
+    if of.macs is not None:
+        columns["multiply-accumulates (M)"] = [f"{macs / 1e6:.3f}" for macs in of.macs]
+    for resource, spent in facts.spent.items():
+        unit, scale = unit_of(resource, spent.before)
+        for when, values in zip(("at 8 bits", "found"), spent, strict=True):
+            columns[f"{resource} ({unit}), {when}"] = [f"{value / scale:.4g}" for value in values]
+    body = "".join(_row(row) for row in zip(*columns.values(), strict=True))
+    return _table(list(columns), body, facts.name if several else "", "layers")
+
+
+def _configuration(runs: Sequence[Facts]) -> str:
+    names = list(dict.fromkeys(name for facts in runs for name in facts.configuration))
+    body = ""
+    for name in names:
+        values = [facts.configuration.get(name, "–") for facts in runs]
+        style = ' class="differs"' if len(set(values)) > 1 else ""
+        cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
+        body += f"<tr{style}><th>{html.escape(name)}{' ≠' if style else ''}</th>{cells}</tr>"
+    return _table(["", *(facts.name for facts in runs)], body, style="words")
+
+
+def _table(headings: Sequence[str], body: str, caption: str = "", style: str = "") -> str:
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
+    named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll" tabindex="0"><table class="{style}">{named}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _row(cells: Sequence[str]) -> str:
+    first, *rest = map(html.escape, cells)
+    return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'

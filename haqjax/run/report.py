@@ -1,0 +1,64 @@
+"""The report command: what runs found, as one page and as figures for papers."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from haqjax.files import write_bytes, write_text
+from haqjax.report.facts import Facts
+from haqjax.report.figures import as_bytes
+from haqjax.report.page import make_page
+from haqjax.report.pictures import PICTURES, draw_runs
+from haqjax.run.config import ReportConfig
+from haqjax.run.facts import read_facts
+
+PAGE = "report.html"
+
+
+def run_report(config: ReportConfig, console: Console) -> Path:
+    """Writes `report.html` and `figures/*.png`, `*.svg`: into the run folder, or OUT, or the first of several folders.
+
+    A report that was there is replaced. Of several runs, figures are called after the run as well.
+
+    Returns:
+      The page.
+
+    Raises:
+      ValueError: no finished run in one of the folders; nothing is written.
+    """
+    if not config.run:
+        raise ValueError("no run was given: name one or more run folders")
+    runs = _name_apart([read_facts(folder) for folder in config.run])
+    out = Path(config.out or config.run[0])
+    stills = {key: [_draw(picture.still(facts)) for facts in runs] for key, picture in PICTURES.items()}
+    if len(runs) > 1:
+        stills["runs"] = [_draw(draw_runs(runs))]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for key, drawn in stills.items():
+        for facts, contents in zip(runs, drawn, strict=False):
+            name = key if len(runs) == 1 or key == "runs" else f"{facts.name}-{key}"
+            for ending, content in contents.items():
+                write_bytes(out / "figures" / f"{name}.{ending}", content)
+    svg = {key: [contents.get("svg") for contents in drawn] for key, drawn in stills.items()}
+    page = write_text(out / PAGE, make_page(runs, svg))
+    for facts in runs:
+        for note in facts.notes:
+            console.print(f"{facts.name}: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{page}, and its figures in {out / 'figures'}", highlight=False, markup=False, soft_wrap=True)
+    return page
+
+
+def _draw(figure: Figure | None) -> dict[str, bytes]:
+    return {} if figure is None else {ending: as_bytes(figure, ending) for ending in ("png", "svg")}
+
+
+def _name_apart(runs: Sequence[Facts]) -> list[Facts]:
+    """Numbers the runs whose folders have the same name."""
+    names = [facts.name for facts in runs]
+    return [
+        dataclasses.replace(facts, name=f"{facts.name}-{at + 1}") if names.count(facts.name) > 1 else facts
+        for at, facts in enumerate(runs)
+    ]
