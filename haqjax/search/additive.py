@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.stats import spearmanr
 
 from haqjax.search.choices import allowed
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
@@ -37,10 +38,44 @@ def predict(sensitivity: Sensitivity, policies: Int[np.ndarray, "*n L 2"]) -> Fl
     return pairs[np.arange(len(pairs)), at[..., WEIGHT], at[..., ACTIVATION]].sum(axis=-1)
 
 
-def guard(sensitivity: Sensitivity, bounds: Bounds, names: Sequence[str] | None = None) -> Sensitivity:
+def rank_correlation(
+    sensitivity: Sensitivity, policies: Int[np.ndarray, "N L 2"], losses: Float[np.ndarray, "N"]
+) -> float:
+    """How well sums over layers put policies in order: Spearman's rank correlation with the losses evaluated.
+
+    Args:
+      losses: of the policies as they are; one that is no number counts as the greatest.
+
+    Returns:
+      From -1 to 1; NaN where all losses, or all sums, are equal, or there are fewer than 3 policies.
+
+    Raises:
+      ValueError: another number of losses than of policies.
+
+    >>> policies = np.arange(2, 6)[:, None, None] * np.ones((1, 3, 2), int)
+    >>> round(
+    ...     rank_correlation(4.0 ** -np.arange(8.0) * np.ones((3, 2, 1)), policies, np.array([0.9, 0.3, 0.4, 0.1])), 3
+    ... )
+    0.8
+    """
+    found, expected = np.asarray(losses, float), predict(sensitivity, policies)
+    if found.shape != expected.shape:
+        raise ValueError(f"losses have shape {found.shape}, but there are {len(expected)} policies: give one for each")
+    found = np.where(np.isnan(found), np.inf, found)
+    if len(found) < 3 or (found == found[0]).all() or (expected == expected[0]).all():
+        return float("nan")
+    return float(spearmanr(expected, found).statistic)
+
+
+def guard(
+    sensitivity: Sensitivity, bounds: Bounds, names: Sequence[str] | None = None, *, factor: float = WORST
+) -> Sensitivity:
     """Sensitivities in which everything is finite: what is not, counts as far worse than all the rest together.
 
     A warning names what the bounds allow and is not finite; what they do not allow becomes 0.
+
+    Args:
+      factor: by how much worse than the worst, in spreads of all the rest together; with 0 as bad as the worst.
 
     >>> from haqjax.bounds import bounds as make_bounds
     >>> guard(np.where(np.arange(8) < 2, np.nan, np.ones((2, 2, 1))), make_bounds(2, low=3)).sum(axis=-1).tolist()
@@ -59,7 +94,7 @@ def guard(sensitivity: Sensitivity, bounds: Bounds, names: Sequence[str] | None 
         f"sensitivities that are not finite count as the worst: {', '.join(told)}{more}", RuntimeWarning, stacklevel=3
     )
     known = np.where(there & finite, values, 0)
-    worst = known.max() + WORST * max(np.abs(known).sum(), 1.0)
+    worst = known.max() + factor * max(np.abs(known).sum(), 1.0)
     return np.where(finite, values, np.where(there, worst, 0))
 
 

@@ -13,6 +13,7 @@ from haqjax.budget import TOLERANCE
 from haqjax.pricing import cost_64
 from haqjax.search.additive import Sensitivity, guard, predict, to_pairs
 from haqjax.search.choices import Choices, list_choices, to_policy, without_dominated
+from haqjax.search.quiet import without_chatter
 from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Bounds, Budget, CostTable, Lifetimes
 
 GAP = 1e-6  # relative: how far the loss may be from the least one
@@ -169,13 +170,14 @@ def _solve(choices: Choices, programme: Programme, gap: float, seconds: float) -
     scale = worth[worth > 0].mean() if (worth > 0).any() else 1.0
     more = columns - len(worth)
     binary = np.concatenate([np.ones(len(worth)), np.zeros(more)])
-    solution = milp(
-        np.concatenate([worth / scale, np.zeros(more)]),
-        integrality=binary,
-        bounds=Box(0, 1),
-        constraints=LinearConstraint(programme.rows, programme.low, programme.high),
-        options={"mip_rel_gap": gap, "time_limit": seconds},
-    )
+    with without_chatter():
+        solution = milp(
+            np.concatenate([worth / scale, np.zeros(more)]),
+            integrality=binary,
+            bounds=Box(0, 1),
+            constraints=LinearConstraint(programme.rows, programme.low, programme.high),
+            options={"mip_rel_gap": gap, "time_limit": seconds},
+        )
     if solution.status == INFEASIBLE:
         raise ValueError("no policy keeps the budget and differs as asked: raise the budget or allow fewer bits")
     if solution.x is None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policy import to_actions
-from haqjax.search.additive import Sensitivity
+from haqjax.search.additive import Sensitivity, guard, rank_correlation
 from haqjax.search.allocate import allocate, is_within
 from haqjax.search.archive import Archive, make_archive, record
 from haqjax.search.base import Problem, Searcher
@@ -54,10 +54,10 @@ class ILPState(NamedTuple):
     table: CostTable
     bounds: Bounds
     budget: Budget
+    given: Float[np.ndarray, "L 2 8"] | None = None  # sensitivities, in place of probes
 
 
-@functools.cache
-def make_ilp(config: ILP = ILP()) -> Searcher:
+def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None = None) -> Searcher:
     """The method as a searcher.
 
     The first episode is an allocation by the law that each bit less has four times the squared error, so that any
@@ -67,13 +67,27 @@ def make_ilp(config: ILP = ILP()) -> Searcher:
     round proposes the best policy by its mean and by draws from it (Thompson 1933). Losses of layers do not add up far
     from the policy they were measured at, and this moves the measurement to where the budget is.
 
+    Args:
+      config: the method's numbers.
+      sensitivity: of each entry at each width, in nats, such as `haqjax.train.sensitivity` gives. The search starts
+        from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
+
     >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))
     True
     """
+    return _make_ilp(config) if sensitivity is None else _make(config, np.asarray(sensitivity, np.float64))
 
+
+@functools.cache
+def _make_ilp(config: ILP) -> Searcher:
+    return _make(config, None)
+
+
+def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Searcher:
     def init(problem: Problem, key: PRNGKeyArray) -> ILPState:
         archive = make_archive(len(problem.table), config.memory)
-        return ILPState(archive, problem.table, problem.bounds, problem.budget)
+        given = None if sensitivity is None else _check_given(sensitivity, problem)
+        return ILPState(archive, problem.table, problem.bounds, problem.budget, given)
 
     def ask(state: ILPState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -90,13 +104,14 @@ def _propose(config: ILP, state: ILPState, random: np.random.Generator) -> list[
     """A round's policies, none of them evaluated before as long as there are others."""
     policies, gains = state.archive.seen
     known = {policy.tobytes() for policy in policies}
-    start = estimate(policies, gains, state.bounds)
-    probes = [probe for probe in list_probes(state.bounds, config.probes) if probe.tobytes() not in known]
+    start = estimate(policies, gains, state.bounds) if state.given is None else state.given
+    wanted = list_probes(state.bounds, config.probes) if state.given is None else []
+    probes = [probe for probe in wanted if probe.tobytes() not in known]
     first = int(state.archive.told)
     proposed: list[Int[np.ndarray, "L 2"]] = []
     near: Iterator[Int[np.ndarray, "L 2"]] | None = None
     for number in range(first, first + config.parallel):
-        if number == 0 or (probes and number % TURN == 0):
+        if number == 0 or (probes and number % TURN == 0) or (first == 0 and state.given is not None):
             policy = _allocate(state, start, known)
         elif probes or number == len(proposed):  # nothing within the budget is known in the first round
             policy = probes.pop(0) if probes else proposed[0]
@@ -106,6 +121,41 @@ def _propose(config: ILP, state: ILPState, random: np.random.Generator) -> list[
         proposed.append(policy)
         known.add(policy.tobytes())
     return proposed
+
+
+def check_additivity(
+    policies: Int[np.ndarray, "N L 2"],
+    losses: Float[np.ndarray, "N"],
+    bounds: Bounds,
+    sensitivity: Float[np.ndarray, "L 2 8"] | None = None,
+) -> tuple[float, int]:
+    """How well sums over layers put a search's own policies in order.
+
+    Args:
+      policies, losses: what it evaluated.
+      sensitivity: what it was given; without, what its probes tell.
+
+    Returns:
+      Spearman's rank correlation of sums and losses over the policies that are no probes, and their number. NaN where
+      they are too few, or all alike, to tell.
+
+    >>> from haqjax.bounds import bounds
+    >>> policies = np.array([[[8, 8]], [[2, 8]], [[8, 2]], [[4, 4]], [[3, 3]], [[2, 3]]])
+    >>> losses = 4.0 ** -policies.min(axis=(1, 2)) * policies[:, 0, 0] ** -0.5
+    >>> check_additivity(policies, losses, bounds(1, pinned={}))
+    (1.0, 3)
+    """
+    start = estimate(policies, -np.asarray(losses, float), bounds) if sensitivity is None else sensitivity
+    probes = {probe.tobytes() for probe in list_probes(bounds, WIDTHS)}
+    rows = [i for i, policy in enumerate(np.asarray(policies, np.int32)) if policy.tobytes() not in probes]
+    return rank_correlation(start, policies[rows], np.asarray(losses)[rows]), len(rows)
+
+
+def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> Float[np.ndarray, "L 2 8"]:
+    wanted = (len(problem.table), 2, WIDTHS)
+    if sensitivity.shape != wanted:
+        raise ValueError(f"sensitivities have shape {sensitivity.shape}, but the problem needs {wanted}")
+    return guard(sensitivity, problem.bounds, problem.names, factor=0)
 
 
 def list_probes(bounds: Bounds, widths: int) -> list[Int[np.ndarray, "L 2"]]:
