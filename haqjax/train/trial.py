@@ -1,0 +1,178 @@
+"""How many policies and images to evaluate at a time: what a short measured trial finds fastest, remembered."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from haqjax.capture import Apply, layers, map_weights
+from haqjax.data import Split
+from haqjax.files import write_json
+from haqjax.train.policies import make_evaluate, suggest_batch
+from haqjax.types import WIDTHS, Ranges
+
+VERSION = 1  # of the file: raise it when the evaluation changes
+REPEATS = 3  # timings of each, of which the least counts
+MOST_BATCHES = 2  # of images, in a trial
+POLICIES = (1, 4, 16)  # side by side on an accelerator
+
+
+class Batches(NamedTuple):
+    """Arguments of `make_evaluate`."""
+
+    batch_size: int  # images at a time
+    policies_at_once: int
+
+
+def choose_batches(
+    apply: Apply,
+    params: PyTree,
+    split: Split,
+    ranges: Ranges,
+    *,
+    policies: int,
+    cache: str | Path | None,
+    candidates: Sequence[Batches] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Batches:
+    """Finds how many images and policies at a time are evaluated fastest on this device.
+
+    A trial evaluates policies of all widths on the split's first images, with each candidate. It is made once for a
+    kind of device, network, size of images and number of policies; a file in the cache remembers it, and one that
+    cannot be read or written costs no more than the trial. Accuracies of all candidates agree but for float rounding.
+
+    Args:
+      apply, params, split, ranges: as for `make_evaluate`.
+      policies: that are evaluated in one call.
+      cache: folder, made where it is not there; None remembers nothing.
+      candidates: None tries `list_candidates`; a single one is not measured.
+      clock: seconds.
+
+    Raises:
+      ValueError: the split is empty, or there is no candidate.
+
+    >>> from haqjax.quantize import calibrate
+    >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
+    >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
+    >>> ranges, only = calibrate(apply, params, [split.images]), [Batches(4, 1)]
+    >>> choose_batches(apply, params, split, ranges, policies=8, cache=None, candidates=only)
+    Batches(batch_size=4, policies_at_once=1)
+    """
+    if not len(split):
+        raise ValueError("cannot try an evaluation on no images")
+    tried = list_candidates(split, policies) if candidates is None else list(candidates)
+    if not tried:
+        raise ValueError("no candidate to try: give at least one, or None for the usual ones")
+    if len(tried) == 1:
+        return tried[0]
+    path = (
+        None if cache is None else Path(cache) / "trials" / f"{_describe(apply, params, split, policies, tried)}.json"
+    )
+    known = None if path is None else _recall(path)
+    if known in tried:
+        return known
+    seconds = time_candidates(apply, params, split, ranges, tried, policies=policies, clock=clock)
+    best = tried[int(np.argmin(seconds))]
+    if path is not None:
+        _remember(path, best, tried, seconds)
+    return best
+
+
+def list_candidates(split: Split, policies: int) -> list[Batches]:
+    """What is worth a trial: on a CPU only what is known to be fastest, elsewhere several of each.
+
+    >>> list_candidates(Split(np.zeros((100, 32, 32, 3), np.float32), np.zeros(100, np.int32)), 8)
+    [Batches(batch_size=100, policies_at_once=1)]
+    """
+    usual = min(suggest_batch(split.images.shape[1] * split.images.shape[2]), len(split))
+    if jax.default_backend() == "cpu":
+        return [Batches(usual, 1)]
+    images = sorted({max(1, usual // 4), usual, min(4 * usual, len(split))})
+    return [Batches(count, at_once) for count in images for at_once in sorted({min(n, policies) for n in POLICIES})]
+
+
+def time_candidates(
+    apply: Apply,
+    params: PyTree,
+    split: Split,
+    ranges: Ranges,
+    candidates: Sequence[Batches],
+    *,
+    policies: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds for an image and policy with each candidate, compilation left out; inf where memory does not suffice."""
+    most = MOST_BATCHES * max(candidate.batch_size for candidate in candidates)
+    few = split.take(np.arange(min(most, len(split))))
+    count = len(map_weights(lambda layer, weight: layer.name, apply, params, few.images[:1]))
+    rows = jnp.asarray(np.resize(np.arange(2, WIDTHS + 1), policies))  # of all widths: none is computed twice
+    trial = jnp.broadcast_to(rows[:, None, None], (policies, count, 2))
+
+    def measure(candidate: Batches) -> float:
+        judge = make_evaluate(apply, params, few, ranges, with_loss=True, **candidate._asdict())
+        try:
+            _judge(judge, trial)
+            return min(_time(judge, trial, clock) for _ in range(REPEATS)) / (len(few) * policies)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return float("inf")
+
+    return [measure(candidate) for candidate in candidates]
+
+
+def _time(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"], clock: Callable[[], float]) -> float:
+    start = clock()
+    _judge(judge, policies)
+    return clock() - start
+
+
+def _judge(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> None:
+    jax.block_until_ready(_judge_all(judge, policies))
+
+
+@jax.jit
+def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Any:
+    return judge(policies)
+
+
+def _describe(apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]) -> str:
+    """A name for what a trial's result holds for: networks of the same layers share it."""
+    device = jax.devices()[0]
+    table = layers(apply, params, jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype))
+    shape = [(name, np.asarray(column).tolist()) for name, column in dataclasses.asdict(table).items()]
+    told = (
+        VERSION,
+        jax.__version__,
+        device.platform,
+        device.device_kind,
+        shape,
+        split.images.shape,
+        policies,
+        [*tried],
+    )
+    return f"{device.platform}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+
+
+def _recall(path: Path) -> Batches | None:
+    try:
+        return Batches(**json.loads(path.read_text())["chosen"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remember(path: Path, best: Batches, tried: Sequence[Batches], seconds: Sequence[float]) -> None:
+    rows = [{**one._asdict(), "seconds": each} for one, each in zip(tried, seconds, strict=True)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"chosen": best, "device": jax.devices()[0].device_kind, "tried": rows})
+    except OSError:
+        pass  # the next run tries again
