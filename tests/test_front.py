@@ -8,10 +8,10 @@ import pytest
 from haqjax.budget import budget, fits
 from haqjax.pricing import price
 from haqjax.search import search
-from haqjax.search.base import Record
+from haqjax.search.base import Record, SearchResult
 from haqjax.search.drop import cheapest, search_drop
 from haqjax.search.evolution import Evolution, make_evolution
-from haqjax.search.front import choose_within, front, hypervolume, search_front
+from haqjax.search.front import choose_within, front, hypervolume, search_front, spread_fractions
 from haqjax.types import Cost
 from search_world import every_policy, judge, make_world
 
@@ -101,8 +101,8 @@ def test_what_was_evaluated_once_is_known_to_all_budgets():
 
 
 def test_an_interrupted_front_keeps_what_was_found():
-    def stop(records):
-        if len(records.accuracy) == 12:
+    def stop(course):
+        if len(course.records.accuracy) == 12:
             raise KeyboardInterrupt
 
     problem = make_world()
@@ -112,6 +112,83 @@ def test_an_interrupted_front_keeps_what_was_found():
     )
     assert stopped.interrupted and not whole.interrupted
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:12], b), whole.records, stopped.records)
+
+
+SEARCHES = ["evolution", "gradient", "greedy", "ilp", "random", "uniform"]  # of the agent: tests/test_front_command.py
+
+
+def keep(courses):
+    """Notes what was played after each round, as a checkpoint would: leaves without their places."""
+    return lambda course: courses.append(SearchResult(None, course.records, jax.tree.map(np.array, course.state)))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_stopped_front_goes_on_to_the_same_records(name):
+    problem = make_world()
+    budgets = [budget(problem.table, latency=share) for share in (0.5, 0.3, 0.4)]
+    courses = []
+    options = {"episodes": 5, "key": jax.random.key(0), "parallel": 2}  # the last round of each is cut short
+    whole = search_front(problem, name, budgets, **options, on_round=keep(courses))
+    assert len(courses) >= 9
+    for stopped in courses[1:-1:2]:  # within a budget, between two, in the last
+        again = search_front(problem, name, budgets, **options | {"key": jax.random.key(0)}, resume=stopped)
+        jax.tree.map(np.testing.assert_array_equal, again.records, whole.records)
+        assert again.chosen == whole.chosen
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_stopped_search_by_drop_goes_on_to_the_same_records(name):
+    courses = []
+    options = {"episodes": 24, "parallel": 3}
+    whole = search_drop(make_world(), 30.0, name, key=jax.random.key(1), **options, on_round=keep(courses))
+    for stopped in courses[:-1:3]:
+        again = search_drop(make_world(), 30.0, name, key=jax.random.key(1), **options, resume=stopped)
+        jax.tree.map(np.testing.assert_array_equal, again.records, whole.records)
+        assert again.best == whole.best
+
+
+def test_what_was_played_before_a_stop_is_not_evaluated_again():
+    calls, courses = [], []
+
+    def counted(sensitivity, policies):
+        jax.debug.callback(lambda policies: calls.append(len(policies)), policies)
+        return judge(sensitivity, policies)
+
+    problem = make_world(evaluate=counted)
+    budgets = [budget(problem.table, latency=share) for share in (0.3, 0.5)]
+    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, on_round=keep(courses))
+    jax.effects_barrier()
+    assert calls == [4] * 4
+    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, resume=courses[2])
+    jax.effects_barrier()
+    assert calls == [4] * 5
+
+
+def test_a_course_tells_the_limit_of_each_episode():
+    problem = make_world()
+    budgets = [budget(problem.table, latency=share) for share in (0.3, 0.5)]
+    found = search_front(problem, "random", budgets, episodes=3, key=jax.random.key(0))
+    limits = [float(one.latency) for one in budgets for _ in range(3)]
+    assert found.course.limits("latency").tolist() == limits
+    assert (found.records.cost.latency <= np.array(limits) * (1 + 1e-6)).all()
+
+
+def test_the_budgets_of_a_front_are_at_equal_ratios_above_the_floor():
+    problem = make_world()
+    found = spread_fractions(problem.table, problem.bounds, "size", 5)
+    spent, full = (
+        float(price(problem.table, jnp.asarray(bits)).size) for bits in (problem.bounds.low, jnp.full((4, 2), 8))
+    )
+    assert found[-1] == 1.0 and len(found) == 5
+    expected = [(spent / full) ** share for share in (0.8, 0.6, 0.4, 0.2, 0)]
+    np.testing.assert_allclose(found, expected, atol=1.1e-3)
+    assert all(fraction >= exact - 1e-9 for fraction, exact in zip(found, expected, strict=True))
+    for resource, message in (("energy", "the table has no energy"), ("area", "unknown resource 'area'")):
+        with pytest.raises(ValueError, match=message):
+            spread_fractions(problem.table, problem.bounds, resource)
+    with pytest.raises(ValueError, match="a front of size has no room"):
+        eight = problem.bounds._replace(low=problem.bounds.high)
+        spread_fractions(problem.table, eight, "size")
 
 
 def test_a_budget_that_nothing_was_found_for_has_no_policy():

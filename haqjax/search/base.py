@@ -37,6 +37,7 @@ class Problem:
     evaluate: Evaluate  # a jax.tree_util.Partial
     soft_loss: jax.tree_util.Partial | None  # fractional bits [L, 2] -> loss, differentiable
     names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+    race: jax.tree_util.Partial | None = None  # (policies, least accuracy) -> Judgement: may give a policy up
 
 
 def make_problem(
@@ -49,6 +50,7 @@ def make_problem(
     *,
     reference_loss: float | Float[Array, ""] = math.nan,
     soft_loss: jax.tree_util.Partial | None = None,
+    race: jax.tree_util.Partial | None = None,
 ) -> Problem:
     """Puts a problem together and checks that its parts belong to the same network.
 
@@ -61,6 +63,7 @@ def make_problem(
       reference: accuracy of the unquantised network on the same images.
       reference_loss: its loss on them, in nats.
       soft_loss: loss of a policy with fractional bits, for searches that follow its gradient.
+      race: of `haqjax.train.make_race`: judges in place of `evaluate` and gives up policies that cannot be the best.
 
     Raises:
       ValueError: another number of layers in the table or the bounds, or an accuracy outside 0..1.
@@ -72,7 +75,7 @@ def make_problem(
         raise ValueError(f"reference accuracy {float(reference)} is outside 0..1")
     evaluate = evaluate if isinstance(evaluate, jax.tree_util.Partial) else jax.tree_util.Partial(evaluate)
     references = jnp.float32(reference), jnp.float32(reference_loss)
-    return Problem(describe(layers), table, bounds, budget, *references, evaluate, soft_loss, layers.names)
+    return Problem(describe(layers), table, bounds, budget, *references, evaluate, soft_loss, layers.names, race)
 
 
 class Searcher(NamedTuple):

@@ -15,11 +15,21 @@ from haqjax.pricing import cost_64
 from haqjax.projection import project
 from haqjax.reach import check_reachable
 from haqjax.search.base import Problem, Record, Searcher, SearchResult
-from haqjax.search.front import OnRound, join, play_episodes
-from haqjax.search.loop import Known, find_searcher, gains, judge
+from haqjax.search.legs import Course, Leg, OnRound, head, play
+from haqjax.search.loop import find_searcher
+from haqjax.search.rounds import gains, judge
 from haqjax.types import Cost
 
 PROBES = 6  # limits that a search tries
+ROUNDING = 1e-6  # of an accuracy in float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop(SearchResult):
+    """The cheapest policy that is accurate enough, and everything that led to it."""
+
+    course: Course = dataclasses.field(kw_only=True)
+    least: float = dataclasses.field(kw_only=True)  # accuracy that was asked, 0..1
 
 
 def search_drop(
@@ -32,7 +42,8 @@ def search_drop(
     key: PRNGKeyArray,
     parallel: int = 1,
     on_round: OnRound | None = None,
-) -> SearchResult:
+    resume: SearchResult | None = None,
+) -> Drop:
     """Searches the cheapest policy that is at most so much less accurate than the network as it is.
 
     The first episode is the policy with the most bits. The limit of the resource is then bisected between the costs of
@@ -48,10 +59,12 @@ def search_drop(
       searcher, key, parallel, on_round: as for `haqjax.search.front.search_front`.
       resource: what is to be cheap.
       episodes: policies to evaluate, all in all.
+      resume: records and state of a search to go on from, with the same arguments: the rest is as if it had never
+        stopped.
 
     Returns:
       Everything that was evaluated, and as `best` the cheapest policy that is accurate enough, of several the most
-      accurate. There is no state to go on from.
+      accurate.
 
     Raises:
       ValueError: a negative drop, a resource that the table does not know, fewer than two episodes, or a budget that
@@ -61,46 +74,76 @@ def search_drop(
     low = _check(problem, max_drop, resource, episodes)
     least = float(problem.reference) - max_drop / 100
     method = find_searcher(searcher, parallel) if isinstance(searcher, str) else searcher
-    rounds, interrupted = [_play_widest(method, problem)], False
-    known: Known = {}
-    high = float(getattr(rounds[0].cost, resource)[0])
-    left = episodes - 1
+    before = Course(_play_widest(method, problem), None, ()) if resume is None else _go_on(resume)
+    course, interrupted = before, False
+    high = float(getattr(before.records.cost, resource)[0])
+    keys = jax.random.split(key, PROBES)
+
+    def plan(over: int, records: Record | None) -> Leg | None:
+        probe = _bisect(records, over, low, high, least, resource, episodes)
+        if probe is None:
+            return None
+        limit, share = probe
+        return Leg(problem.budget._replace(**{resource: jnp.float32(limit)}), share, keys[over])
+
     try:
-        for probe, probe_key in enumerate(jax.random.split(key, PROBES)):
-            share = math.ceil(left / (PROBES - probe))
-            if not share or low >= high * (1 - TOLERANCE):
-                break
-            limit = math.sqrt(low * high)
-            budget = problem.budget._replace(**{resource: jnp.float32(limit)})
-            one = dataclasses.replace(problem, budget=budget)
-            play_episodes(method, one, probe_key, share, rounds, known, on_round=on_round)
-            left -= share
-            records = join(rounds)
-            found = cheapest(records, least, resource)
-            cost = math.inf if found is None else float(getattr(records.cost, resource)[found])
-            low, high = (low, cost) if cost <= limit * (1 + TOLERANCE) else (limit, high)
+        for played in play(method, problem, plan, before, opening=1):
+            course = played
+            if on_round is not None:
+                on_round(course)
     except KeyboardInterrupt:
         interrupted = True
-    return _conclude(join(rounds), least, resource, max_drop, interrupted)
+    return _conclude(course, least, resource, max_drop, interrupted)
+
+
+def _go_on(resume: SearchResult) -> Course:
+    return Course(resume.records, resume.state, ())
+
+
+def _bisect(
+    records: Record | None, over: int, low: float, high: float, least: float, resource: str, episodes: int
+) -> tuple[float, int] | None:
+    """The limit of a probe and its episodes; None where none is to come.
+
+    Args:
+      records: of the widest policy and of all probes before.
+      over: probes before.
+      low, high: what the resource costs at the fewest bits, and at the most.
+    """
+    played = 1
+    for probe in range(PROBES):
+        share = math.ceil((episodes - played) / (PROBES - probe))
+        if not share or low >= high * (1 - TOLERANCE):
+            return None
+        limit = math.sqrt(low * high)
+        if probe == over:
+            return limit, share
+        played += share
+        so_far = head(records, played)
+        found = cheapest(so_far, least, resource)
+        cost = math.inf if found is None else float(getattr(so_far.cost, resource)[found])
+        low, high = (low, cost) if cost <= limit * (1 + TOLERANCE) else (limit, high)
+    return None
 
 
 def cheapest(records: Record, least_accuracy: float, resource: str = "latency") -> int | None:
     """The cheapest feasible policy that is accurate enough; of several the most accurate, then the earliest."""
     cost, accuracy = np.asarray(getattr(records.cost, resource)), np.asarray(records.accuracy)
-    usable = np.flatnonzero(np.asarray(records.feasible) & (accuracy >= least_accuracy))
+    usable = np.flatnonzero(np.asarray(records.feasible) & (accuracy >= least_accuracy - ROUNDING))
     if not len(usable):
         return None
     return int(usable[np.lexsort((usable, -accuracy[usable], cost[usable]))[0]])
 
 
-def _conclude(records: Record, least: float, resource: str, max_drop: float, interrupted: bool) -> SearchResult:
+def _conclude(course: Course, least: float, resource: str, max_drop: float, interrupted: bool) -> Drop:
+    records = course.records
     best = cheapest(records, least, resource)
     if best is None:
         raise RuntimeError(
             f"no policy of the search is within {max_drop:g} points of the float network: an accuracy of {least:.4f} "
             f"was asked, {np.nanmax(records.accuracy):.4f} found; allow a larger drop or more bits"
         )
-    return SearchResult(best, records, None, interrupted)
+    return Drop(best, records, course.state, interrupted, course=course, least=least)
 
 
 def _play_widest(searcher: Searcher, problem: Problem) -> Record:

@@ -1,31 +1,47 @@
 """What accuracy costs: the best policies within several budgets."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.budget import fits
+from haqjax.pricing import cost_64
 from haqjax.reach import check_reachable
-from haqjax.search.base import Problem, Record, Searcher, choose_best
-from haqjax.search.gradient import start_front
-from haqjax.search.loop import Known, find_searcher, play_round, start
-from haqjax.types import Budget
+from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
+from haqjax.search.gradient import begin, start_front
+from haqjax.search.legs import Course, Leg, OnRound, play
+from haqjax.search.loop import find_searcher
+from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable
 
-OnRound = Callable[[Record], None]  # given the records of all rounds so far
+BUDGETS = 8  # of a front, where none are given
+
+
+class FrontState(NamedTuple):
+    """All that a search for a front goes on from, beside its records."""
+
+    now: Any  # of the searcher, within the budget that it is at
+    solutions: Float[Array, "B L 2"] | None  # of a search by gradients, one for each budget: its descent is one call
 
 
 @dataclasses.dataclass(frozen=True)
 class Front:
-    """The best policy within each of B budgets, and everything that was evaluated on the way."""
+    """The best policies within each of B budgets, and everything that was evaluated on the way."""
 
     budgets: tuple[Budget, ...]
     chosen: tuple[int | None, ...]  # the episode with the best policy within each budget, whichever it was found for
-    records: Record  # of all budgets, one after another; `feasible` is meant for the budget that was searched then
+    course: Course  # everything that was evaluated; its state is a `FrontState`
     interrupted: bool = False
+
+    @property
+    def records(self) -> Record:
+        """Of all budgets, one after another; `feasible` is meant for the budget that was searched then."""
+        return self.course.records
 
     def policy(self, index: int) -> Int[np.ndarray, "L 2"]:
         """The best policy within a budget.
@@ -48,6 +64,7 @@ def search_front(
     key: PRNGKeyArray,
     parallel: int = 1,
     on_round: OnRound | None = None,
+    resume: SearchResult | None = None,
 ) -> Front:
     """Searches the most accurate policy within each of some budgets.
 
@@ -64,7 +81,9 @@ def search_front(
       episodes: policies to evaluate for each budget.
       key: a random key; the same one gives the same result.
       parallel: policies a round, for a searcher given by name.
-      on_round: called after each round with all records so far.
+      on_round: called after each round with all that was played so far.
+      resume: records and `FrontState` of a search to go on from, with the same problem, searcher, budgets, episodes
+        and key: the rest is as if it had never stopped.
 
     Raises:
       ValueError: no budget, one that no policy can meet, fewer than one episode, or an unknown searcher.
@@ -73,59 +92,54 @@ def search_front(
     _check(problem, budgets, episodes)
     method = find_searcher(searcher, parallel) if isinstance(searcher, str) else searcher
     start_key, *keys = jax.random.split(key, 1 + len(budgets))
-    known: Known = {}
-    rounds: list[Record] = []
+    course: Course | None = None
     interrupted = False
     try:
         together = searcher == "gradient"
-        states: Sequence[Any] = start_front(problem, budgets, start_key) if together else [None] * len(budgets)
-        for budget, state, round_key in zip(budgets, states, keys, strict=True):
-            one = dataclasses.replace(problem, budget=budget)
-            play_episodes(method, one, round_key, episodes, rounds, known, state=state, on_round=on_round)
+        solutions = _solve(problem, budgets, start_key, resume) if together else None
+
+        def plan(over: int, records: Record | None) -> Leg | None:
+            if over == len(budgets):
+                return None
+            one = dataclasses.replace(problem, budget=budgets[over])
+            state = None if solutions is None else begin(one, jnp.asarray(solutions[over]))
+            return Leg(budgets[over], episodes, keys[over], state)
+
+        before = None if resume is None else Course(resume.records, resume.state.now, ())
+        for played in play(method, problem, plan, before):
+            course = dataclasses.replace(played, state=FrontState(played.state, solutions))
+            if on_round is not None:
+                on_round(course)
     except KeyboardInterrupt:
         interrupted = True
-    if not rounds:
+    if course is None:
         raise RuntimeError("interrupted before the first round of the search ended: nothing was found")
-    records = join(rounds)
-    return Front(tuple(budgets), tuple(choose_within(records, budget) for budget in budgets), records, interrupted)
+    chosen = tuple(choose_within(course.records, budget) for budget in budgets)
+    return Front(tuple(budgets), chosen, course, interrupted)
 
 
-def play_episodes(
-    searcher: Searcher,
-    problem: Problem,
-    key: PRNGKeyArray,
-    episodes: int,
-    rounds: list[Record],
-    known: Known,
-    *,
-    state: Any = None,
-    on_round: OnRound | None = None,
-) -> None:
-    """Plays one search and appends its rounds, so that an interrupt leaves those that were played.
+def spread_fractions(table: CostTable, bounds: Bounds, resource: str, count: int = BUDGETS) -> tuple[float, ...]:
+    """Fractions of the 8-bit cost for the budgets of a front, from just above the floor to 1, at equal ratios.
 
-    Args:
-      known: what was evaluated before, of any search of the same network and images; grows.
-      state: to start from; None begins anew.
+    Raises:
+      ValueError: the table does not know the resource, or no bits make it cheaper than 8.
+
+    >>> from haqjax.bounds import bounds as make_bounds
+    >>> square = np.broadcast_to(np.arange(1.0, 9.0)[:, None] * np.arange(1.0, 9.0), (2, 8, 8))
+    >>> table = CostTable(square, square, square, fixed=Cost(0.0, 0.0, 0.0))
+    >>> spread_fractions(table, make_bounds(2, pinned={}), "latency", 4)
+    (0.125, 0.25, 0.5, 1.0)
     """
-    start_key, round_key = jax.random.split(key)
-    state = start(searcher, problem, start_key) if state is None else state
-    played = 0
-    while played < episodes:
-        state, record = play_round(searcher, problem, state, jax.random.fold_in(round_key, played), known)
-        rounds.append(shorten(record, episodes - played))
-        played += len(rounds[-1].accuracy)
-        if on_round is not None:
-            on_round(join(rounds))
-
-
-def shorten(record: Record, count: int) -> Record:
-    """The first episodes."""
-    return jax.tree.map(lambda x: np.asarray(x)[:count], record)
-
-
-def join(rounds: Sequence[Record]) -> Record:
-    """All episodes as one record."""
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *rounds)
+    if resource not in Cost._fields:
+        raise ValueError(f"unknown resource {resource!r}: there are {', '.join(Cost._fields)}")
+    at = Cost._fields.index(resource)
+    least, full = cost_64(table, np.asarray(bounds.low))[at], cost_64(table, np.full((len(table), 2), WIDTHS))[at]
+    if not math.isfinite(full):
+        raise ValueError(f"the table has no {resource}: choose another resource or machine")
+    if not 0 < least < full:
+        raise ValueError(f"a front of {resource} has no room: all layers at their lowest bits cost what 8 bits cost")
+    floor = least / full
+    return tuple(min(1.0, math.ceil(1000 * floor ** (1 - n / count) - 1e-9) / 1000) for n in range(1, count + 1))
 
 
 def choose_within(records: Record, budget: Budget) -> int | None:
@@ -167,6 +181,15 @@ def hypervolume(
     reached = np.maximum.accumulate(np.maximum(np.asarray(accuracy)[order] - least_accuracy, 0))
     ends = np.minimum(np.append(np.asarray(cost)[order], most_cost), most_cost)
     return float((reached * np.diff(ends)).sum())
+
+
+def _solve(
+    problem: Problem, budgets: Sequence[Budget], key: PRNGKeyArray, resume: SearchResult | None
+) -> Float[Array, "B L 2"]:
+    """Where a search by gradients starts, for all budgets: from one descent, unless that is behind it."""
+    if resume is not None:
+        return resume.state.solutions
+    return jnp.stack([state.rank for state in start_front(problem, budgets, key)])
 
 
 def _check(problem: Problem, budgets: Sequence[Budget], episodes: int) -> None:

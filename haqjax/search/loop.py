@@ -1,29 +1,26 @@
 """The loop that every search goes through: ask, lower onto the budget, evaluate, tell."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from haqjax.budget import fits
-from haqjax.policy import to_bits
-from haqjax.pricing import price
-from haqjax.projection import project
 from haqjax.reach import check_reachable
-from haqjax.search.base import MOST_LOSS, Judgement, Problem, Record, Searcher, SearchResult, choose_best
+from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
 from haqjax.search.evolution import Evolution, make_evolution
 from haqjax.search.gradient import Gradient, make_gradient
 from haqjax.search.greedy import make_greedy
 from haqjax.search.haq import HAQ, make_haq
 from haqjax.search.ilp import ILP, make_ilp
 from haqjax.search.random import make_random
+from haqjax.search.rounds import Known, judge, play_round, remember, start
 from haqjax.search.uniform import make_uniform
-from haqjax.types import Budget, Projection
+from haqjax.types import Budget
+
+__all__ = ["OBJECTIVES", "SEARCHERS", "find_searcher", "judge", "play_round", "search", "start"]
 
 SEARCHERS: dict[str, Callable[[int], Searcher]] = {  # name -> maker, given the policies a round
     "evolution": lambda parallel: make_evolution(Evolution(parallel=parallel)),
@@ -36,8 +33,6 @@ SEARCHERS: dict[str, Callable[[int], Searcher]] = {  # name -> maker, given the 
 }
 OBJECTIVES = ("accuracy", "loss")
 
-Known = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
-
 
 def search(
     problem: Problem,
@@ -48,6 +43,7 @@ def search(
     parallel: int = 1,
     on_round: Callable[[SearchResult], None] | None = None,
     resume: SearchResult | None = None,
+    known: Known | None = None,
 ) -> SearchResult:
     """Searches for the most accurate policy within the budget.
 
@@ -66,6 +62,8 @@ def search(
       on_round: called after each round with the result so far; its `best` is None until a policy qualifies.
       resume: a result to go on from, found with the same problem, searcher and key: the rest is as if it had never
         stopped, unless the episodes asked for cut its last round short.
+      known: what other searches with the same judge have evaluated, such as within other budgets; what this one
+        evaluates is added. It makes a search shorter, and changes nothing else.
 
     Raises:
       ValueError: an unknown name, fewer than one episode, or a budget that no policy can meet: before anything runs.
@@ -78,10 +76,12 @@ def search(
     result = resume
     try:
         state = start(searcher, problem, start_key) if resume is None else resume.state
-        known = {} if resume is None else _remember({}, resume.records)
+        known = {} if known is None else known
+        if resume is not None:
+            remember(known, resume.records)
         while _played(result) < episodes:
             key_now = jax.random.fold_in(round_key, _played(result))
-            state, record = play_round(searcher, problem, state, key_now, known)
+            state, record = play_round(searcher, problem, state, key_now, known, _accuracy(result))
             result = _extend(result, problem.budget, state, record, episodes)
             if on_round is not None:
                 on_round(result)
@@ -92,86 +92,6 @@ def search(
     if result is None or result.best is None:
         raise RuntimeError("no policy of the search fits the budget and has a finite accuracy")
     return result
-
-
-def start(searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> Any:
-    """The searcher's state before the first round."""
-    return searcher.init(problem, key) if searcher.on_host else _start(searcher, problem, key)
-
-
-def play_round(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray, known: Known | None = None
-) -> tuple[Any, Record]:
-    """One round of a search; N policies.
-
-    Args:
-      searcher: static: the same functions do not compile again.
-      problem: all arrays that the round reads.
-      state: of the searcher.
-      key: consumed.
-      known: what was evaluated before; this round's policies are added.
-
-    Returns:
-      The searcher's next state, and what happened.
-
-    Raises:
-      ValueError: `evaluate` does not give one accuracy for each policy.
-    """
-    known = {} if known is None else known
-    actions, lowered = ask(searcher, problem, state, key)
-    judgement = _recall(known, lowered.policy) or judge(problem, lowered.policy)
-    gain = gains(searcher, problem, judgement)
-    state = tell(searcher, state, actions, lowered.policy, gain)
-    accuracy, loss = judgement
-    record = Record(actions, lowered.policy, accuracy, loss, gain, lowered.cost, lowered.feasible)
-    record = jax.tree.map(np.asarray, record)
-    _remember(known, record)
-    return state, record
-
-
-def ask(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray
-) -> tuple[Float[Array, "N L 2"], Projection]:
-    """What the searcher proposes, and the policies that the budget makes of it."""
-    if not searcher.on_host:
-        return _ask(searcher, problem, state, key)
-    actions = jnp.asarray(searcher.ask(_to_host(state), key), jnp.float32)
-    return actions, _lower(searcher.projected, problem, actions)
-
-
-def tell(
-    searcher: Searcher,
-    state: Any,
-    actions: Float[Array, "N L 2"],
-    policies: Int[Array, "N L 2"],
-    gain: Float[Array, "N"],
-) -> Any:
-    """The searcher's state once it knows what its proposals gained."""
-    if not searcher.on_host:
-        return _tell(searcher, state, actions, policies, gain)
-    return searcher.tell(_to_host(state), *_to_host((actions, policies, gain)))
-
-
-@jax.jit
-def judge(problem: Problem, policies: Int[Array, "N L 2"]) -> Judgement:
-    """Evaluates N policies; losses are NaN where the evaluation does not tell them, and only there."""
-    answer = problem.evaluate(policies)
-    if not isinstance(answer, Judgement):
-        _check_count("accuracies", answer, len(policies))
-        return Judgement(answer, jnp.full(len(policies), jnp.nan))
-    _check_count("accuracies", answer.accuracy, len(policies))
-    _check_count("losses", answer.loss, len(policies))
-    return Judgement(answer.accuracy, jnp.where(jnp.isnan(answer.loss), jnp.inf, answer.loss))
-
-
-def gains(searcher: Searcher, problem: Problem, judgement: Judgement) -> Float[Array, "N"]:
-    """What the searcher is told: by how much policies are better than the network as it is; never a NaN.
-
-    An accuracy that is not finite counts as 0. A loss that is not finite counts as `MOST_LOSS`, as does a greater one.
-    Where no loss is known at all, or the searcher does not ask for it, gains are of the accuracy.
-    """
-    by_loss = searcher.objective == "loss"
-    return _gains(by_loss, problem.reference, problem.reference_loss, judgement)
 
 
 def find_searcher(name: str, parallel: int = 1) -> Searcher:
@@ -197,72 +117,12 @@ def _check(searcher: Searcher, episodes: int) -> None:
         raise ValueError(f"unknown objective {searcher.objective!r}: there are {', '.join(OBJECTIVES)}")
 
 
-def _check_count(what: str, values: Array, count: int) -> None:
-    if jnp.shape(values) != (count,):
-        raise ValueError(f"evaluate gave {what} {jnp.shape(values)} for {count} policies: expected one for each")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _start(searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> Any:
-    return searcher.init(problem, key)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _ask(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray
-) -> tuple[Float[Array, "N L 2"], Projection]:
-    actions = searcher.ask(state, key)
-    return actions, _lower(searcher.projected, problem, actions)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _lower(projected: bool, problem: Problem, actions: Float[Array, "N L 2"]) -> Projection:
-    policies = to_bits(actions, problem.bounds)
-    if projected:
-        return project(policies, problem.table, problem.bounds, problem.budget)
-    cost = price(problem.table, policies)
-    return Projection(policies, fits(cost, problem.budget), cost)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _tell(searcher: Searcher, state: Any, actions: Array, policies: Array, gain: Array) -> Any:
-    return searcher.tell(state, actions, policies, gain)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _gains(by_loss: bool, reference: Array, reference_loss: Array, judgement: Judgement) -> Float[Array, "N"]:
-    accuracy, loss = judgement
-    gain = jnp.where(jnp.isfinite(accuracy), accuracy, 0) - reference
-    if not by_loss:
-        return gain
-    lost = jnp.where(jnp.isfinite(loss), jnp.minimum(loss, MOST_LOSS), MOST_LOSS)
-    # Without a reference any constant does: searches compare gains with each other.
-    return jnp.where(jnp.isnan(loss), gain, jnp.nan_to_num(reference_loss) - lost)
-
-
-def _to_host(state: Any) -> Any:
-    """The state with NumPy arrays, as a host's searcher reads it; keys stay as they are."""
-    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
-
-
-def _recall(known: Known, policies: Int[Array, "N L 2"]) -> Judgement | None:
-    """What is known of the policies, where all were evaluated before."""
-    told = [known.get(policy.tobytes()) for policy in np.asarray(policies)]
-    if None in told:
-        return None
-    accuracy, loss = np.asarray(told, np.float32).T
-    return Judgement(jnp.asarray(accuracy), jnp.asarray(loss))
-
-
-def _remember(known: Known, record: Record) -> Known:
-    for policy, accuracy, loss in zip(record.policy, record.accuracy, record.loss, strict=True):
-        known[np.asarray(policy).tobytes()] = (float(accuracy), float(loss))
-    return known
-
-
 def _played(result: SearchResult | None) -> int:
     return 0 if result is None else len(result.records.accuracy)
+
+
+def _accuracy(result: SearchResult | None) -> float:
+    return 0.0 if result is None or result.best is None else result.accuracy
 
 
 def _extend(before: SearchResult | None, budget: Budget, state: Any, record: Record, episodes: int) -> SearchResult:

@@ -7,6 +7,8 @@ from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
 from haqjax.train.fit import RECIPES, Recipe, fit
 from haqjax.train.mesh import make_mesh
 from haqjax.train.policies import make_evaluate
+from haqjax.train.racing import make_race
+from haqjax.train.soft import make_soft_loss
 from haqjax.train.statistics import reestimate_statistics
 from haqjax.train.steps import Progress
 from haqjax.train.weights import load_params, save_params
@@ -14,5 +16,5 @@ from haqjax.train.weights import load_params, save_params
 __all__ = [
     "RECIPES", "Accuracy", "Progress", "Recipe", "Tuned", "Tuning", "accuracy", "augment", "finetune", "finetune_all",
     "finetune_policies", "fit", "load_params", "make_evaluate", "make_finetuned_evaluate", "make_mesh",
-    "reestimate_statistics", "save_params",
+    "make_race", "make_soft_loss", "reestimate_statistics", "save_params",
 ]  # fmt: skip

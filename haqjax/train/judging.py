@@ -1,0 +1,35 @@
+"""What every judge of policies does: a network under one policy, and how its answers are counted."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from haqjax.capture import Apply, with_hook
+from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.quantize.nudges import output_biases
+from haqjax.types import Ranges
+
+
+def under_policy(
+    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """`(params, images) -> logits` with weights that are quantised here, once for all batches.
+
+    Of `x` only shapes are read.
+    """
+    weights = quantize_weights(apply, params, x, policy, ranges)
+    biases = output_biases(apply, params, weights, x, ranges)
+    return with_hook(apply, make_hook(weights, policy, ranges, biases))
+
+
+def count_right(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Int[Array, ""]:
+    """Images whose largest logit is at the label; one with a logit that is not finite is wrong."""
+    return ((logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)).sum()
+
+
+def sum_loss(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Float[Array, ""]:
+    """Cross entropy, summed over the images that count: their label is no less than 0."""
+    log_share = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+    return -jnp.where(labels >= 0, log_share, 0).sum()
