@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SILENT:
-.PHONY: help setup search train evaluate finetune test lint types format bench clean always
+.PHONY: help setup search train evaluate finetune report experiments-quick test lint types format bench docs clean always
 
 INSTALLED := .venv/.installed
 PY := .venv/bin/python
@@ -13,7 +13,7 @@ export HAQJAX_CACHE ?= $(CURDIR)/.cache/haqjax
 flag = $${$1:+--$2="$$$1"}
 
 help: ## list the targets
-	awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	echo
 	echo "  make search MODEL=resnet50 HW=cloud BUDGET=0.6 finds how many bits each layer should have. It also takes"
 	echo "  DATA, DATA_DIR, WEIGHTS, METRIC (latency, energy, size, bops, memory), SEARCH, EPISODES, LAYERS, TIE, SEED,"
@@ -28,13 +28,13 @@ setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
 search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
 	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
 	  $(call flag,DATA_DIR,data-dir) $(call flag,PREPROCESSING,preprocessing) $(call flag,METRIC,metric) \
-	  $(call flag,BUDGET,budget) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) \
+	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) \
 	  $(call flag,EPISODES,episodes) $(call flag,PARALLEL,parallel) $(call flag,ROUNDING,rounding) \
 	  $(call flag,SEED,seed) \
 	  $(call flag,IMAGE_SIZE,image-size) $(call flag,SEARCH_IMAGES,search-images) \
 	  $(call flag,REPORT_IMAGES,report-images) $(call flag,WEIGHTS,weights) \
 	  $(call flag,FINETUNE_STEPS,finetune-steps) $(call flag,WARM_START,warm-start) $(call flag,RESUME,resume) \
-	  $(call flag,OUT,out)
+	  $(call flag,OUT,out) $(call flag,HOSTS,hosts)
 
 train: $(INSTALLED)-dev ## train and keep the float network: MODEL=resnet50 DATA=digits ...
 	exec $(PY) -m haqjax train $(call flag,MODEL,model) $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) \
@@ -47,6 +47,17 @@ finetune: $(INSTALLED)-dev ## fine-tune the network under the policy of a run: R
 	exec $(PY) -m haqjax finetune $(call flag,RUN,run) $(call flag,EPOCHS,epochs) $(call flag,BATCH_SIZE,batch-size) \
 	  $(call flag,LEARNING_RATE,learning-rate) $(call flag,CLIP_RATE,clip-rate) \
 	  $(call flag,CODEBOOK_RATE,codebook-rate) $(call flag,DISTILL,distill) $(call flag,SEED,seed)
+
+# RUN is split at blanks: one folder a word.
+report: $(INSTALLED)-dev ## write report.html and figures: RUN=runs/... or RUN="runs/a runs/b"
+	exec $(PY) -m haqjax report $(call flag,OUT,out) $${RUN:+--run $$RUN}
+
+# Into a new folder each time. What has no main part is read by the others.
+experiments-quick: $(INSTALLED)-dev ## run every experiment of experiments/, small, within 10 minutes
+	set -e; mkdir -p runs; folder=$$(mktemp -d runs/quick-XXXXXX); \
+	for script in $$(grep -l __main__ experiments/*.py); do \
+	  $(PY) "$$script" --quick --out "$$folder/$$(basename "$$script" .py)"; \
+	done
 
 test: lint types ## lint, types, tests, and the examples in the documentation
 	$(PY) -m pytest -q -n 2
@@ -64,6 +75,10 @@ format: $(INSTALLED)-dev ## lay out the code and mend what can be mended
 
 bench: $(INSTALLED)-dev $(INSTALLED)-bench ## measure the speeds that the project claims
 	set -e; for script in benchmarks/*.py; do $(PY) "$$script"; done
+
+docs: $(INSTALLED)-docs ## build the documentation: build/docs/index.html
+	$(PY) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+	echo "the documentation is in build/docs/index.html"
 
 clean: ## remove caches; runs and .venv stay
 	rm -rf .cache .mypy_cache .pytest_cache .ruff_cache build dist

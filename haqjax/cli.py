@@ -1,4 +1,4 @@
-"""The command line: python -m haqjax search | train | evaluate | finetune | table | hardware."""
+"""The command line: python -m haqjax search | train | evaluate | finetune | report | table | hardware."""
 
 import contextlib
 import io
@@ -26,13 +26,17 @@ from haqjax.run import (
     run_table,
     run_train,
 )
+from haqjax.run.config import ReportConfig
+from haqjax.run.hosts import leave
 from haqjax.run.network import cache_folder
+from haqjax.run.report import run_report
 
 COMMANDS: dict[str, tuple[type, Callable]] = {
     "search": (SearchConfig, run_search),
     "train": (TrainConfig, run_train),
     "evaluate": (EvaluateConfig, run_evaluate),
     "finetune": (FinetuneConfig, run_finetune),
+    "report": (ReportConfig, run_report),
     "table": (TableConfig, run_table),
     "hardware": (HardwareConfig, run_hardware),
 }
@@ -47,11 +51,11 @@ def main() -> None:
         keep_compiled_programs()
         dict(COMMANDS.values())[type(config)](config, Console())
     except (ValueError, ImportError, OSError) as error:
-        sys.exit(_complain(error, BAD_INPUT))
+        leave(_complain(error, BAD_INPUT))
     except RuntimeError as error:
-        sys.exit(_complain(error, 1))
+        leave(_complain(error, 1))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted before there was a result", INTERRUPTED))
+        leave(_complain("interrupted before there was a result", INTERRUPTED))
 
 
 def read_config() -> Any:

@@ -1,25 +1,21 @@
-"""The run folder: what a search found, in files that other programs and people read."""
+"""The run folder: files that other programs and people read, while a search runs and after it."""
 
 import dataclasses
 import importlib.metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import yaml
-from jaxtyping import Int
-from rich.console import Console
+from jaxtyping import Float, Int
 
-from haqjax.files import write_csv, write_json, write_yaml
-from haqjax.policy import to_rows
+from haqjax.files import write_csv, write_yaml
 from haqjax.pricing import price
-from haqjax.report import Row, bits_figure, comparison_table, save, search_figure
 from haqjax.run.config import SearchConfig
-from haqjax.run.limits import read_limits
-from haqjax.search import SearchResult
-from haqjax.types import WIDTHS, AnyArray, Bounds, Budget, Cost, CostTable, LayerTable
+from haqjax.search import Record
+from haqjax.types import WIDTHS, AnyArray, Cost, CostTable
 
 EPISODES = "episodes.csv"
 UNITS = {
@@ -29,17 +25,6 @@ UNITS = {
     "bops": "bops",
     "memory": "memory_bytes",
 }
-
-
-class Outcome(NamedTuple):
-    """The policies that a search is judged by: float, 8_bits, uniform, policy; accuracies in 0..1."""
-
-    policies: dict[str, Int[np.ndarray, "L 2"]]
-    searched: dict[str, float]  # on the search split, which the policy was chosen by
-    reported: dict[str, float]  # on the report split, which nothing was chosen by
-    images: tuple[int, int]  # in the search and the report split
-    machine: str
-    weights: str  # fingerprint of the float parameters
 
 
 def write_config(out: Path, config: SearchConfig) -> None:
@@ -78,16 +63,23 @@ def read_file(path: Path, parse: Any, *keys: str) -> dict[str, Any]:
     return found
 
 
-def write_episodes(out: Path, result: SearchResult) -> None:
-    """`episodes.csv`: one row an episode."""
-    records = result.records
-    best = _best_so_far(result)
+def write_episodes(
+    out: Path, records: Record, resource: str | None = None, limits: Float[np.ndarray, "E"] | None = None
+) -> None:
+    """`episodes.csv`: one row an episode.
+
+    Args:
+      resource: whose limit changes from episode to episode, in a search for a front or by an allowed drop.
+      limits: what it was; infinite where there was none.
+    """
+    best = best_so_far(records, limits)
     rows = [
         {
             "episode": episode,
             "accuracy": records.accuracy[episode],
             "gain": records.gain[episode],
-            **_units(jax.tree.map(lambda spent: spent[episode], records.cost)),  # noqa: B023 - called at once
+            **in_units(jax.tree.map(lambda spent: spent[episode], records.cost)),  # noqa: B023 - called at once
+            **({} if resource is None or limits is None else {f"budget_{UNITS[resource]}": limits[episode]}),
             "feasible": bool(records.feasible[episode]),
             "best_accuracy": best[episode],
         }
@@ -96,110 +88,12 @@ def write_episodes(out: Path, result: SearchResult) -> None:
     write_csv(out / EPISODES, rows)
 
 
-def write_result(
-    out: Path,
-    config: SearchConfig,
-    layers: LayerTable,
-    table: CostTable,
-    bounds: Bounds,
-    budget: Budget,
-    result: SearchResult,
-    outcome: Outcome,
-) -> None:
-    """`episodes.csv`, `figures/` and, last, `policy.json`: where it is, the run is complete."""
-    write_episodes(out, result)
-    records = result.records
-    policy = outcome.policies["policy"]
-    title = f"{config.model} on {outcome.machine}, {config.aim}"
-    pinned = np.asarray(bounds.low == bounds.high)
-    (out / "figures").mkdir(exist_ok=True)
-    for end in ("png", "svg"):
-        bits = bits_figure(layers.names, policy, layers.depthwise, pinned, title, pointwise=layers.pointwise)
-        save(bits, out / "figures" / f"bits.{end}")
-        save(
-            search_figure(
-                np.asarray(records.accuracy), np.asarray(records.feasible), _best_so_far(result),
-                outcome.searched["float"], outcome.searched["uniform"], title,
-            ),
-            out / "figures" / f"search.{end}",
-        )  # fmt: skip
-    write_json(out / "policy.json", _summary(config, layers, table, budget, result, outcome))
-
-
-def show_result(
-    config: SearchConfig, table: CostTable, result: SearchResult, outcome: Outcome, out: Path, console: Console
-) -> None:
-    """The last lines of a search: 8 bits, the best uniform policy within the budget, and what was found."""
-    bits = _uniform_bits(outcome)
-    names = {"8_bits": "8 bits", "uniform": f"uniform {bits}", "policy": f"found by {config.search}"}
-    rows = [
-        Row(label, outcome.reported[name], outcome.images[1], _shown(config, cost_of(table, outcome.policies[name])))
-        for name, label in names.items()
-    ]
-    searched, reported = outcome.searched, outcome.reported
-    title = f"{config.model} on {outcome.machine}: {config.aim}"
-    console.print(comparison_table(rows, title))
-    lines = [
-        f"Accuracy on the {outcome.images[1]} images of the report split; float {100 * reported['float']:.1f} %.",
-        f"On the {outcome.images[0]} images that the policy was chosen by: float {100 * searched['float']:.1f} %, "
-        f"uniform {100 * searched['uniform']:.1f} %, found {100 * searched['policy']:.1f} %.",
-        f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies. "
-        "Costs are the simulator's word.",
-        f"Run folder: {out}",
-    ]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
-
-
-def _summary(
-    config: SearchConfig, layers: LayerTable, table: CostTable, budget: Budget, result: SearchResult, outcome: Outcome
-) -> dict[str, Any]:
-    return {
-        "network": config.model,
-        "hardware": outcome.machine,
-        "weights": outcome.weights,
-        "data": config.data,
-        "metric": config.metric,
-        "budget": {"fraction": _fractions(config), **_units(Cost(*budget))},
-        "search": config.search,
-        "seed": config.seed,
-        "episodes": len(result.records.accuracy),
-        "best_episode": result.best,
-        "interrupted": result.interrupted,
-        "layers": to_rows(jnp.asarray(outcome.policies["policy"]), layers.names),
-        "uniform_bits": _uniform_bits(outcome),
-        "costs": {
-            name: _units(cost_of(table, policy)) for name, policy in outcome.policies.items() if name != "float"
-        },
-        "accuracies": {
-            "report": outcome.reported | {"images": outcome.images[1]},
-            "search": outcome.searched | {"images": outcome.images[0]},
-        },
-    }  # fmt: skip
-
-
-def _fractions(config: SearchConfig) -> float | dict[str, float] | None:
-    """What was asked as a fraction of the 8-bit cost: of the one resource, or by resource."""
-    asked = read_limits(config.metric, config.budget)
-    fractions = {name: value for name, value in asked.items() if name in Cost._fields}
-    return fractions.get(config.metric) if len(asked) == 1 else fractions
-
-
-def _shown(config: SearchConfig, cost: Cost) -> Cost:
-    """Bit operations and peak memory take a column only where they were asked for: a line is 100 letters long."""
-    bops, memory = (value if name in config.metrics else None for name, value in list(cost._asdict().items())[3:])
-    return cost._replace(bops=bops, memory=memory)
-
-
-def _best_so_far(result: SearchResult) -> np.ndarray:
-    """The best accuracy within the budget up to each episode; NaN before the first."""
-    records = result.records
+def best_so_far(records: Record, limits: Float[np.ndarray, "E"] | None = None) -> Float[np.ndarray, "E"]:
+    """The best accuracy within the budget up to each episode, since the budget changed; NaN before the first."""
     usable = np.where(np.asarray(records.feasible) & np.isfinite(records.accuracy), records.accuracy, -np.inf)
-    best = np.maximum.accumulate(usable)
+    starts = np.zeros(0, int) if limits is None else np.flatnonzero(limits[1:] != limits[:-1]) + 1
+    best = np.concatenate([np.maximum.accumulate(part) for part in np.split(usable, starts)])
     return np.where(np.isfinite(best), best, np.nan)
-
-
-def _uniform_bits(outcome: Outcome) -> int:
-    return int(outcome.policies["uniform"].min())
 
 
 def cost_of(table: CostTable, policy: Int[AnyArray, "L 2"]) -> Cost:
@@ -207,7 +101,8 @@ def cost_of(table: CostTable, policy: Int[AnyArray, "L 2"]) -> Cost:
     return price(table, jnp.minimum(jnp.asarray(policy), WIDTHS))  # a tensor that is left alone costs as with 8 bits
 
 
-def _units(cost: Cost) -> dict[str, Any]:
+def in_units(cost: Cost) -> dict[str, Any]:
+    """A cost as it is written: the unit is part of each name."""
     return {UNITS[name]: value for name, value in cost._asdict().items()}
 
 

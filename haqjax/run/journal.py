@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import open_folder, write_episodes
+from haqjax.run.hosts import from_first, is_first, localise
 from haqjax.search import Problem, Record, Searcher, SearchResult
 from haqjax.search.base import choose_best
+from haqjax.search.legs import Course
 from haqjax.search.loop import start
 from haqjax.train.checkpoints import Checkpoints, open_checkpoints
 from haqjax.types import Cost
@@ -24,7 +26,7 @@ from haqjax.types import Cost
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
 EVERY = 2.0  # s between two writings, at least; what is lost with a process is played again, to the same bits
 RECORD: Any = Record(**dict.fromkeys(Record._fields, 0) | {"cost": Cost(0, 0, 0, 0, 0)})  # type: ignore  # structure
-NOT_OF_THE_SEARCH = ("out", "resume", "episodes")  # may differ when a search goes on
+NOT_OF_THE_SEARCH = ("out", "resume", "episodes", "hosts")  # may differ when a search goes on
 
 
 @dataclasses.dataclass
@@ -32,27 +34,38 @@ class Journal:
     """Writes down a search; see `open_journal`."""
 
     out: Path
-    checkpoints: Checkpoints
-    curves: Any  # tensorboardX.SummaryWriter
+    checkpoints: Checkpoints | None  # None where another process writes
+    curves: Any = None  # tensorboardX.SummaryWriter
+    resource: str | None = None  # whose limit changes while the search goes on
     written: float = -EVERY  # when, by the monotonic clock
     drawn: int = 0  # episodes in the curves
 
-    def write(self, result: SearchResult, last: bool = False) -> None:
+    def write(self, result: SearchResult | Course, last: bool = False) -> None:
         """Keeps the state and the episodes, unless it has just done so.
+
+        Args:
+          result: the state is not kept where there is none yet.
+          last: whether to write even so.
 
         Raises:
           OSError: the folder cannot be written, such as on a full disk.
         """
-        if not last and time.monotonic() - self.written < EVERY:
+        if self.checkpoints is None or (not last and time.monotonic() - self.written < EVERY):
             return
         played = len(result.records.accuracy)
-        self.checkpoints.save({"state": _without_keys(result.state), "records": result.records}, played, last=True)
-        write_episodes(self.out, result)
-        self._draw(result)
+        if result.state is not None:
+            state = {"state": _without_keys(localise(result.state)), "records": result.records}
+            self.checkpoints.save(state, played, last=True)
+        limits = result.limits(self.resource) if isinstance(result, Course) and self.resource else None
+        write_episodes(self.out, result.records, self.resource, limits)
+        self._draw(result.records)
         self.written = time.monotonic()
 
-    def _draw(self, result: SearchResult) -> None:
-        records = result.records
+    def newest(self) -> tuple[list[np.ndarray], int] | None:
+        """What was kept last; see `haqjax.train.checkpoints.Checkpoints.newest`."""
+        return None if self.checkpoints is None else self.checkpoints.newest()
+
+    def _draw(self, records: Record) -> None:
         best = np.maximum.accumulate(np.where(records.feasible, np.nan_to_num(records.accuracy), 0.0))
         for episode in range(self.drawn, len(best)):
             spent = {f"cost/{name}": np.asarray(cost)[episode] for name, cost in records.cost._asdict().items()}
@@ -66,19 +79,22 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(out: Path, config: SearchConfig, played: int = 0) -> Iterator[Journal]:
-    """Opens the journal of a run, and waits at the end until all is on disk.
+    """Opens the journal of a run, and waits at the end until all is on disk; of several hosts the first writes.
 
     Args:
       out: the run folder, which is there.
       config: of the search: its checkpoints serve no other.
       played: episodes that were played before.
     """
+    if not is_first():
+        yield Journal(out, None)
+        return
     from tensorboardX import SummaryWriter  # slow to import, hence not above
 
     curves = SummaryWriter(str(out / TENSORBOARD), purge_step=played or None)
     try:
         with open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
-            yield Journal(out, checkpoints, curves, drawn=played)
+            yield Journal(out, checkpoints, curves, config.resource, drawn=played)
     finally:
         curves.close()
 
@@ -89,15 +105,21 @@ def identity(config: SearchConfig) -> dict[str, Any]:
     return json.loads(json.dumps(told))
 
 
-def read_back(journal: Journal, searcher: Searcher, problem: Problem) -> SearchResult | None:
+def read_back(
+    journal: Journal, searcher: Searcher, problem: Problem, within: Callable[[Any], Any] = lambda state: state
+) -> SearchResult | None:
     """The newest state of a search that was stopped; None where it stopped before it kept one.
+
+    Args:
+      within: what the searcher's state is a part of, given a state of the same structure.
 
     Raises:
       ValueError: no checkpoint can be read, or it is of another search; names what differs.
     """
-    found = _newest(journal.checkpoints, searcher, problem)
-    if found is None:
+    leaves = from_first(journal.newest)
+    if leaves is None:
         return None
+    found = _unfold(leaves[0], within(_blank_state(searcher, problem)), journal.out / CHECKPOINTS)
     records, state = found["records"], found["state"]
     return SearchResult(choose_best(records, problem.budget), records, state)
 
@@ -112,15 +134,16 @@ def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PR
     Raises:
       ValueError: no such run there.
     """
-    before = open_folder(folder)
+    before = from_first(lambda: open_folder(folder))
+    if before.resource is not None:
+        raise ValueError(f"{folder} is a search for {before.aim}: give a run within one budget")
     if before.search != "haq":
         raise ValueError(f"{folder} is of the search {before.search!r}, which has no agent: give a run of 'haq'")
-    with open_checkpoints(Path(folder) / CHECKPOINTS, identity(before), every=1) as checkpoints:
-        found = _newest(checkpoints, searcher, problem)
-    if found is None:
+    leaves = from_first(lambda: _read_newest(Path(folder) / CHECKPOINTS, before))
+    if leaves is None:
         raise ValueError(f"{folder} has no checkpoint to take an agent from")
     state = start(searcher, problem, jax.random.split(key)[0])
-    learned = found["state"].agent
+    learned = _unfold(leaves[0], _blank_state(searcher, problem), Path(folder) / CHECKPOINTS)["state"].agent
     knows = {name: getattr(learned, name) for name in ("actor", "critic", "target_actor", "target_critic")}
     state = state._replace(agent=state.agent._replace(**jax.tree.map(jnp.asarray, knows)))
     return SearchResult(None, _nothing(len(problem.names)), state)
@@ -134,15 +157,16 @@ def _nothing(layers: int) -> Record:
     return Record(**shapes | {"feasible": np.zeros(0, bool), "cost": Cost(none, none, none, none, none)})
 
 
-def _newest(checkpoints: Checkpoints, searcher: Searcher, problem: Problem) -> dict[str, Any] | None:
-    newest = checkpoints.newest()
-    if newest is None:
-        return None
-    leaves, _ = newest
-    blank = _blank_state(searcher, problem)
+def _read_newest(folder: Path, config: SearchConfig) -> tuple[list[np.ndarray], int] | None:
+    with open_checkpoints(folder, identity(config), every=1) as checkpoints:
+        return checkpoints.newest()
+
+
+def _unfold(leaves: list[np.ndarray], blank: PyTree, folder: Path) -> dict[str, Any]:
+    """Records and state from their leaves."""
     names, tree = jax.tree.flatten({"records": RECORD, "state": _without_keys(blank)})
     if len(names) != len(leaves):
-        raise ValueError(f"the checkpoints in '{checkpoints.folder}' are of another version of haqjax")
+        raise ValueError(f"the checkpoints in '{folder}' are of another version of haqjax")
     found = jax.tree.unflatten(tree, leaves)
     return found | {"state": _with_keys(found["state"], blank)}
 

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 
 import jax
-import numpy as np
-from jaxtyping import PyTree
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -15,6 +13,7 @@ from haqjax.data import Dataset
 from haqjax.models import Network, build, outline
 from haqjax.train import RECIPES, fit, load_params, save_params
 from haqjax.train import Progress as Epoch
+from haqjax.train.checkpoints import fingerprint
 
 VERSION = 1  # of the cache: raise it when training or a network changes
 
@@ -74,14 +73,6 @@ def make_progress(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
     )
     return Progress(*columns, console=console)
-
-
-def fingerprint(params: PyTree) -> str:
-    """A short hash of parameters, to tell whether two are the same to the last bit."""
-    told = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        told.update(np.asarray(leaf).tobytes())
-    return told.hexdigest()[:16]
 
 
 def _cache_name(network: Network, data: Dataset) -> str:

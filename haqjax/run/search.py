@@ -1,33 +1,48 @@
 """The search command: from a configuration to a run folder."""
 
 import dataclasses
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 from rich.console import Console
 
-from haqjax.files import new_folder
+from haqjax.budget import fits
 from haqjax.models import Network
+from haqjax.policy import uniform
+from haqjax.pricing import price
 from haqjax.projection import best_uniform
 from haqjax.run.config import SearchConfig, free_folder
-from haqjax.run.folder import EPISODES, Outcome, open_folder, show_result, write_config, write_result
-from haqjax.run.journal import Journal, open_journal, read_back, warm_start
-from haqjax.run.network import fingerprint, load_network, make_progress
-from haqjax.run.task import Task, find_ranges, leave_activations, make_judge, make_soft, measure, prepare
-from haqjax.search import Problem, SearchResult, make_problem, search
-from haqjax.search.base import Searcher
-from haqjax.search.haq import HAQ, make_haq
-from haqjax.search.loop import find_searcher
+from haqjax.run.folder import open_folder
+from haqjax.run.front import conclude_front, name_one, show_front, write_front
+from haqjax.run.hosts import from_first, is_first, join, speaker
+from haqjax.run.network import load_network
+from haqjax.run.outcome import Outcome, show_result, write_result
+from haqjax.run.play import make_searcher, play
+from haqjax.run.search_config import USUAL_BUDGET
+from haqjax.run.task import Task, find_ranges, judge_all, leave_activations, make_judge, make_soft, measure, prepare
+from haqjax.search import Problem, make_problem
+from haqjax.search.drop import ROUNDING
+from haqjax.search.front import Front
+from haqjax.train.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
+
+__all__ = ["find_folder", "make_searcher", "prepare", "run_search"]
+
+
+class Posed(NamedTuple):
+    """What is asked of a search, ready to be answered."""
+
+    problem: Problem
+    judges: tuple[jax.tree_util.Partial, jax.tree_util.Partial]  # by the search and by the report split
+    fixed: Outcome  # what the policy is measured against: float, 8_bits, uniform; not yet reported
 
 
 def run_search(config: SearchConfig, console: Console) -> Path:
-    """Searches a policy and writes a run folder; the last lines printed are the result.
+    """Searches a policy, or a front of them, and writes a run folder; the last lines printed are the result.
 
     Returns:
       The run folder.
@@ -37,27 +52,30 @@ def run_search(config: SearchConfig, console: Console) -> Path:
       OSError: the run folder cannot be written; what it holds of the search can be resumed.
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
-    config, out = find_folder(config)
+    join(config.hosts)
+    console = speaker(console)
+    config, out = from_first(lambda: find_folder(config))
     task = prepare(config)
     out = out or free_folder(_name(config, task))
     for note in task.data.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    network = load_network(task.network, task.data, config.weights, console)
-    ranges = find_ranges(config, network, task.data)
-    problem, fixed, selected = _pose(config, task, network, ranges)
-    result = _search(config, problem, out, console)
-    policies = fixed | {"policy": leave_activations(config, jnp.asarray(result.policy))}
-    unseen = make_judge(config, network, task.data.report, ranges, task.data)
-    outcome = Outcome(
-        policies={name: np.asarray(policy) for name, policy in policies.items()},
-        searched=selected | {"policy": result.accuracy},
-        reported=measure(unseen, policies),
-        images=(len(task.data.search), len(task.data.report)),
-        machine=task.machine,
-        weights=fingerprint(network.params),
-    )
-    write_result(out, config, task.layers, task.table, task.bounds, task.budget, result, outcome)
-    show_result(config, task.table, result, outcome, out, console)
+    params = from_first(lambda: load_network(task.network, task.data, config.weights, console).params)
+    network = dataclasses.replace(task.network, params=params)
+    posed = _pose(config, task, network, from_first(lambda: find_ranges(config, network, task.data)))
+    found = play(config, task, posed.problem, out, console)
+    if isinstance(found, Front):
+        choices = conclude_front(config, task, found, posed.judges)
+        named = name_one(config, task, choices, posed.fixed.images[0])
+        outcome = _measure(posed, choices[named].policies, choices[named].searched)
+        if is_first():
+            write_front(out, config, task, found, choices, outcome, named)
+        show_front(config, task, found, choices, outcome, named, out, console)
+    else:
+        policy = np.asarray(leave_activations(config, jnp.asarray(found.policy)))
+        outcome = _measure(posed, {"policy": policy}, {"policy": found.accuracy})
+        if is_first():
+            write_result(out, config, task, found, outcome)
+        show_result(config, task, found, outcome, out, console)
     return out
 
 
@@ -68,90 +86,77 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
       ValueError: the run to resume is not there, or was started with other options.
     """
     if config.resume is None:
+        if config.budget is None and config.resource is None:
+            config = dataclasses.replace(config, budget=USUAL_BUDGET)
         return config, None if config.out is None else Path(config.out)
     before = open_folder(config.resume)
     usual = SearchConfig()
     for field in dataclasses.fields(SearchConfig):
         asked, was = getattr(config, field.name), getattr(before, field.name)
-        if field.name not in ("resume", "out", "episodes") and asked not in (getattr(usual, field.name), was):
+        if field.name not in ("resume", "out", "episodes", "hosts") and asked not in (getattr(usual, field.name), was):
             raise ValueError(
                 f"{config.resume} was started with {field.name} {was!r}, not {asked!r}: leave it out, or start anew"
             )
+    if before.resource is not None and config.episodes not in (usual.episodes, before.episodes):
+        raise ValueError(
+            f"{config.resume} was started with episodes {before.episodes}, which its budgets share: leave it out"
+        )
     episodes = before.episodes if config.episodes == usual.episodes else config.episodes
-    return dataclasses.replace(before, resume=config.resume, episodes=episodes, out=None), Path(config.resume)
+    again = dataclasses.replace(before, resume=config.resume, episodes=episodes, out=None, hosts=config.hosts)
+    return again, Path(config.resume)
 
 
 def _name(config: SearchConfig, task: Task) -> str:
-    aim = f"{'+'.join(config.metrics)}{str(config.budget).replace(',', '+').replace(' ', '')}"
+    budget = "" if config.budget is None else str(config.budget).replace(",", "+").replace(" ", "")
+    aim = f"{'+'.join(config.metrics)}{budget}"
+    if config.front is not None:
+        aim = f"{config.front}-front"
+    elif config.max_drop is not None:
+        aim = f"{aim}-drop{config.max_drop:g}"
     return f"runs/{config.model}-{task.machine}-{aim}-{config.search}-seed{config.seed}"
 
 
-def _pose(
-    config: SearchConfig, task: Task, network: Network, ranges: Ranges
-) -> tuple[Problem, dict[str, jax.Array], dict[str, float]]:
+def _pose(config: SearchConfig, task: Task, network: Network, ranges: Ranges) -> Posed:
     """The problem, the policies that a search is compared with, and their accuracies on the search split."""
-    judge = make_judge(config, network, task.data.search, ranges, task.data)
-    uniform = best_uniform(task.table, task.bounds, task.budget).policy
-    fixed = {
-        "float": jnp.full_like(uniform, FULL_PRECISION),
-        "8_bits": leave_activations(config, jnp.full_like(uniform, WIDTHS)),
-        "uniform": leave_activations(config, uniform),
-    }
-    selected = measure(judge, fixed)
-    soft_loss = make_soft(config, network, task.data, ranges)
-    problem = make_problem(
-        task.layers, task.table, task.bounds, task.budget, judge, selected["float"], soft_loss=soft_loss
+    judge, unseen = (
+        make_judge(config, network, split, ranges, task.data) for split in (task.data.search, task.data.report)
     )
-    return problem, fixed, selected
+    eight = jnp.full((len(task.layers), 2), WIDTHS)
+    fixed = {"float": jnp.full_like(eight, FULL_PRECISION), "8_bits": leave_activations(config, eight)}
+    judged = judge_all(judge, fixed)
+    reference = judged["float"]
+    fixed["uniform"] = leave_activations(config, _find_uniform(config, task, judge, float(reference.accuracy)))
+    problem = make_problem(
+        task.layers, task.table, task.bounds, task.budget, judge, reference.accuracy,
+        reference_loss=reference.loss, soft_loss=make_soft(config, network, task.data, ranges),
+    )  # fmt: skip
+    outcome = Outcome(
+        policies={name: np.asarray(policy) for name, policy in fixed.items()},
+        searched=measure(judge, fixed),
+        reported={},
+        images=(len(task.data.search), len(task.data.report)),
+        weights=fingerprint(network.params),
+    )
+    return Posed(problem, (judge, unseen), outcome)
 
 
-def _search(config: SearchConfig, problem: Problem, out: Path, console: Console) -> SearchResult:
-    searcher = make_searcher(config if config.resume is None else open_folder(out))
-    with _open_journal(config, out) as journal, make_progress(console) as progress:
-        key = jax.random.key(config.seed)
-        before = None if config.resume is None else read_back(journal, searcher, problem)
-        if before is None and config.warm_start is not None:
-            before = warm_start(config.warm_start, searcher, problem, jax.random.clone(key))
-        bar = progress.add_task(f"searching ({config.search})", total=config.episodes, note="compiling")
-
-        def on_round(result: SearchResult) -> None:
-            best = "none fits yet" if result.best is None else f"best so far {100 * result.accuracy:.1f} %"
-            progress.update(bar, completed=len(result.records.accuracy), note=best)
-            journal.write(result)
-
-        result = search(
-            problem,
-            searcher,
-            episodes=config.episodes,
-            key=key,
-            on_round=on_round,
-            resume=before,
-        )
-        journal.write(result, last=True)
-    return result
+def _find_uniform(
+    config: SearchConfig, task: Task, judge: jax.tree_util.Partial, reference: float
+) -> Int[Array, "L 2"]:
+    """The best policy of the same bits everywhere: within the budget, or the cheapest that is accurate enough."""
+    if config.max_drop is None:
+        return best_uniform(task.table, task.bounds, task.budget).policy
+    policies = jax.vmap(uniform, in_axes=(0, None))(jnp.arange(WIDTHS, 0, -1), task.bounds)
+    cost = price(task.table, policies)
+    judged = measure(judge, {str(at): leave_activations(config, policy) for at, policy in enumerate(policies)})
+    enough = np.array([*judged.values()]) >= reference - config.max_drop / 100 - ROUNDING
+    spent = np.where(enough & np.asarray(fits(cost, task.budget)), getattr(cost, config.metrics[0]), np.inf)
+    return policies[int(np.argmin(spent))]  # the widest, where none is accurate enough
 
 
-@contextmanager
-def _open_journal(config: SearchConfig, out: Path) -> Iterator[Journal]:
-    """A new run that stops before its first round is over leaves nothing."""
-    if config.resume is None:
-        write_config(new_folder(out), config)
-    try:
-        with open_journal(out, config) as journal:
-            yield journal
-    finally:
-        if config.resume is None and not (out / EPISODES).is_file():
-            shutil.rmtree(out)
-
-
-def make_searcher(config: SearchConfig) -> Searcher:
-    """The method by name; in a short search HAQ's 20 episodes of warm-up take at most a fifth of all.
-
-    An agent that starts with what another learned needs none.
-    """
-    if config.search == "haq":
-        usual = HAQ().agent
-        warmup = 0 if config.warm_start is not None else min(usual.warmup, config.episodes // 5)
-        agent = dataclasses.replace(usual, warmup=warmup)
-        return make_haq(HAQ(agent=agent, parallel=config.parallel))
-    return find_searcher(config.search, config.parallel)
+def _measure(posed: Posed, policies: dict[str, np.ndarray], searched: dict[str, float]) -> Outcome:
+    """The fixed policies and those given, on the report split."""
+    fixed = posed.fixed
+    everyone = fixed.policies | policies
+    reported = measure(posed.judges[1], {name: jnp.asarray(policy) for name, policy in everyone.items()})
+    return fixed._replace(policies=everyone, searched=fixed.searched | searched, reported=reported)

@@ -1,6 +1,8 @@
 """What a configuration asks for: network, data, machine and budget, and later the judge of policies."""
 
 import dataclasses
+import operator
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,16 +20,19 @@ from haqjax.quantize.bank import make_bank
 from haqjax.reach import check_reachable
 from haqjax.rules import bounds_by_rules
 from haqjax.run.config import SearchConfig
-from haqjax.run.limits import read_limits
+from haqjax.run.hosts import share_devices
 from haqjax.run.network import empty_network
+from haqjax.search.front import spread_fractions
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
+from haqjax.train.mesh import share_policies
 from haqjax.train.soft import make_soft_loss
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
 
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
 SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
+AT_ONCE = 4  # policies that are measured in one call
 FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
 
 
@@ -40,7 +45,8 @@ class Task(NamedTuple):
     layers: LayerTable
     table: CostTable
     bounds: Bounds
-    budget: Budget
+    budget: Budget  # that every policy has to keep to
+    budgets: tuple[Budget, ...] = ()  # of a front, the tightest first
 
 
 def prepare(config: SearchConfig) -> Task:
@@ -59,9 +65,26 @@ def prepare(config: SearchConfig) -> Task:
     low, high = config.widths
     there = available_widths(accelerator, table_of)
     limits = bounds_by_rules(table_of.names, config.layers, config.tie, low=low, high=high, available=there)
-    spendable = budget(table, **read_limits(config.metric, config.budget))
-    check_reachable(table, limits, spendable, table_of.names)
-    return Task(accelerator.name, data, network, table_of, table, limits, spendable)
+    spendable = budget(table, **config.limits)
+    budgets = _spread_budgets(config, table, limits)
+    for one in (spendable, *budgets):
+        check_reachable(table, limits, one, table_of.names)
+    return Task(accelerator.name, data, network, table_of, table, limits, spendable, budgets)
+
+
+def _spread_budgets(config: SearchConfig, table: CostTable, bounds: Bounds) -> tuple[Budget, ...]:
+    """The budgets of a front, in order.
+
+    Raises:
+      ValueError: the table does not know the resource of a front or a drop, or no policy makes it cheaper.
+    """
+    if config.resource is None:
+        return ()
+    fractions = spread_fractions(table, bounds, config.resource)
+    if config.front is None:
+        return ()
+    asked = config.budgets or [{config.resource: share} for share in fractions]
+    return tuple(sorted((budget(table, **limit) for limit in asked), key=operator.attrgetter(config.resource)))
 
 
 def open_network(config: SearchConfig) -> tuple[Network, Dataset]:
@@ -104,29 +127,46 @@ def calibration_batches(split: Split | Source) -> list[Float[np.ndarray, "B H W 
 
 
 @jax.jit
-def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float[Array, "N"]:
+def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Judgement:
     answer = judge(policies)
-    return getattr(answer, "accuracy", answer)
+    return answer if isinstance(answer, Judgement) else Judgement(answer, jnp.full(len(policies), jnp.nan))
 
 
-def measure(judge: jax.tree_util.Partial, policies: dict[str, Int[Array, "L 2"]]) -> dict[str, float]:
-    """Accuracies by name; always of four policies, so that both splits share one compiled program."""
-    rows = list(policies.values())
-    rows += rows[-1:] * (4 - len(rows))
-    return dict(zip(policies, np.asarray(_judge_all(judge, jnp.stack(rows))).tolist(), strict=False))
+def judge_all(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Judgement]:
+    """Accuracy and loss by name, the loss NaN where it is not told; four policies at a time, so that all splits and
+    all numbers of policies share one compiled program."""
+    names = {name: np.asarray(policy).tobytes() for name, policy in policies.items()}
+    distinct = {names[name]: policy for name, policy in policies.items()}
+    rows, told = list(distinct.values()), []
+    for at in range(0, len(rows), AT_ONCE):
+        some = rows[at : at + AT_ONCE]
+        judged = _judge_all(judge, jnp.stack(some + some[-1:] * (AT_ONCE - len(some))))
+        told += [Judgement(*pair) for pair in zip(*map(np.asarray, judged), strict=True)][: len(some)]
+    known = dict(zip(distinct, told, strict=True))
+    return {name: known[key] for name, key in names.items()}
+
+
+def measure(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, float]:
+    """Accuracies by name; see `judge_all`."""
+    return {name: float(judged.accuracy) for name, judged in judge_all(judge, policies).items()}
 
 
 def make_judge(
     config: SearchConfig, network: Network, split: Split, ranges: Ranges, data: Dataset
 ) -> jax.tree_util.Partial:
-    """The function that policies are judged by, on one split; after a little fine-tuning where that is asked for."""
+    """The function that policies are judged by, on one split; after a little fine-tuning where that is asked for.
+
+    All devices of all hosts share the work.
+    """
+    mesh = share_devices(config.parallel, split)
     if config.finetune_steps:
         judge = make_finetuned_evaluate(
             network.apply, network.params, split, ranges, data.train,
             steps=config.finetune_steps, key=jax.random.key(FINETUNE_SEED), apply_train=network.apply_train,
         )  # fmt: skip
+        judge = judge if mesh is None else share_policies(judge, mesh)
     else:
-        judge = make_evaluate(network.apply, network.params, split, ranges, with_loss=True)
+        judge = make_evaluate(network.apply, network.params, split, ranges, with_loss=True, mesh=mesh)
     return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
 

@@ -59,7 +59,7 @@ class Checkpoints:
         for step in steps:
             try:
                 told = self._read_configuration(step)
-                same = told == dict(self.configuration)
+                same = not self._differing(told)
                 found = self._read_leaves(step) if same else []
             except Exception as error:  # Orbax and what is below it raise many kinds
                 reasons.append(str(error).strip().partition("\n")[0] or type(error).__name__)
@@ -85,9 +85,13 @@ class Checkpoints:
         found = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
         return [leaf for _, leaf in sorted((_unpack(*item) for item in found.items()), key=lambda pair: pair[0])]
 
-    def _tell_difference(self, told: Mapping[str, Any]) -> str:
+    def _differing(self, told: Mapping[str, Any]) -> list[str]:
+        """What is not the same; a value that is not told is None."""
         names = {*told, *self.configuration}
-        name = min(name for name in names if told.get(name) != self.configuration.get(name))
+        return [name for name in names if told.get(name) != self.configuration.get(name)]
+
+    def _tell_difference(self, told: Mapping[str, Any]) -> str:
+        name = min(self._differing(told))
         return (
             f"the checkpoints in '{self.folder}' are of another run: {name} was {told.get(name)!r} and is "
             f"{self.configuration.get(name)!r} now; remove the folder or choose another"
@@ -130,7 +134,11 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
 
     if every < 1:
         raise ValueError(f"a checkpoint every {every} steps cannot be: give at least 1")
-    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
+    others = {} if jax.process_count() == 1 else {"multiprocessing_options": alone, "create": False}
+    options = ocp.CheckpointManagerOptions(**{"max_to_keep": KEPT, "create": True} | others)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
         yield Checkpoints(Path(folder), every, configuration, manager)
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.capture import Apply, with_hook
 from haqjax.data import Split
 from haqjax.quantize.forward import make_hook, quantize_weights
 from haqjax.quantize.nudges import output_biases
+from haqjax.train.mesh import IMAGE, POLICY, fill_up, place
 from haqjax.types import Judgement, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
@@ -28,6 +30,7 @@ def make_evaluate(
     batch_size: int | None = None,
     policies_at_once: int = 1,
     with_loss: bool = False,
+    mesh: Mesh | None = None,
 ) -> jax.tree_util.Partial:
     """Makes the function that a search judges policies by.
 
@@ -41,6 +44,8 @@ def make_evaluate(
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
       with_loss: tell the mean cross entropy, too.
+      mesh: devices that share the policies and the micro-batches, see `haqjax.train.make_mesh`; None is one device. The
+        answers do not depend on their number, to the last bit where `policies_at_once` is 1.
 
     Returns:
       `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Judgement` with the loss
@@ -59,9 +64,25 @@ def make_evaluate(
     """
     if not len(split):
         raise ValueError("cannot judge a policy on no images")
+    images, labels = in_batches(split, fill_evenly(split, batch_size))
+    if mesh is None:
+        return jax.tree_util.Partial(_make_judge(apply, policies_at_once, with_loss), params, images, labels, ranges)
+    judge = _make_shared_judge(apply, policies_at_once, with_loss, mesh, len(images))
+    images, labels = (_share(batches, mesh, blank) for batches, blank in ((images, 0), (labels, -1)))
+    params, ranges = place((params, ranges), mesh)
+    return jax.tree_util.Partial(judge, params, images, labels, ranges)
+
+
+def fill_evenly(split: Split, batch_size: int | None = None) -> int:
+    """Images in each micro-batch: as few of these as if they held `batch_size`, or what suits the device.
+
+    >>> fill_evenly(Split(np.zeros((10, 2, 2, 1), np.float32), np.zeros(10, np.int32)), 4)
+    4
+    >>> fill_evenly(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
+    5
+    """
     most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
-    images, labels = in_batches(split, -(-len(split) // -(-len(split) // most)))  # as many batches, evenly filled
-    return jax.tree_util.Partial(_make_judge(apply, policies_at_once, with_loss), params, images, labels, ranges)
+    return -(-len(split) // -(-len(split) // most))
 
 
 def suggest_batch(pixels: int) -> int:
@@ -79,23 +100,23 @@ def in_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"]
     return jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])), jnp.asarray(labels.reshape(-1, batch_size))
 
 
+def _share(batches: Array, mesh: Mesh, blank: float) -> Array:
+    """Micro-batches over the axis `image`, each device with as many: blank ones are added."""
+    missing = -len(batches) % mesh.shape[IMAGE]
+    padding = ((0, missing), *((0, 0),) * (batches.ndim - 1))
+    return place(np.pad(np.asarray(batches), padding, constant_values=blank), mesh, IMAGE)
+
+
 @functools.cache
 def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callable[..., Array | Judgement]:
+    """The judge on one device."""
+
     def judge(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
     ) -> Array | Judgement:
         def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array | None]:
-            weights = quantize_weights(apply, params, images[0], policy, ranges)
-            biases = output_biases(apply, params, weights, images[0], ranges)
-            quantised = with_hook(apply, make_hook(weights, policy, ranges, biases))
-
-            def count(batch: tuple[Array, Array]) -> tuple[Array, Array | None]:
-                logits = quantised(params, batch[0])
-                right = ((logits.argmax(-1) == batch[1]) & jnp.isfinite(logits).all(-1)).sum()
-                return right, _loss(logits, batch[1]) if with_loss else None
-
-            sums = jax.tree.map(jnp.sum, jax.lax.map(count, (images, labels)))
-            return jax.tree.map(lambda total: total / (labels >= 0).sum(), sums)
+            parts = _count(apply, with_loss, params, images, labels, ranges, policy)
+            return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), parts)
 
         accuracy, loss = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
         return Judgement(accuracy, loss) if with_loss else accuracy
@@ -103,7 +124,75 @@ def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callabl
     return judge
 
 
-def _loss(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Float[Array, ""]:
-    """Cross entropy, summed over the images that count."""
+@functools.cache
+def _make_shared_judge(
+    apply: Apply, policies_at_once: int, with_loss: bool, mesh: Mesh, batches: int
+) -> Callable[..., Array | Judgement]:
+    """The judge on a mesh: what each micro-batch gives is gathered first, and then added up in one order."""
+
+    def count(
+        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "n L 2"]
+    ) -> tuple[Array, Array | None]:
+        measure = lambda policy: _count(apply, with_loss, params, images, labels, ranges, policy)
+        parts = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
+        gather = lambda part: jax.lax.all_gather(
+            jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), POLICY, tiled=True
+        )
+        return jax.tree.map(gather, parts)
+
+    whole = PartitionSpec()
+    specs = (whole, PartitionSpec(IMAGE), PartitionSpec(IMAGE), whole, PartitionSpec(POLICY))
+    over = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+
+    def judge(
+        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
+    ) -> Array | Judgement:
+        parts = over(params, images, labels, ranges, fill_up(policies, mesh.shape[POLICY]))
+        sums = jax.tree.map(lambda part: add_up(part[: len(policies), :batches]), parts)
+        accuracy, loss = jax.tree.map(lambda total: _divide(total, (labels >= 0).sum()), sums)
+        return Judgement(accuracy, loss) if with_loss else accuracy
+
+    return judge
+
+
+def _count(
+    apply: Apply, with_loss: bool, params: PyTree, images: Array, labels: Array, ranges: Ranges,
+    policy: Int[Array, "L 2"],
+) -> tuple[Int[Array, "m"], Float[Array, "m"] | None]:  # fmt: skip
+    """Right answers in each micro-batch under one policy, and the sum of their losses."""
+    weights = quantize_weights(apply, params, images[0], policy, ranges)
+    biases = output_biases(apply, params, weights, images[0], ranges)
+    quantised = with_hook(apply, make_hook(weights, policy, ranges, biases))
+
+    def count(batch: tuple[Array, Array]) -> tuple[Array, Array | None]:
+        logits = quantised(params, batch[0])
+        finite = jnp.isfinite(logits).all(-1)
+        right = ((logits.argmax(-1) == batch[1]) & finite).sum()
+        return right, _loss(logits, batch[1], finite) if with_loss else None
+
+    return jax.lax.map(count, (images, labels))
+
+
+def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:
+    """Each total by the count, rounded as one quotient is: XLA would multiply all by one reciprocal."""
+    return totals / jax.lax.optimization_barrier(jnp.broadcast_to(count, totals.shape))
+
+
+def add_up(parts: Array) -> Array:
+    """The sum over the last axis, of halves: the same order on every device, whatever is beside it.
+
+    >>> add_up(jnp.arange(5)).item()
+    10
+    """
+    while (count := parts.shape[-1]) > 1:
+        half = -(-count // 2)
+        rest = parts[..., half:]
+        filled = jnp.concatenate([rest, jnp.zeros_like(parts[..., : 2 * half - count])], axis=-1)
+        parts = parts[..., :half] + filled
+    return parts[..., 0]
+
+
+def _loss(logits: Float[Array, "B C"], labels: Int[Array, "B"], finite: Array) -> Float[Array, ""]:
+    """Cross entropy, summed over the images that count; infinite where one of their logits is not finite."""
     log_share = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    return -jnp.where(labels >= 0, log_share, 0).sum()
+    return -jnp.where(labels >= 0, jnp.where(finite, log_share, -jnp.inf), 0).sum()

@@ -1,0 +1,16 @@
+"""Checks that the configurations of several commands share."""
+
+from collections.abc import Iterable
+
+
+def check_seed(seed: int) -> None:
+    """Raises a ValueError for a seed that JAX cannot take."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: give a whole number from 0 to 2^32 - 1")
+
+
+def check_one_of(what: str, value: str, known: Iterable[str]) -> None:
+    """Raises a ValueError that lists what there is."""
+    names = sorted(known)
+    if value not in names:
+        raise ValueError(f"unknown {what} {value!r}: there are {', '.join(names)}")
