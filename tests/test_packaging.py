@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-TARGETS = set(re.findall(r"^([a-z]+):", MAKEFILE, flags=re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 IMPORTED_BY_OTHERS = {"array-record", "filelock", "importlib-resources", "pillow"}  # by TFDS, JAX, TFDS, TFDS
 
 
@@ -44,7 +44,7 @@ def test_every_import_is_declared_and_every_dependency_is_used():
     "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 )
 def test_documents_name_targets_that_exist(document):
-    named = set(re.findall(r"(?:^ *|`)make ([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:^ *|`)make ([a-z-]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
     assert named <= TARGETS
 
 
@@ -110,7 +110,7 @@ def make(tmp_path):
 
 def test_help_lists_every_target_and_no_other():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert set(re.findall(r"^  make ([a-z]+) ", said, flags=re.MULTILINE)) == TARGETS
+    assert set(re.findall(r"^  make ([a-z-]+) ", said, flags=re.MULTILINE)) == TARGETS
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()
     assert set(phony) - {"always"} == TARGETS
 
