@@ -33,19 +33,21 @@ from haqjax.train import make_evaluate, reestimate_statistics
 from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import FULL_PRECISION, WIDTHS
 
+NEAREST, OUTPUT = dict(rounding="nearest", correct_bias=False), dict(rounding="output", correct_bias=False)
 OPTIONS: dict[str, dict[str, Any]] = {
-    "nearest, one clip a layer": dict(rounding="nearest", per_channel=False),
-    "nearest": dict(rounding="nearest"),
-    "nearest, largest": dict(rounding="nearest", method="max"),
-    "nearest, divergence": dict(rounding="nearest", method="kl"),
-    "nearest, bias corrected": dict(rounding="nearest", correct_bias=True),
-    "nearest, equalised": dict(rounding="nearest", equalised=True),
-    "nearest, statistics measured again": dict(rounding="nearest", again=True),
-    "output": dict(),
-    "output, divergence": dict(method="kl"),
-    "output, bias corrected": dict(correct_bias=True),
-    "output, equalised": dict(equalised=True),
-    "output, statistics measured again": dict(again=True),
+    "nearest, one clip a layer": NEAREST | dict(per_channel=False),
+    "nearest": NEAREST,
+    "nearest, largest": NEAREST | dict(method="max"),
+    "nearest, divergence": NEAREST | dict(method="kl"),
+    "nearest, bias corrected": NEAREST | dict(correct_bias=True),
+    "nearest, equalised": NEAREST | dict(equalised=True),
+    "nearest, statistics measured again": NEAREST | dict(again=True),
+    "output": OUTPUT,
+    "output, divergence": OUTPUT | dict(method="kl"),
+    "output, bias corrected": dict(),  # the default
+    "output, equalised": OUTPUT | dict(equalised=True),
+    "output, bias corrected, equalised": dict(equalised=True),
+    "output, statistics measured again": OUTPUT | dict(again=True),
 }
 NETWORKS = {
     "resnet20": ("resnet20_cifar10.safetensors", "tfds:cifar10", (8, 6, 5, 4, 3), 64),
@@ -66,12 +68,13 @@ class Config:
     most: int | None = None  # images to report on; None is all
     options: tuple[str, ...] = tuple(OPTIONS)
     everywhere: bool = False
+    name: str = "post_training"  # of the result
 
 
 def main(config: Config) -> list[dict]:
     """Measures and writes the figures of all networks."""
     figures = [bench(config, name) for name in config.networks]
-    records.write("post_training", figures)
+    records.write(config.name, figures)
     return figures
 
 

@@ -1,203 +1,153 @@
 """How good are the policies that each search finds, at equal numbers of evaluations?
 
-    python benchmarks/search_quality.py --problem a           # every policy is evaluated: regret against the optimum
-    python benchmarks/search_quality.py --problem b --budgets 0.30,0.35 --episodes 400   # needs ../shared/data
-    python benchmarks/search_quality.py --problem c --budgets 0.6 --seeds 1              # ImageNet; slow
+    python benchmarks/search_quality.py --problem a --seeds 10 --budgets 0.5
+    python benchmarks/search_quality.py --problem b --searchers ilp --budgets 0.3 0.35 0.4 0.5 0.6 --episodes 200
+    python benchmarks/search_quality.py --problem b --searchers haq random --race 0.01 --budgets 0.3 0.35 0.4 0.5 0.6
+    python benchmarks/search_quality.py --problem b --metric size --budgets 3
+    python benchmarks/search_quality.py --problem c --budgets 0.6 --seeds 1
 
-Problem a: five layers trained on the digits, 2 or 4 bits an entry. Problem b: ResNet-20 on CIFAR-10 after training,
-BISMO cloud. Searches select on --images images held out of the training split; the report is on the 5,000 test images.
-Problem c: MobileNetV2 on the ImageNet images there are; those that a search selects by are half of them.
-The defaults are small; the published figures are asked for by the options that stand in their record.
+The problems stand in search_problems.py; b and c need published weights and images in a folder beside the checkout.
+What was evaluated is known to all searches of a call: it counts as an evaluation of each that asks for it, and costs
+no time again. With --race, policies that cannot become the best are given up after some images.
 """
 
-import argparse
+import dataclasses
 import itertools
 import time
-from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import records
+import tyro
+from search_problems import Posed, best_of_all, judge_all, pose, within
 
-from haqjax import budget, calibrate, cost_table, layers, machine
 from haqjax.agent import DDPG
-from haqjax.bounds import bounds
-from haqjax.budget import fits
 from haqjax.cli import keep_compiled_programs
-from haqjax.data import Split, load
-from haqjax.models import load_pretrained
-from haqjax.pricing import price
 from haqjax.projection import best_uniform
-from haqjax.quantize.bank import make_bank
-from haqjax.search import HAQ, allocate, make_haq, make_problem, search
+from haqjax.search import HAQ, Searcher, SearchResult, allocate, make_haq, search
+from haqjax.search.base import Problem, choose_best
 from haqjax.search.loop import find_searcher
-from haqjax.train import make_evaluate
+from haqjax.search.rounds import Known
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # of problem b, plain clips, additive milp
-ADDITIONS = ("twin", "retain", "start", "exchange")  # to HAQ: "haq+twin", or several as in "haq+start+exchange"
-judge_all = jax.jit(lambda judge, policies: judge(policies))
-
-
-def small_network(params, x):
-    """Four convolutions and a dense layer."""
-    for kernel, stride in zip(params["convolutions"], (1, 2, 1, 2), strict=True):
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        x = jax.nn.relu(x)
-    return x.mean(axis=(1, 2)) @ params["dense"]
+MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # problem b: plain clips, additive milp
+ADDITIONS = ("twin", "retain", "start", "exchange", "cold")  # to HAQ: "haq+twin", or several: "haq+start+exchange"
+BATCH = 4  # policies measured on the report split in a call
 
 
-def train_small(split, seed, steps=600):
-    """Its parameters after some steps of Adam."""
-    sizes = (3, 8, 12, 16, 24)
-    keys = jax.random.split(jax.random.key(seed), 6)
-    draw = lambda key, *shape: jax.random.normal(key, shape) * (2 / np.prod(shape[:-1])) ** 0.5
-    params = {
-        "convolutions": [draw(k, 3, 3, i, o) for k, i, o in zip(keys, sizes, sizes[1:], strict=False)],
-        "dense": draw(keys[4], sizes[-1], 10),
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to compare."""
+
+    problem: Literal["a", "b", "c"] = "a"
+    searchers: tuple[str, ...] = ("ilp", "haq", "greedy", "random")
+    budgets: tuple[float, ...] = (0.5,)
+    metric: Literal["latency", "size"] = "latency"
+    seeds: int = 3
+    episodes: int = 200
+    at: tuple[int, ...] = ()
+    """Numbers of evaluations to tell the best policy after, besides the last."""
+    parallel: int = 4
+    images: int = 1000
+    """That policies are chosen by, at most."""
+    rounding: Literal["output", "nearest"] = "output"
+    race: float | None = None
+    """Give up policies that cannot become the best, with this chance of an error for each."""
+    by_layer: bool = False
+    """Problem a: only weights have a choice."""
+    name: str = ""
+    """At the end of the result's name."""
+
+
+def main(config: Config) -> None:
+    """Every searcher on every budget with every seed."""
+    posed = pose(config)
+    figures: dict[str, Any] = {"options": dataclasses.asdict(config), "images": posed.images, **posed.references}
+    figures["budgets"] = {}
+    known: Known = {}
+    reported: dict[bytes, float] = {}
+    for limit in config.budgets:
+        problem = within(posed.problem, config, limit)
+        about = tell_about(problem, posed, config, reported)
+        about["mark"] = MARK.get(limit) if config.problem == "b" and config.metric == "latency" else None
+        about["runs"] = []
+        for name, seed in itertools.product(config.searchers, range(config.seeds)):
+            about["runs"].append(run(problem, posed, name, seed, config, about, known, reported))
+            print(limit, {key: value for key, value in about["runs"][-1].items() if key != "policy"}, flush=True)
+        figures["budgets"][f"{limit:g}"] = about
+    tail = f"-{config.name}" if config.name else ""
+    records.write(f"search-quality-{config.problem}-{config.metric}{tail}", figures)
+
+
+def tell_about(problem: Problem, posed: Posed, config: Config, reported: dict) -> dict[str, Any]:
+    """What searches within a budget are held against."""
+    uniform = best_uniform(problem.table, problem.bounds, problem.budget)
+    even = measure(posed, [np.asarray(uniform.policy)], reported)[0]
+    found = {"uniform": {"feasible": bool(uniform.feasible), "bits": int(uniform.policy.min()), "report": even}}
+    return found | (best_of_all(problem) if config.problem == "a" else {})
+
+
+def run(
+    problem: Problem, posed: Posed, name: str, seed: int, config: Config, about: dict, known: Known, reported: dict
+) -> dict[str, Any]:
+    """One search, and its best policy after some numbers of evaluations."""
+    start = time.perf_counter()
+    searcher = make_searcher(name, problem, config)
+    found = search(problem, searcher, episodes=config.episodes, key=jax.random.key(seed), known=known)
+    row: dict[str, Any] = {"searcher": name, "seed": seed, "seconds": time.perf_counter() - start}
+    if "optimum" in about:
+        regret = about["optimum"] - np.fmax.accumulate(np.where(found.records.feasible, found.records.accuracy, 0))
+        reached = np.flatnonzero(regret <= 1e-6)
+        row |= {"regret": float(regret[-1]), "reached": int(reached[0]) + 1 if len(reached) else None}
+    moments = [count for count in sorted({*config.at, config.episodes}) if count <= config.episodes]
+    best = [best_at(found, problem, count) for count in moments]
+    value = measure(posed, [found.records.policy[b] for b in best if b is not None], reported)
+    curve = {
+        str(count): {"search": float(found.records.accuracy[b]), "report": value.pop(0)}
+        for count, b in zip(moments, best, strict=True)
+        if b is not None
     }
-    adam = optax.adam(3e-3)
-
-    @jax.jit
-    def step(params, moments, images, labels):
-        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(small_network(p, images), labels).mean()
-        change, moments = adam.update(jax.grad(loss)(params), moments)
-        return optax.apply_updates(params, change), moments
-
-    moments, random = adam.init(params), np.random.default_rng(seed)
-    for _ in range(steps):
-        rows = random.integers(0, len(split), 64)
-        params, moments = step(params, moments, split.images[rows], split.labels[rows])
-    return params
+    last = curve[str(config.episodes)]
+    error = (last["report"] * (1 - last["report"]) / posed.images["report"]) ** 0.5
+    return row | last | {"standard_error": error, "curve": curve, "policy": np.asarray(found.policy).tolist()}
 
 
-def problem_a(limit, config):
-    """A problem small enough to exhaust, its judge on the report split, and the best that there is."""
-    data = load("digits", image_size=8)
-    params = train_small(data.train, 0)
-    ranges = calibrate(small_network, params, [data.train.images[:256]], rounding=config.rounding)
-    table_of = layers(small_network, params, data.train.images[:1])
-    there = np.isin(np.arange(1, 9), (2, 4)) & np.ones((len(table_of), 2, 1), bool)
-    table, limits = cost_table(machine("edge"), table_of), bounds(table_of, pinned={}, allowed=there)
-    ends = [float(price(table, end).latency) for end in (limits.low, limits.high)]
-    allowance = budget(table, latency_s=ends[0] + limit * (ends[1] - ends[0]))
-    judges = [make_evaluate(small_network, params, s, ranges, with_loss=True) for s in (data.search, data.report)]
-    policies = np.array(list(itertools.product((2, 4), repeat=2 * len(table_of)))).reshape(-1, len(table_of), 2)
-    fitting = policies[np.asarray(fits(price(table, jnp.asarray(policies)), allowance))]
-    optimum = float(judge_all(judges[0], jnp.asarray(fitting)).accuracy.max())
-    return (*build(table_of, table, limits, allowance, judges), {"policies": len(policies), "optimum": optimum})
+def best_at(found: SearchResult, problem: Problem, count: int) -> int | None:
+    """The episode that would have been reported after so many."""
+    return choose_best(jax.tree.map(lambda x: x[:count], found.records), problem.budget)
 
 
-def problem_b(limit, config):
-    """ResNet-20 on CIFAR-10; with --metric size, k-means weights and activations at 8 bits."""
-    network = load_pretrained(str(DATA / "resnet20_cifar10.safetensors"), "resnet20").network
-    data = load("tfds:cifar10", data_dir=str(DATA / "tfds"), preprocessing="cifar", search_images=config.images)
-    return problem_of(network, "cloud", data.train.images[:256], data.search, data.report, limit, config)
+def measure(posed: Posed, policies: list[np.ndarray], reported: dict[bytes, float]) -> list[float]:
+    """Accuracies on the report split, each policy once."""
+    new = {np.asarray(p, np.int32).tobytes(): np.asarray(p, np.int32) for p in policies}
+    rows = [(key, policy) for key, policy in new.items() if key not in reported]
+    for at in range(0, len(rows), BATCH):
+        keys, some = zip(*rows[at : at + BATCH], strict=True)
+        told = judge_all(posed.report, jnp.asarray(np.stack(some + some[-1:] * (BATCH - len(some)))))
+        reported.update(zip(keys, np.asarray(told.accuracy, float).tolist(), strict=False))
+    return [reported[np.asarray(p, np.int32).tobytes()] for p in policies]
 
 
-def problem_c(limit, config):
-    """MobileNetV2 on ImageNet: half of the validation images to search by, half to report."""
-    network = load_pretrained(str(DATA / "mobilenet_v2_imagenet.safetensors"), "mobilenet_v2").network
-    data = load("folder:" + str(DATA / "imagenet"), preprocessing="tensorflow", search_images=config.images)
-    images = data.train.images[:256] if isinstance(data.train, Split) else next(iter(data.train.batches(256)))[0]
-    return problem_of(network, "edge", images, data.search, data.report, limit, config)
-
-
-def problem_of(network, hw, images, searched, reported, limit, config):
-    """The problem of a network with weights."""
-    table_of = layers(network.apply, network.params, network.example)
-    by_size = config.metric == "size"
-    table = cost_table(machine(hw), table_of, "codebook" if by_size else "plain")
-    limits = bounds(table_of, low=(2, 8) if by_size else 2)
-    batches = [images[at : at + 64] for at in range(0, len(images), 64)]
-    plain = {"rounding": "nearest", "correct_bias": False} if config.rounding == "nearest" else {}
-    ranges = calibrate(network.apply, network.params, batches, **plain)
-    if by_size:
-        ranges = ranges.__class__(**vars(ranges) | {"bank": make_bank(network.apply, network.params, network.example)})
-    judges = [make_evaluate(network.apply, network.params, s, ranges, with_loss=True) for s in (searched, reported)]
-    built = build(table_of, table, limits, budget(table, **{config.metric: limit}), judges)
-    return (*built, {"images": {"search": len(searched), "report": len(reported)}})
-
-
-def build(table_of, table, limits, allowance, judges):
-    """The problem, and the judge on the report split."""
-    unquantised = jnp.full((1, len(table_of), 2), 32)
-    told = judge_all(judges[0], unquantised)
-    problem = make_problem(table_of, table, limits, allowance, judges[0], told.accuracy[0], reference_loss=told.loss[0])
-    return problem, judges[1]
-
-
-def searcher_of(name, problem, config):
+def make_searcher(name: str, problem: Problem, config: Config) -> Searcher:
     """The searcher of a name, with additions to HAQ."""
     base, *added = name.split("+")
     if not added:
         return find_searcher(base, config.parallel)
-    assert base == "haq" and not set(added) - set(ADDITIONS), f"unknown additions in {name}"
+    if base != "haq" or set(added) - set(ADDITIONS):
+        raise SystemExit(f"unknown additions in {name}: there are {', '.join(ADDITIONS)}, to haq")
     law = 4.0 ** -np.arange(1.0, 9.0) * np.ones((len(problem.names), 2, 1))
-    start = allocate(law, problem.table, problem.bounds, problem.budget).policy.tolist()
-    values = {
+    first = allocate(law, problem.table, problem.bounds, problem.budget).policy.tolist()
+    values: dict[str, dict[str, Any]] = {
         "retain": {"retain": 8},
-        "start": {"start": tuple(map(tuple, start))},
+        "start": {"start": tuple(map(tuple, first))},
         "exchange": {"exchange": config.episodes // 2},
     }
-    chosen = {key: value for name in added for key, value in values.get(name, {}).items()}
-    return make_haq(HAQ(agent=DDPG(twin="twin" in added), parallel=config.parallel, **chosen))
-
-
-def run(problem, judge, name, seed, config, about):
-    """One search."""
-    start = time.perf_counter()
-    searcher = searcher_of(name, problem, config)
-    found = search(problem, searcher, episodes=config.episodes, key=jax.random.key(seed))
-    row = {
-        "searcher": name, "seed": seed, "seconds": time.perf_counter() - start,
-        "search": found.accuracy, "search_loss": found.loss, "policy": np.asarray(found.policy).tolist(),
-    }  # fmt: skip
-    if judge is not None:
-        report = judge_all(judge, jnp.asarray(found.policy)[None])
-        images = about.get("images", {}).get("report", 360)
-        value = float(report.accuracy[0])
-        row |= {"report": value, "report_loss": float(report.loss[0])}
-        row["standard_error"] = (value * (1 - value) / images) ** 0.5
-    if "optimum" in about:
-        row["regret"] = about["optimum"] - found.accuracy
-    return row
-
-
-def main(config):
-    """Every searcher on every budget with every seed."""
-    made = {"a": problem_a, "b": problem_b, "c": problem_c}[config.problem]
-    figures = {"options": vars(config), "budgets": {}}
-    for limit in map(float, config.budgets.split(",")):
-        problem, judge, about = made(limit, config)
-        uniform = best_uniform(problem.table, problem.bounds, problem.budget)
-        told = judge_all(judge, uniform.policy[None])
-        rows = []
-        for name, seed in itertools.product(config.searchers.split(","), range(config.seeds)):
-            rows.append(run(problem, judge, name, seed, config, about))
-            print(limit, {key: value for key, value in rows[-1].items() if key != "policy"}, flush=True)
-        figures["budgets"][f"{limit:g}"] = about | {
-            "uniform": {"feasible": bool(uniform.feasible), "report": float(told.accuracy[0])},
-            "mark": MARK.get(limit) if config.problem == "b" and config.metric == "latency" else None,
-            "runs": rows,
-        }
-    records.write(f"search-quality-{config.problem}-{config.metric}-{config.rounding}", figures)
+    chosen = {key: value for one in added for key, value in values.get(one, {}).items()}
+    agent = DDPG(twin="twin" in added, **({"discount": 0.0} if "cold" in added else {}))
+    return make_haq(HAQ(agent=agent, parallel=config.parallel, **chosen))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problem", choices=("a", "b", "c"), default="a")
-    parser.add_argument("--searchers", default="ilp,haq,greedy,random")
-    parser.add_argument("--budgets", default="0.5", help="fractions of the 8-bit cost; problem a: of floor to ceiling")
-    parser.add_argument("--metric", choices=("latency", "size"), default="latency")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--episodes", type=int, default=200)
-    parser.add_argument("--parallel", type=int, default=4)
-    parser.add_argument("--images", type=int, default=1000, help="that searches select by")
-    parser.add_argument("--rounding", choices=("output", "nearest"), default="output", help="nearest: plain clips")
     keep_compiled_programs()
-    main(parser.parse_args())
+    main(tyro.cli(Config, description=__doc__))

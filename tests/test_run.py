@@ -262,7 +262,7 @@ def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
     measured = run_evaluate(EvaluateConfig(run=str(finished)), Console(quiet=True))
     for name, label in (("float", "float"), ("8_bits", "8 bits"), ("uniform", "uniform"), ("policy", "policy")):
         assert measured[label] == pytest.approx(told[name])
-    config = FinetuneConfig(run=str(finished), epochs=1)
+    config = FinetuneConfig(run=str(finished), epochs=3)
     run_finetune(config, Console(quiet=True))
     tuned = json.loads((finished / "finetune.json").read_text())["report"]
     assert tuned["before"] == pytest.approx(told["policy"])

@@ -30,7 +30,7 @@ def calibrate(
     *,
     per_channel: bool = True,
     rounding: str = "output",
-    correct_bias: bool = False,
+    correct_bias: bool = True,
 ) -> Ranges:
     """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.
 
