@@ -23,16 +23,15 @@ import records
 import tyro
 from search_problems import Posed, best_of_all, judge_all, pose, within
 
-from haqjax.agent import DDPG
 from haqjax.cli import keep_compiled_programs
 from haqjax.projection import best_uniform
-from haqjax.search import HAQ, Searcher, SearchResult, allocate, make_haq, search
+from haqjax.search import HAQ, Searcher, SearchResult, make_haq, search
 from haqjax.search.base import Problem, choose_best
+from haqjax.search.improve import improve
 from haqjax.search.loop import find_searcher
 from haqjax.search.rounds import Known
 
 MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # problem b: plain clips, additive milp
-ADDITIONS = ("twin", "retain", "start", "exchange", "cold")  # to HAQ: "haq+twin", or several: "haq+start+exchange"
 BATCH = 4  # policies measured on the report split in a call
 
 
@@ -42,6 +41,7 @@ class Config:
 
     problem: Literal["a", "b", "c"] = "a"
     searchers: tuple[str, ...] = ("ilp", "haq", "greedy", "random")
+    """By name; "haq+start+exchange" is HAQ with additions of haqjax.search.improve."""
     budgets: tuple[float, ...] = (0.5,)
     metric: Literal["latency", "size"] = "latency"
     seeds: int = 3
@@ -134,18 +134,9 @@ def make_searcher(name: str, problem: Problem, config: Config) -> Searcher:
     base, *added = name.split("+")
     if not added:
         return find_searcher(base, config.parallel)
-    if base != "haq" or set(added) - set(ADDITIONS):
-        raise SystemExit(f"unknown additions in {name}: there are {', '.join(ADDITIONS)}, to haq")
-    law = 4.0 ** -np.arange(1.0, 9.0) * np.ones((len(problem.names), 2, 1))
-    first = allocate(law, problem.table, problem.bounds, problem.budget).policy.tolist()
-    values: dict[str, dict[str, Any]] = {
-        "retain": {"retain": 8},
-        "start": {"start": tuple(map(tuple, first))},
-        "exchange": {"exchange": config.episodes // 2},
-    }
-    chosen = {key: value for one in added for key, value in values.get(one, {}).items()}
-    agent = DDPG(twin="twin" in added, **({"discount": 0.0} if "cold" in added else {}))
-    return make_haq(HAQ(agent=agent, parallel=config.parallel, **chosen))
+    if base != "haq":
+        raise SystemExit(f"{name}: additions are to haq")
+    return make_haq(improve(HAQ(parallel=config.parallel), added, problem, config.episodes))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_statistics_become_those_of_the_rounded_layer():
     keys = jax.random.split(jax.random.key(0), 2)
     x = np.asarray(jax.random.normal(keys[0], (50, 4)) + 1)
     params = {"w": jax.random.normal(keys[1], (4, 3)), "mean": jnp.zeros(3), "scale": jnp.ones(3)}
-    ranges, policy = calibrate(apply, params, [x]), jnp.array([[2, 32]])
+    ranges, policy = calibrate(apply, params, [x], rounding="nearest"), jnp.array([[2, 32]])
     found = reestimate_statistics(apply_train, params, policy, ranges, [x, x, x])
     rounded = (x @ np.asarray(quantize_weights(apply, params, x, policy, ranges)[0])).mean(0)
     np.testing.assert_allclose(found["mean"], (1 - MOMENTUM**3) * rounded, rtol=1e-4)

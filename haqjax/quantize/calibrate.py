@@ -29,8 +29,8 @@ def calibrate(
     method: str = "mse",
     *,
     per_channel: bool = True,
-    rounding: str = "output",
-    correct_bias: bool = True,
+    rounding: str | None = None,
+    correct_bias: bool | None = None,
 ) -> Ranges:
     """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.
 
@@ -44,8 +44,10 @@ def calibrate(
         "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
       rounding: of weights: "output" chooses levels and clips by the error at each layer's output, see
-        `haqjax.quantize.rounding`; "nearest" by each weight alone, which is what `per_channel=False` always does.
-      correct_bias: take off what the rounding of weights adds to a layer's output on average.
+        `haqjax.quantize.rounding`; "nearest" by each weight alone, which is what `per_channel=False` always does. None
+        is "output" with the method "mse", and "nearest" with the others, whose clips are then used as they are.
+      correct_bias: take off what the rounding of weights adds to a layer's output on average. None does so where the
+        rounding is "output".
     Returns:
       Clip values [L, 2, 8], signed flags [L], and what the options ask for, on the host.
     Raises:
@@ -56,8 +58,10 @@ def calibrate(
     >>> ranges.clip.shape, float(ranges.clip[0, 1, 7]), ranges.signed.tolist()
     ((1, 2, 8), 3.0, [True])
     """
+    rounding = rounding or ("output" if method == "mse" else "nearest")
     _check_options(method, rounding)
     descend = rounding == "output" and per_channel
+    correct_bias = rounding == "output" if correct_bias is None else correct_bias
     names: tuple[str, ...] = ()
     for x in batches:
         if not names:

@@ -77,16 +77,12 @@ def tell(
     return searcher.tell(_to_host(state), *_to_host((actions, policies, gain)))
 
 
+@jax.jit
 def judge(problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Judgement:
     """Evaluates N policies; losses are NaN where the evaluation does not tell them, and only there.
 
     In a race, those that cannot reach the least accuracy are given up, and told by the images they were shown.
     """
-    return _judge(problem, policies, jnp.float32(least))
-
-
-@jax.jit
-def _judge(problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""]) -> Judgement:
     answer = problem.evaluate(policies) if problem.race is None else problem.race(policies, least)
     if not isinstance(answer, Judgement):
         _check_count("accuracies", answer, len(policies))

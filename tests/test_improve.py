@@ -1,0 +1,51 @@
+"""HAQ with additions: what each one sets, and that a search with them keeps what a search keeps."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from haqjax.agent import DDPG
+from haqjax.search import HAQ, make_haq, search
+from haqjax.search.improve import ADDITIONS, find_start, improve
+from search_world import BITS, every_policy, make_world
+
+
+def test_each_addition_is_had_alone():
+    problem, plain = make_world(), HAQ(DDPG(warmup=12))
+    assert improve(plain, [], problem, 40) == plain
+    for one in ADDITIONS:
+        found = improve(plain, [one], problem, 40)
+        changed = {
+            "exchange": found.exchange == 20,
+            "retain": found.retain == 8,
+            "start": found.start is not None,
+            "twin": found.agent.twin,
+        }
+        assert [name for name, there in changed.items() if there] == [one]
+
+
+def test_the_start_loses_least_by_the_law_of_squared_errors():
+    problem = make_world(count=2)
+    policies, _ = every_policy(problem)
+    losses = (4.0**-policies).sum((1, 2))
+    start = np.array(find_start(problem))
+    assert (4.0**-start).sum() == pytest.approx(losses.min(), rel=1e-5)
+    assert start.shape == (2, 2) and set(start.ravel()) <= set(BITS.astype(int))
+
+
+def test_an_unknown_addition_is_named():
+    with pytest.raises(ValueError, match="unknown addition 'wings': there are exchange, retain, start, twin"):
+        improve(HAQ(), ["twin", "wings"], make_world(), 40)
+
+
+def test_a_search_with_all_of_them_keeps_the_budget_and_finds_no_less_than_its_start():
+    problem = make_world()
+    config = improve(HAQ(DDPG(warmup=8, hidden=(16, 16)), parallel=4), ADDITIONS, problem, 40)
+    found = search(problem, make_haq(config), episodes=40, key=jax.random.key(0))
+    assert found.records.feasible.all()
+    rows = [tuple(map(tuple, policy)) for policy in found.records.policy.tolist()]
+    assert rows[0] == find_start(problem)
+    assert found.accuracy == max(found.records.accuracy) >= found.records.accuracy[0]
+    assert sum(a != b for a, b in itertools.pairwise(rows)) > 20
