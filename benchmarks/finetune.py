@@ -213,6 +213,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--only", nargs="+", choices=[*CASES, "speed", "search"], default=[*CASES, "speed", "search"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--name", default="finetune", help="of the result")
     asked = parser.parse_args()
     network, data, linear, banked = read(asked.data)
     figures = {}
@@ -224,4 +225,4 @@ if __name__ == "__main__":
         figures["speed"] = bench_speed(network, data, linear, asked.repeats)
     if "search" in asked.only:
         figures["search"] = bench_search(network, data, linear)
-    records.write("finetune", figures)
+    records.write(asked.name, figures)
