@@ -1,0 +1,260 @@
+"""What the experiments start from: a trained network with its data, judged and priced."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from options import Options
+from rich.console import Console
+
+from haqjax import calibrate, cost_table, layers, machine
+from haqjax.bounds import bounds
+from haqjax.data import Dataset, Split, load, stratified
+from haqjax.hardware import Machine
+from haqjax.models import Network, build, is_pretrained_source, outline, restore_batchnorm
+from haqjax.pricing import cost_64
+from haqjax.projection import best_uniform
+from haqjax.quantize.bank import make_bank
+from haqjax.report import standard_error
+from haqjax.run import SearchConfig
+from haqjax.run.network import cache_folder, load_network
+from haqjax.run.task import calibration_batches, open_network
+from haqjax.search import SEARCHERS, Problem, Searcher, SearchResult, make_haq, make_problem, search
+from haqjax.search.haq import HAQ
+from haqjax.search.rounds import judge
+from haqjax.train import RECIPES, Tuning, finetune_all, fit, load_params, make_evaluate, save_params
+from haqjax.types import (
+    ACTIVATION,
+    FULL_PRECISION,
+    WEIGHT,
+    Bounds,
+    Budget,
+    Cost,
+    CostTable,
+    Judgement,
+    LayerTable,
+    Ranges,
+)
+
+PUBLISHED_SIZE = {"resnet20": (32, 10), "resnet56": (32, 10)}  # pixels, classes; of the others 224, 1000
+QUICK_WIDTH, QUICK_PIXELS, QUICK_IMAGES, QUICK_EPOCHS, QUICK_TRAINING = 0.25, 16, 96, 8, 2000
+BATCH = 4  # policies measured at a time, as many as a round of a search has: one compiled program serves both
+
+
+class Subject(NamedTuple):
+    """A network to search the bits of."""
+
+    network: Network
+    data: Dataset
+    layers: LayerTable  # at the size that it was published for: what machines price
+    ranges: Ranges
+    judge: jax.tree_util.Partial  # on the search split
+    report: jax.tree_util.Partial  # on the report split
+    reference: Judgement  # of the float network on the search split
+    weights_only: bool  # k-means weights, activations left alone
+
+
+def prepare(config: Options, model: str, codebooks: bool = False) -> Subject:
+    """Loads or trains a network, calibrates it, and makes the judges.
+
+    Args:
+      codebooks: k-means weights at every width, activations left alone.
+
+    Raises:
+      ValueError: bad input; before anything is trained.
+    """
+    check_searcher(config.searcher)
+    if config.seeds < 1 or config.episodes < 1:
+        raise ValueError(f"episodes {config.episodes}, seeds {config.seeds}: give at least 1 of both")
+    network, data = _open(config, model)
+    few = calibration_batches(data.train)
+    ranges = calibrate(network.apply, network.params, few, rounding="nearest")
+    if codebooks:
+        ranges = dataclasses.replace(ranges, bank=make_bank(network.apply, network.params, network.example))
+    judges = [_make_judge(network.apply, network.params, s, ranges, codebooks) for s in (data.search, data.report)]
+    pixels, classes = _priced_size(model)
+    priced = outline(model, classes=classes, image_size=pixels, width=network.width, padding=network.padding)
+    subject = Subject(
+        network, data, layers(priced.apply, priced.params, priced.example), ranges, *judges,
+        Judgement(jnp.float32(0), jnp.float32(0)), codebooks,
+    )  # fmt: skip
+    floating = jnp.full((len(subject.layers), 2), FULL_PRECISION)
+    told = measure(subject, [floating], split="search")
+    return subject._replace(reference=jax.tree.map(lambda values: values[0], told))
+
+
+def check_searcher(name: str) -> None:
+    """Raises a ValueError of one line where there is no such search."""
+    if name not in SEARCHERS:
+        raise ValueError(f"unknown searcher {name!r}: there are {', '.join(sorted(SEARCHERS))}")
+
+
+def open_machine(hw: str) -> Machine:
+    """A machine by name; BitFusion with depthwise layers as one convolution of all channels.
+
+    Its authors' simulator has no grouped convolution. Read to the letter, one convolution a channel, depthwise layers
+    take 93 % of MobileNet-V1's time whatever their bits, and no policy saves more than 3 %.
+    """
+    found = machine(hw)
+    merged = {"numbers": found.numbers._replace(merge_depthwise=True)} if hw == "bitfusion" else {}
+    return dataclasses.replace(found, **merged)
+
+
+def price_table(subject: Subject, hw: str, storage: str = "plain") -> CostTable:
+    """What the network costs on a machine, at the size it was published for."""
+    return cost_table(open_machine(hw), subject.layers, storage)
+
+
+def limit_between(table: CostTable, limits: Bounds, place: float, resource: str = "latency") -> float:
+    """A limit between the cost of the fewest bits (place 0) and that of 8 bits (1), in s, J or bytes."""
+    least = getattr(cost(table, limits.low), resource)
+    return least + place * (getattr(cost(table, limits.high), resource) - least)
+
+
+def pose(subject: Subject, table: CostTable, limit: Budget, limits: Bounds | None = None, **more: Any) -> Problem:
+    """The problem of a search."""
+    limits = bounds(subject.layers) if limits is None else limits
+    reference, loss = subject.reference
+    return make_problem(subject.layers, table, limits, limit, subject.judge, reference, reference_loss=loss, **more)
+
+
+def find(config: Options, problem: Problem, seed: int, **more: Any) -> SearchResult:
+    """One search."""
+    key = jax.random.key(seed)
+    return search(problem, method(config.searcher, config.episodes), episodes=config.episodes, key=key, **more)
+
+
+def method(name: str, episodes: int, warmup: int | None = None) -> Searcher:
+    """A searcher; in a short search HAQ's 20 episodes of warm-up take at most a fifth of all."""
+    if name != "haq":
+        return SEARCHERS[name](BATCH)
+    usual = HAQ().agent
+    shorter = min(usual.warmup, episodes // 5) if warmup is None else warmup
+    return make_haq(HAQ(agent=dataclasses.replace(usual, warmup=shorter), parallel=BATCH))
+
+
+def uniform_policy(problem: Problem) -> np.ndarray:
+    """The uniform policy with the most bits within the problem's budget."""
+    return np.asarray(best_uniform(problem.table, problem.bounds, problem.budget).policy)
+
+
+def measure(subject: Subject, policies: Sequence[np.ndarray], split: str = "report", judged: Any = None) -> Judgement:
+    """Accuracies and losses of policies on a split; by another judge where one is given, such as a fine-tuned one."""
+    by = judged or (subject.judge if split == "search" else subject.report)
+    nothing = cost_table(machine("edge"), subject.layers)
+    free = Budget(*[jnp.float32(jnp.inf)] * 5)
+    problem = dataclasses.replace(pose(subject, nothing, free), evaluate=by)
+    rows = [jnp.asarray(policy, jnp.int32) for policy in policies]
+    rows += rows[-1:] * (-len(rows) % BATCH)
+    told = [judge(problem, jnp.stack(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)]
+    accuracy, loss = (np.concatenate(parts)[: len(policies)] for parts in zip(*told, strict=True))
+    return Judgement(accuracy, loss)
+
+
+def tune(subject: Subject, policy: np.ndarray, tuning: Tuning, seed: int = 0) -> float:
+    """The accuracy on the report split of a network that was fine-tuned under a policy."""
+    network = subject.network
+    tuned = finetune_all(
+        network.apply, network.params, as_judged(subject, policy), subject.ranges, subject.data.train, tuning,
+        key=jax.random.key(seed), apply_train=network.apply_train,
+    )  # fmt: skip
+    judged = _make_judge(network.apply, tuned.params, subject.data.report, tuned.ranges, subject.weights_only)
+    return float(measure(subject, [policy], judged=judged).accuracy[0])
+
+
+def as_judged(subject: Subject, policy: np.ndarray) -> jax.Array:
+    """The policy as it is judged: with k-means weights, activations are not quantised."""
+    policy = jnp.asarray(policy, jnp.int32)
+    return policy.at[:, ACTIVATION].set(FULL_PRECISION) if subject.weights_only else policy
+
+
+def cost(table: CostTable, policy: np.ndarray) -> Cost:
+    """What a policy costs, in 64 bits."""
+    return Cost(*cost_64(table, np.asarray(policy)))
+
+
+def inner_latency(table: CostTable, policy: np.ndarray) -> float:
+    """Seconds of all layers but the first and the last, as HAQ's published figures count."""
+    policy = np.asarray(policy)
+    each = np.asarray(table.latency)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
+    return float(each[1:-1].sum())
+
+
+def differs(subject: Subject, config: Options, more: str = "", of: str = "") -> str:
+    """What sets our figures apart from the published ones, for the text under a table."""
+    data, network = subject.data, subject.network
+    parts = (len(data.train), len(data.search), len(data.report))
+    error = 100 * standard_error(float(subject.reference.accuracy), parts[2])
+    return (
+        f"Accuracies are of {of or network.name} (width {network.width:g}, {network.image_size} px) on {data.name}: "
+        f"{parts[0]} images to train on, {parts[1]} to search by, {parts[2]} to report on; published ones are of "
+        f"ImageNet, so compare differences, not levels. At the float network's accuracy {parts[2]} images have a "
+        f"standard error of {error:.1f} points. Machines price the network at {_priced_size(network.name)[0]} px, a "
+        f"simulator's word. Searcher: {config.searcher}; policies evaluated: {config.episodes}; seeds: {config.seeds}."
+        f"{more}"
+    )
+
+
+def _priced_size(model: str) -> tuple[int, int]:
+    return PUBLISHED_SIZE.get(model, (224, 1000))
+
+
+def _open(config: Options, model: str) -> tuple[Network, Dataset]:
+    weights = None if config.weights is None else config.weights.format(model=model)
+    drawn = {} if config.data == "digits" else {"search_images": config.images}
+    asked = SearchConfig(
+        model=model, data=config.data, data_dir=config.data_dir, preprocessing=config.preprocessing, weights=weights,
+        **drawn,
+    )  # fmt: skip
+    asked.check()
+    network, data = _open_small(asked) if config.quick and weights is None else _open_whole(asked)
+    data = _halve(data) if config.halve_report else data
+    if config.quick:
+        few = slice(0, QUICK_IMAGES)
+        data = dataclasses.replace(data, search=data.search.take(few), report=data.report.take(few))
+    return network, data
+
+
+def _open_whole(asked: SearchConfig) -> tuple[Network, Dataset]:
+    network, data = open_network(asked)
+    network = load_network(network, data, asked.weights, Console(stderr=True))
+    if asked.weights is not None and is_pretrained_source(asked.weights):  # batch norm may be folded
+        params = restore_batchnorm(network, network.params, calibration_batches(data.train))
+        network = dataclasses.replace(network, params=params)
+    return network, data
+
+
+def _open_small(asked: SearchConfig) -> tuple[Network, Dataset]:
+    """A narrow network, trained for seconds and kept for the other experiments."""
+    model = asked.model
+    data = load(asked.data, data_dir=asked.data_dir, image_size=QUICK_PIXELS, preprocessing=asked.preprocessing)
+    size = {"classes": data.classes, "image_size": QUICK_PIXELS, "width": QUICK_WIDTH}
+    folder = cache_folder() / "networks" / f"quick-{model}-{data.name.replace(':', '-').replace('/', '-')}"
+    if not folder.is_dir():
+        init_key, fit_key = jax.random.split(jax.random.key(0))
+        fresh = build(model, **size, key=init_key)
+        few = data.train.take(np.arange(min(QUICK_TRAINING, len(data.train))))
+        save_params(folder, fit(fresh, few, **RECIPES[model] | {"epochs": QUICK_EPOCHS}, key=fit_key))
+    network = outline(model, **size)
+    return dataclasses.replace(network, params=load_params(folder, network.params)), data
+
+
+def _halve(data: Dataset) -> Dataset:
+    """Half of the report split to search by, the other half to report on; what was put aside to search by is unused."""
+    half = len(data.report) // 2
+    parts = [data.report.take(rows) for rows in stratified(data.report.labels, [half, half], seed=0)]
+    return dataclasses.replace(data, search=parts[0], report=parts[1])
+
+
+def _make_judge(
+    apply: Callable, params: Any, split: Split, ranges: Ranges, weights_only: bool
+) -> jax.tree_util.Partial:
+    made = make_evaluate(apply, params, split, ranges, with_loss=True)
+    return jax.tree_util.Partial(_judge_weights, made) if weights_only else made
+
+
+def _judge_weights(judge: jax.tree_util.Partial, policies: jax.Array) -> Judgement:
+    return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION))
