@@ -51,7 +51,8 @@ def world(tmp_path_factory):
 
 
 def run(out, **changes):
-    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, out=str(out), **changes)
+    asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "search": "haq"} | changes
+    config = SearchConfig(out=str(out), **asked)
     with open(f"{out}.txt", "w") as said:
         run_search(config, Console(file=said, width=100))
     return config
@@ -193,9 +194,33 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_stopped(world, finished, monk
     assert read(world / "halted")["episodes"] == EPISODES + 2
 
 
+def test_a_race_reports_what_every_image_says(world, finished):
+    run(world / "raced", race=0.0)
+    raced, whole = read(world / "raced"), read(finished)
+    assert raced["best_episode"] is not None
+    policy = jnp.array([[row["weight_bits"], row["activation_bits"]] for row in raced["layers"]])
+    again = run_evaluate(EvaluateConfig(run=str(world / "raced")), Console(quiet=True))
+    assert again["policy"] == pytest.approx(raced["accuracies"]["report"]["policy"])
+    first, other = (
+        list(csv.DictReader((folder / "episodes.csv").read_text().splitlines()))
+        for folder in (finished, world / "raced")
+    )
+    assert first[0] == other[0] and len(policy) == len(whole["layers"])  # nothing to be held against yet
+    best = max(float(row["accuracy"]) for row in other)
+    assert raced["accuracies"]["search"]["policy"] == pytest.approx(best)
+
+
+def test_additions_to_the_agent_change_what_it_proposes(world, finished):
+    run(world / "improved", additions="start, exchange")
+    told = read(world / "improved")
+    assert told["layers"] != read(finished)["layers"] or told["best_episode"] != read(finished)["best_episode"]
+    config = yaml.safe_load((world / "improved" / "config.yaml").read_text())
+    assert config["additions"] == "start, exchange"
+
+
 def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
     run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
-    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", seed=5)
+    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
     task = haqjax.run.task.prepare(config)
     problem = make_problem(task.layers, task.table, task.bounds, task.budget, lambda policies: policies[:, 0, 0], 0.5)
     searcher = haqjax.run.search.make_searcher(config)
@@ -304,6 +329,11 @@ BAD = [
     (["--resume", "nowhere"], "nowhere is no finished run: it has no config.yaml"),
     (["--layers", "no.such=4"], "'no.such' matches none of the 53 layers"),
     (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
+    (["--search", "haq", "--additions", "wings"], "unknown addition 'wings': there are exchange, retain, start, twin"),
+    (["--additions", "twin"], "additions 'twin' are to the search 'haq', not to 'ilp'"),
+    (["--search", "haq", "--additions", "start", "--max-drop", "1"], "is for a search within one budget"),
+    (["--search", "haq", "--race", "1"], "race is 1.0: give the chance of an error, from 0 to below 1"),
+    (["--race", "0.1"], "race 0.1 is for haq, random, uniform"),
     (["--warm-start", "runs/x", "--search", "random"], "warm_start 'runs/x' is for the search 'haq'"),
     (["--finetune-steps", "-1"], "finetune_steps is -1"),
     (["--search-images", "0"], "search_images is 0"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from haqjax.search import Problem, Record, Searcher, SearchResult
 from haqjax.search.base import choose_best
 from haqjax.search.legs import Course
 from haqjax.search.loop import start
-from haqjax.train.checkpoints import Checkpoints, open_checkpoints
+from haqjax.train.checkpoints import Checkpoints, open_checkpoints, telling
 from haqjax.types import Cost
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
@@ -52,6 +53,12 @@ class Journal:
         """
         if self.checkpoints is None or (not last and time.monotonic() - self.written < EVERY):
             return
+        with telling(self.out):
+            self._write(result)
+        self.written = time.monotonic()
+
+    def _write(self, result: SearchResult | Course) -> None:
+        assert self.checkpoints is not None
         played = len(result.records.accuracy)
         if result.state is not None:
             state = {"state": _without_keys(localise(result.state)), "records": result.records}
@@ -59,11 +66,17 @@ class Journal:
         limits = result.limits(self.resource) if isinstance(result, Course) and self.resource else None
         write_episodes(self.out, result.records, self.resource, limits)
         self._draw(result.records)
-        self.written = time.monotonic()
 
     def newest(self) -> tuple[list[np.ndarray], int] | None:
         """What was kept last; see `haqjax.train.checkpoints.Checkpoints.newest`."""
         return None if self.checkpoints is None else self.checkpoints.newest()
+
+    def complaints(self) -> list[str]:
+        """What was not whole in the folder, a line each."""
+        cut = [] if self.checkpoints is None else self.checkpoints.unreadable
+        return [
+            f"checkpoint {n} in {self.out / CHECKPOINTS} cannot be read: an earlier one is gone on from" for n in cut
+        ]
 
     def _draw(self, records: Record) -> None:
         best = np.maximum.accumulate(np.where(records.feasible, np.nan_to_num(records.accuracy), 0.0))
@@ -91,12 +104,30 @@ def open_journal(out: Path, config: SearchConfig, played: int = 0) -> Iterator[J
         return
     from tensorboardX import SummaryWriter  # slow to import, hence not above
 
-    curves = SummaryWriter(str(out / TENSORBOARD), purge_step=played or None)
-    try:
-        with open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
+    with telling(out):
+        # A queue without end: one that is full waits for its thread, which a full disk has ended.
+        curves = SummaryWriter(str(out / TENSORBOARD), purge_step=played or None, max_queue=0)
+    with _quiet_curves(), open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
+        try:
             yield Journal(out, checkpoints, curves, config.resource, drawn=played)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                curves.close()
+            raise
+        with telling(out):
+            curves.close()
+
+
+@contextlib.contextmanager
+def _quiet_curves() -> Iterator[None]:
+    """Keeps off the screen why the thread that writes curves has ended: writing on raises the same."""
+    hook = threading.excepthook
+    of_curves = lambda told: type(told.thread).__module__.startswith("tensorboardX")
+    threading.excepthook = lambda told: None if of_curves(told) else hook(told)
+    try:
+        yield
     finally:
-        curves.close()
+        threading.excepthook = hook
 
 
 def identity(config: SearchConfig) -> dict[str, Any]:

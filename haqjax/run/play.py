@@ -24,8 +24,10 @@ from haqjax.search.base import Searcher
 from haqjax.search.drop import PROBES, Drop, search_drop
 from haqjax.search.front import Front, FrontState, search_front
 from haqjax.search.haq import HAQ, make_haq
+from haqjax.search.improve import improve
 from haqjax.search.legs import Course
 from haqjax.search.loop import find_searcher
+from haqjax.train.checkpoints import telling
 
 Found = SearchResult | Drop | Front
 OnRound = Callable[[Any], None]  # given a SearchResult, or the Course of several searches
@@ -39,12 +41,14 @@ def play(config: SearchConfig, task: Task, problem: Problem, out: Path, console:
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
     started = config if config.resume is None else from_first(lambda: open_folder(out))
-    searcher = make_searcher(started, len(task.budgets))
+    searcher = make_searcher(started, len(task.budgets), problem)
     with _open_journal(config, out) as journal, make_progress(console) as progress:
         key = jax.random.key(config.seed)
         before = None if config.resume is None else read_back(journal, searcher, problem, _make_state(config, task))
         if before is None and config.warm_start is not None:
             before = warm_start(config.warm_start, searcher, problem, jax.random.clone(key))
+        for line in journal.complaints():
+            console.print(line, highlight=False, soft_wrap=True)
         total = _share(config, task) * max(1, len(task.budgets))
         bar = progress.add_task(f"searching ({config.search})", total=total, note="compiling")
 
@@ -101,26 +105,31 @@ def _note(played: SearchResult | Course, task: Task) -> str:
 @contextmanager
 def _open_journal(config: SearchConfig, out: Path) -> Iterator[Journal]:
     """A new run that stops before its first round is over leaves nothing."""
-    if config.resume is None and is_first():
-        write_config(new_folder(out), config)
+    new = config.resume is None and is_first()
+    if new:
+        new_folder(out)
     try:
+        if new:
+            with telling(out):
+                write_config(out, config)
         with open_journal(out, config) as journal:
             yield journal
     finally:
-        if config.resume is None and is_first() and not (out / EPISODES).is_file():
+        if new and not (out / EPISODES).is_file():
             shutil.rmtree(out)
 
 
-def make_searcher(config: SearchConfig, budgets: int = 0) -> Searcher:
+def make_searcher(config: SearchConfig, budgets: int = 0, problem: Problem | None = None) -> Searcher:
     """The method by name; in a short search HAQ's 20 episodes of warm-up take at most a fifth of all.
 
     An agent that starts with what another learned needs none. Where an agent is trained for each of some budgets, its
-    part of the episodes counts.
+    part of the episodes counts. The addition "start" needs the problem.
     """
     if config.search == "haq":
         usual = HAQ().agent
         agents = PROBES if config.max_drop is not None else max(1, budgets)
         warmup = 0 if config.warm_start is not None else min(usual.warmup, config.episodes // agents // 5)
         agent = dataclasses.replace(usual, warmup=warmup)
-        return make_haq(HAQ(agent=agent, parallel=config.parallel))
+        episodes = config.episodes // agents
+        return make_haq(improve(HAQ(agent=agent, parallel=config.parallel), config.added, problem, episodes))
     return find_searcher(config.search, config.parallel)

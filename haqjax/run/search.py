@@ -1,6 +1,7 @@
 """The search command: from a configuration to a run folder."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,24 @@ from haqjax.run.front import conclude_front, name_one, show_front, write_front
 from haqjax.run.hosts import from_first, is_first, join, speaker
 from haqjax.run.network import load_network
 from haqjax.run.outcome import Outcome, show_result, write_result
-from haqjax.run.play import make_searcher, play
+from haqjax.run.play import Found, make_searcher, play
 from haqjax.run.search_config import USUAL_BUDGET
-from haqjax.run.task import Task, find_ranges, judge_all, leave_activations, make_judge, make_soft, measure, prepare
+from haqjax.run.task import (
+    Task,
+    find_ranges,
+    judge_all,
+    leave_activations,
+    make_judge,
+    make_racing_judge,
+    make_soft,
+    measure,
+    prepare,
+)
 from haqjax.search import Problem, make_problem
 from haqjax.search.drop import ROUNDING
 from haqjax.search.front import Front
 from haqjax.train.checkpoints import fingerprint
+from haqjax.train.policies import only_finite
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 __all__ = ["find_folder", "make_searcher", "prepare", "run_search"]
@@ -63,6 +75,8 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     network = dataclasses.replace(task.network, params=params)
     posed = _pose(config, task, network, from_first(lambda: find_ranges(config, network, task.data)))
     found = play(config, task, posed.problem, out, console)
+    for line in _count_not_finite(found):
+        console.print(line, highlight=False, soft_wrap=True)
     if isinstance(found, Front):
         choices = conclude_front(config, task, found, posed.judges)
         named = name_one(config, task, choices, posed.fixed.images[0])
@@ -79,6 +93,13 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     return out
 
 
+def _count_not_finite(found: Found) -> list[str]:
+    """How many policies can never be chosen, where there are any."""
+    accuracy = np.asarray(found.records.accuracy)
+    count = int(np.sum(~np.isfinite(accuracy)))
+    return [f"{count} of {len(accuracy)} policies gave outputs that are not finite: none was chosen."] if count else []
+
+
 def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     """The configuration to run and the folder, where one is given: that of the run to resume, or a new one.
 
@@ -90,6 +111,10 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
             config = dataclasses.replace(config, budget=USUAL_BUDGET)
         return config, None if config.out is None else Path(config.out)
     before = open_folder(config.resume)
+    if not os.access(config.resume, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{config.resume} cannot be written to, and a search that goes on writes there: make it writable"
+        )
     usual = SearchConfig()
     for field in dataclasses.fields(SearchConfig):
         asked, was = getattr(config, field.name), getattr(before, field.name)
@@ -125,10 +150,16 @@ def _pose(config: SearchConfig, task: Task, network: Network, ranges: Ranges) ->
     fixed = {"float": jnp.full_like(eight, FULL_PRECISION), "8_bits": leave_activations(config, eight)}
     judged = judge_all(judge, fixed)
     reference = judged["float"]
+    if np.isinf(reference.loss):
+        raise ValueError(
+            "the float network gives outputs that are not finite on the images of the search: check its weights and "
+            "how the images are scaled"
+        )
     fixed["uniform"] = leave_activations(config, _find_uniform(config, task, judge, float(reference.accuracy)))
     problem = make_problem(
-        task.layers, task.table, task.bounds, task.budget, judge, reference.accuracy,
+        task.layers, task.table, task.bounds, task.budget, only_finite(judge), reference.accuracy,
         reference_loss=reference.loss, soft_loss=make_soft(config, network, task.data, ranges),
+        race=make_racing_judge(config, network, task.data.search, ranges),
     )  # fmt: skip
     outcome = Outcome(
         policies={name: np.asarray(policy) for name, policy in fixed.items()},

@@ -13,11 +13,13 @@ from haqjax.run.hosts import read_hosts
 from haqjax.run.limits import read_limits, read_metrics
 from haqjax.search import SEARCHERS
 from haqjax.search.front import BUDGETS
+from haqjax.search.improve import ADDITIONS
 from haqjax.types import Cost
 
 SIZE_WEIGHTS_ONLY = ((2, 8), (8, 8))  # a size budget leaves activations at 8 bits: they take no room in storage
 ALL = ((2, 2), (8, 8))
 USUAL_BUDGET = "0.6"
+BY_ACCURACY = ("haq", "random", "uniform")  # searches that need no loss: what a given-up policy tells is enough
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +61,10 @@ class SearchConfig:
     """Rules on layers by name, with semicolons between: 'stem=8; *.depthwise=4-8; classifier=8/4,8'."""
     tie: str = ""
     """Layers that must have the same bits: patterns joined by +, with semicolons between groups."""
-    search: str = "haq"
-    """How to search; see docs/search.md."""
+    search: str = "ilp"
+    """How to search; see docs/search.md. The paper's agent is haq."""
+    additions: str | None = None
+    """Additions to haq, with commas between: start, exchange, retain, twin; see docs/search.md."""
     episodes: int = 400
     """Policies to evaluate, all in all."""
     parallel: int = 4
@@ -79,6 +83,9 @@ class SearchConfig:
     weights: str | None = None
     """Trained weights: a folder that the train command wrote, a .safetensors file, timm:NAME or hf:OWNER/REPOSITORY.
     Default: train on first use, then reuse."""
+    race: float | None = None
+    """Give up a policy once it cannot become the best, with at most this chance of an error; 0: only where it is
+    certain. For haq, random and uniform, which go by accuracy."""
     finetune_steps: int = 0
     """Batches of fine-tuning under each policy before it is judged."""
     warm_start: str | None = None
@@ -109,6 +116,7 @@ class SearchConfig:
                 raise ValueError(f"{name} is {value}: give at least {least}")
         if self.finetune_steps < 0:
             raise ValueError(f"finetune_steps is {self.finetune_steps}: give 0 or more")
+        self._check_method()
         if self.warm_start is not None and self.search != "haq":
             raise ValueError(f"warm_start {self.warm_start!r} is for the search 'haq', which has an agent to start")
         if self.weights is not None and not (is_pretrained_source(self.weights) or Path(self.weights).is_dir()):
@@ -118,6 +126,26 @@ class SearchConfig:
             )
         if self.out is not None:
             check_free(self.out)
+
+    def _check_method(self) -> None:
+        """Whether what is asked besides the search's name goes with it."""
+        for addition in self.added:
+            check_one_of("addition", addition, ADDITIONS)
+        if self.added and self.search != "haq":
+            raise ValueError(f"additions {self.additions!r} are to the search 'haq', not to {self.search!r}")
+        if "start" in self.added and self.resource is not None:
+            raise ValueError(
+                "the addition 'start' is for a search within one budget: leave it out with front or max_drop"
+            )
+        if self.race is None:
+            return
+        if not 0 <= self.race < 1:
+            raise ValueError(f"race is {self.race}: give the chance of an error, from 0 to below 1")
+        if self.search not in BY_ACCURACY or self.finetune_steps or self.resource is not None:
+            raise ValueError(
+                f"race {self.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning: leave it "
+                "out"
+            )
 
     def _check_aim(self) -> None:
         """Whether what is asked for is one thing, and can be read."""
@@ -156,6 +184,11 @@ class SearchConfig:
             )
         if self.budget is None and others:
             raise ValueError(f"metric {self.metric!r} with max_drop: give a budget for {', '.join(others)}")
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Names of the additions."""
+        return tuple(name.strip() for name in (self.additions or "").split(",") if name.strip())
 
     @property
     def machine(self) -> Machine:

@@ -26,6 +26,7 @@ from haqjax.search.front import spread_fractions
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
 from haqjax.train.mesh import share_policies
+from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
 
@@ -170,6 +171,22 @@ def make_judge(
     return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
 
+def make_racing_judge(
+    config: SearchConfig, network: Network, split: Split, ranges: Ranges
+) -> jax.tree_util.Partial | None:
+    """The judge that gives policies up, where that is asked for.
+
+    Raises:
+      ValueError: there is more than one device.
+    """
+    if config.race is None:
+        return None
+    if jax.device_count() > 1:
+        raise ValueError(f"race {config.race:g} is for one device, here are {jax.device_count()}: leave it out")
+    race = make_race(network.apply, network.params, split, ranges, error=config.race)
+    return jax.tree_util.Partial(_judge_weights, race) if config.by_codebook else race
+
+
 def make_soft(config: SearchConfig, network: Network, data: Dataset, ranges: Ranges) -> jax.tree_util.Partial | None:
     """The loss that a search by gradients descends, on images of the training split; None for the other searches."""
     if config.search != "gradient":
@@ -185,5 +202,7 @@ def leave_activations(config: SearchConfig, policy: Int[Array, "*n L 2"]) -> Int
     return policy.at[..., ACTIVATION].set(FULL_PRECISION) if config.by_codebook else policy
 
 
-def _judge_weights(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float[Array, "N"] | Judgement:
-    return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION))
+def _judge_weights(
+    judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"], *more: Array
+) -> Float[Array, "N"] | Judgement:
+    return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION), *more)

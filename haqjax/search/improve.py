@@ -15,7 +15,7 @@ RETAINED = 8  # episodes
 FACTOR = 4.0  # a bit less has four times the squared error
 
 
-def improve(config: HAQ, additions: Collection[str], problem: Problem, episodes: int) -> HAQ:
+def improve(config: HAQ, additions: Collection[str], problem: Problem | None, episodes: int) -> HAQ:
     """The method with some additions, none of which is in the paper; each can be had alone.
 
     "start": the warm-up stays near the allocation that is best if each bit less has four times the squared error.
@@ -25,11 +25,11 @@ def improve(config: HAQ, additions: Collection[str], problem: Problem, episodes:
     Args:
       config: what it starts from.
       additions: of `ADDITIONS`.
-      problem: its table, bounds and budget say where "start" is.
+      problem: its table, bounds and budget say where "start" is; the others do without.
       episodes: of the search.
 
     Raises:
-      ValueError: an addition that there is not.
+      ValueError: an addition that there is not, or "start" without a problem.
 
     >>> improve(HAQ(), ["twin", "exchange"], None, 100).exchange
     50
@@ -38,6 +38,8 @@ def improve(config: HAQ, additions: Collection[str], problem: Problem, episodes:
     if unknown:
         raise ValueError(f"unknown addition {unknown[0]!r}: there are {', '.join(ADDITIONS)}")
     if "start" in additions:
+        if problem is None:
+            raise ValueError("the addition 'start' needs a problem: its budget says where the search starts")
         config = dataclasses.replace(config, start=find_start(problem))
     if "exchange" in additions:
         config = dataclasses.replace(config, exchange=episodes // 2)

@@ -3,6 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
+import logging
+import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +27,23 @@ class Checkpoints:
     every: int  # steps
     configuration: Mapping[str, Any]
     manager: Any  # orbax.checkpoint.CheckpointManager
+    unreadable: list[int] = dataclasses.field(default_factory=list)  # numbers of those that could not be read
 
     def save(self, state: PyTree, number: int, last: bool = False) -> None:
-        """Saves the state after so many steps, if it is due; returns before it is on disk."""
+        """Saves the state after so many steps, if it is due; returns before it is on disk.
+
+        Raises:
+          OSError: this state, or the one before it, cannot be written; those before that are kept.
+        """
         if number % self.every and not last:
             return
         import orbax.checkpoint as ocp
 
         leaves = dict(_pack(i, np.array(leaf)) for i, leaf in enumerate(jax.tree.leaves(state)))  # steps overwrite them
         items = {STATE: ocp.args.StandardSave(leaves), CONFIGURATION: ocp.args.JsonSave(dict(self.configuration))}
-        self.manager.save(number, args=ocp.args.Composite(**items))
+        with telling(self.folder, Exception):
+            self._discard_unreadable(number)
+            self.manager.save(number, args=ocp.args.Composite(**items))
 
     def restore(self, state: PyTree) -> tuple[PyTree, int]:
         """The newest state that can be read and the number of steps it has had; `state` and 0 where none was saved.
@@ -62,7 +73,8 @@ class Checkpoints:
                 same = not self._differing(told)
                 found = self._read_leaves(step) if same else []
             except Exception as error:  # Orbax and what is below it raise many kinds
-                reasons.append(str(error).strip().partition("\n")[0] or type(error).__name__)
+                reasons.append(_reason(error))
+                self.unreadable.append(step)
                 continue
             if not same:
                 raise ValueError(self._tell_difference(told))
@@ -73,6 +85,12 @@ class Checkpoints:
                 f"({reasons[0]})"
             )
         return None
+
+    def _discard_unreadable(self, number: int) -> None:
+        """Makes way for a state that was reached again: Orbax saves none below the newest."""
+        for step in [step for step in self.unreadable if step >= number]:
+            self.manager.delete(step)
+            self.unreadable.remove(step)
 
     def _read_configuration(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
@@ -121,6 +139,7 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
 
     Raises:
       ValueError: `every` is not positive.
+      OSError: the folder cannot be written, such as on a full disk; what was saved whole before is kept.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -138,9 +157,61 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
     others = {} if jax.process_count() == 1 else {"multiprocessing_options": alone, "create": False}
     options = ocp.CheckpointManagerOptions(**{"max_to_keep": KEPT, "create": True} | others)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with ocp.CheckpointManager(Path(folder).absolute(), options=options) as manager:
-        yield Checkpoints(Path(folder), every, configuration, manager)
+    folder = Path(folder)
+    with quiet():
+        with telling(folder, Exception):
+            folder.mkdir(parents=True, exist_ok=True)
+            manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        try:
+            yield Checkpoints(folder, every, configuration, manager)
+        except BaseException:
+            with contextlib.suppress(Exception):  # what went wrong first is what is told
+                manager.close()
+            raise
+        with telling(folder, Exception):
+            manager.close()
+
+
+@contextlib.contextmanager
+def telling(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
+    """Tells a failure to write in one line: Orbax and what is below it raise many `kinds`, of many lines.
+
+    >>> with telling(Path("runs/mine")):
+    ...     raise OSError(28, "No space left on device", "runs/mine/checkpoints/4")
+    Traceback (most recent call last):
+    OSError: 'runs/mine' cannot be written (No space left on device): what was saved there before is kept; ...
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, OSError) and error.errno is None:  # told already
+            raise
+        raise OSError(
+            f"'{folder}' cannot be written ({_reason(error)}): what was saved there before is kept; mend that and go on"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong in a few words: those of the system where it has an error number."""
+    code = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
+    if code is not None:
+        return os.strerror(int(code if isinstance(code, int) else code[1]))
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps off the screen what Orbax logs of an error that it raises, and its event loop's last words after it."""
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
+    drop = lambda record: "orbax" not in record.pathname
+    closed = lambda told: isinstance(told.exc_value, RuntimeError) and "loop is closed" in str(told.exc_value)
+    log.addFilter(drop)
+    sys.unraisablehook = lambda told: None if closed(told) else hook(told)
+    try:
+        yield
+        sys.unraisablehook = hook  # not after an error: the words come late
+    finally:
+        log.removeFilter(drop)
 
 
 def fingerprint(tree: PyTree) -> str:

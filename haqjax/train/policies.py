@@ -49,8 +49,8 @@ def make_evaluate(
 
     Returns:
       `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Judgement` with the loss
-      [N] in nats (not finite where a logit is not); traceable. Its arrays are arguments of the compiled program, not
-      constants in it.
+      [N] in nats (infinite where a logit is not finite); traceable. Its arrays are arguments of the compiled program,
+      not constants in it.
 
     Raises:
       ValueError: the split is empty.
@@ -71,6 +71,25 @@ def make_evaluate(
     images, labels = (_share(batches, mesh, blank) for batches, blank in ((images, 0), (labels, -1)))
     params, ranges = place((params, ranges), mesh)
     return jax.tree_util.Partial(judge, params, images, labels, ranges)
+
+
+def only_finite(judge: jax.tree_util.Partial) -> jax.tree_util.Partial:
+    """The same judge with losses, but a policy has no accuracy (NaN) where one of its logits is not finite.
+
+    So it can never be chosen, however well it does on the other images.
+
+    >>> judge = jax.tree_util.Partial(lambda policies: Judgement(jnp.array([0.5, 0.9]), jnp.array([1.0, jnp.inf])))
+    >>> only_finite(judge)(jnp.full((2, 1, 2), 8)).accuracy.tolist()
+    [0.5, nan]
+    """
+    return jax.tree_util.Partial(_only_finite, judge)
+
+
+def _only_finite(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Array | Judgement:
+    answer = judge(policies)
+    if not isinstance(answer, Judgement):
+        return answer
+    return Judgement(jnp.where(jnp.isfinite(answer.loss), answer.accuracy, jnp.nan), answer.loss)
 
 
 def fill_evenly(split: Split, batch_size: int | None = None) -> int:

@@ -55,9 +55,7 @@ def make_race(
     [0.75]
     """
     if not len(split) or not 0 <= error < 1:
-        raise ValueError(
-            f"a race on {len(split)} images with error {error}: give images, and 0 to below 1"
-        )
+        raise ValueError(f"a race on {len(split)} images with error {error}: give images, and 0 to below 1")
     most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
     order = np.random.default_rng(0).permutation(len(split))
     batches = -(-len(split) // most)

@@ -1,0 +1,61 @@
+"""A small search on several devices or by several processes; see test_mesh_search.py.
+
+python mesh_search.py devices FOLDER         with two and eight of the process's devices
+python mesh_search.py hosts FOLDER HOSTS     as one of several processes
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import haqjax.run.outcome
+import haqjax.run.task
+from haqjax import calibrate
+from haqjax.run import SearchConfig, run_search
+from haqjax.train import make_evaluate, make_mesh
+from run_world import apply, install, make_data, make_network
+
+POLICIES, AT_ONCE = 5, 16  # neither divides by eight, nor do the micro-batches
+MESHES = ((2, 1), (8, 1), (8, 4), (8, 8))  # devices, and how many along the axis `policy`
+
+
+def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Path:
+    """Plays two rounds, and goes on with a third from what is on disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        patch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)  # takes seconds
+        if hosts is None:
+            patch.setattr(haqjax.run.task, "share_devices", lambda policies, split: mesh)
+        asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
+        console = Console(quiet=True)
+        run_search(SearchConfig(**asked), console)
+        return run_search(SearchConfig(resume=str(out), episodes=12, hosts=hosts), console)
+
+
+def judge(mesh: jax.sharding.Mesh | None = None) -> np.ndarray:
+    """Accuracies and losses of random policies."""
+    network, split = make_network(), make_data().search
+    ranges = calibrate(apply, network.params, [split.images])
+    policies = np.random.default_rng(0).integers(2, 9, (POLICIES, 4, 2))
+    evaluate = make_evaluate(apply, network.params, split, ranges, batch_size=AT_ONCE, with_loss=True, mesh=mesh)
+    judged = jax.jit(lambda evaluate, policies: evaluate(policies))(evaluate, policies)
+    return np.stack([*map(np.asarray, judged)])
+
+
+def main(kind: str, folder: Path, hosts: str | None = None) -> None:
+    """Leaves run folders, and what was judged."""
+    if kind == "hosts":
+        search(folder, "random", hosts)
+        return
+    for devices, policies in MESHES:
+        mesh = make_mesh(devices, policies=policies)
+        np.save(folder / f"judged-{devices}-{policies}.npy", judge(mesh))
+    search(folder / "run", "haq", mesh=make_mesh(8, policies=4))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

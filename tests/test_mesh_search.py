@@ -1,0 +1,105 @@
+"""Devices and processes that share a search find what one alone finds, to the last bit."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import mesh_search
+from haqjax.run.hosts import from_first, is_first, read_hosts
+from haqjax.train import make_mesh
+from haqjax.train.mesh import share_policies, suggest_policies
+
+SCRIPT = Path(mesh_search.__file__)
+
+
+def begin(*words, devices=1):
+    """Starts a process that has so many devices and as many threads as this one has."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(os.cpu_count())}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *map(str, words)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def end(*processes):
+    said = [process.communicate()[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), said
+
+
+def read(folder):
+    """What a search found, and all that it tried."""
+    return json.loads((folder / "policy.json").read_text()), (folder / "episodes.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def on_eight(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eight")
+    end(begin("devices", folder, devices=8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return mesh_search.judge()
+
+
+@pytest.mark.parametrize("devices, policies", mesh_search.MESHES)
+def test_every_mesh_judges_alike(on_eight, alone, devices, policies):
+    assert len(np.unique(alone[1])) == mesh_search.POLICIES
+    np.testing.assert_array_equal(np.load(on_eight / f"judged-{devices}-{policies}.npy"), alone)
+
+
+def test_eight_devices_find_what_one_finds(on_eight, tmp_path):
+    assert read(on_eight / "run") == read(mesh_search.search(tmp_path / "alone", "haq"))
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    end(*(begin("hosts", tmp_path / "both", f"127.0.0.1:{port},{number}/2") for number in range(2)))
+    assert read(tmp_path / "both") == read(mesh_search.search(tmp_path / "alone", "random"))
+
+
+def test_devices_are_divided_so_that_each_has_least_to_do():
+    for devices, policies, batches in ((1, 4, 6), (8, 4, 6), (8, 4, 1), (8, 3, 5), (6, 16, 2), (4, 1, 9)):
+        rounds = {
+            along: -(-policies // along) * -(-batches // (devices // along))
+            for along in range(1, devices + 1)
+            if devices % along == 0
+        }
+        assert rounds[suggest_policies(devices, policies, batches)] == min(rounds.values())
+
+
+def test_a_judge_without_micro_batches_shares_policies():
+    judge = jax.tree_util.Partial(lambda scale, key, policies: scale * policies.sum((1, 2)), 2.0, jax.random.key(0))
+    policies = np.random.default_rng(0).integers(2, 9, (5, 3, 2))
+    shared = share_policies(judge, make_mesh(1))
+    np.testing.assert_array_equal(shared(policies), 2.0 * policies.sum((1, 2)))
+
+
+def test_one_process_is_the_first_and_asks_nobody():
+    assert is_first() and from_first(lambda: "alone") == "alone"
+    assert read_hosts("auto") is None and read_hosts("[::1]:80,1/2").coordinator == "[::1]:80"
+
+
+@pytest.mark.parametrize("text", ["", "here", "here:1", "here:1,0", "here,0/2", "here:x,0/2", ":1,0/2", "here:1,2/2"])
+def test_hosts_that_cannot_be_read_are_told(text):
+    with pytest.raises(ValueError, match=f"hosts is '{text}': .*such as 10.0.0.1:8476,0/2"):
+        read_hosts(text)
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="1 devices do not divide into 2 for policies"):
+        make_mesh(1, policies=2)
