@@ -76,8 +76,8 @@ def main(config: Config) -> None:
             about["runs"].append(run(problem, posed, name, seed, config, about, known, reported))
             print(limit, {key: value for key, value in about["runs"][-1].items() if key != "policy"}, flush=True)
         figures["budgets"][f"{limit:g}"] = about
-    tail = f"-{config.name}" if config.name else ""
-    records.write(f"search-quality-{config.problem}-{config.metric}{tail}", figures)
+        tail = f"-{config.name}" if config.name else ""
+        records.write(f"search-quality-{config.problem}-{config.metric}{tail}", figures)  # what is there so far
 
 
 def tell_about(problem: Problem, posed: Posed, config: Config, reported: dict) -> dict[str, Any]:

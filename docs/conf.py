@@ -17,8 +17,6 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["search.md"]  # it is in searches.md: Sphinx has a page "search" of its own
 nitpicky = True  # a function that is named must exist
 nitpick_ignore_regex = [("py:class", ".*")]  # the types of other libraries are not documented here
-# Docstrings name these two functions, which are in haqjax.train.racing and haqjax.train.soft.
-nitpick_ignore = [("py:obj", "haqjax.train.make_race"), ("py:obj", "haqjax.train.make_soft_loss")]
 suppress_warnings = ["ref.python"]  # two records are called Bounds
 
 myst_heading_anchors = 3  # so that a page can point at a heading of another

@@ -70,7 +70,7 @@ def test_costs_of_the_layers_add_up_to_those_of_the_network(world, facts):
 
 def test_rows_are_those_of_policy_json(folder, facts):
     told = json.loads((folder / "policy.json").read_text())
-    assert [row.name for row in facts.rows] == ["8 bits", "uniform 4", "found by haq", "float"]
+    assert [row.name for row in facts.rows] == ["8 bits", "uniform 4", "found by ilp", "float"]
     for name, row in zip(("8_bits", "uniform", "policy", "float"), facts.rows, strict=True):
         assert row.accuracy == told["accuracies"]["report"][name] and row.images == 100
     assert facts.rows[2].cost.energy == told["costs"]["policy"]["energy_j"]
