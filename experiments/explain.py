@@ -30,7 +30,7 @@ from haqjax.hardware import find_bounds
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import bits_figure
 from haqjax.report.roofline import move_figure
-from haqjax.run.facts import _rooflines as find_rooflines
+from haqjax.run.facts import find_rooflines
 from haqjax.types import CostTable
 
 MACHINES = ("edge", "cloud")

@@ -9,8 +9,7 @@ from typing import Any
 
 import tyro
 
-from haqjax.cli import _say_in_one_line as say_in_one_line
-from haqjax.cli import keep_compiled_programs
+from haqjax.cli import keep_compiled_programs, say_in_one_line
 
 BAD_INPUT = 2  # exit status
 

@@ -15,7 +15,6 @@ Takes 10 minutes on 2 CPU cores, a minute with --quick.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,11 +27,7 @@ from results import Results, spread
 from haqjax import budget, search
 from haqjax.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
-from haqjax.search import Problem, Record, SearchResult
-from haqjax.search.rounds import start
-from haqjax.types import Cost
-
-LEARNED = ("actor", "critic", "target_actor", "target_critic")
+from haqjax.search.transfer import begin_with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +62,7 @@ def main(config: Config) -> dict:
         source_key, new_key, begin_key, move_key = jax.random.split(jax.random.key(seed), 4)
         source = search(problems[config.source], usual, episodes=config.episodes, key=source_key)
         new = search(problems[config.target], usual, episodes=config.episodes, key=new_key)
-        begun = begin_with(source, problems[config.target], prepared, begin_key)
+        begun = begin_with(source.state.agent, prepared, problems[config.target], begin_key)
         moved = search(problems[config.target], prepared, episodes=config.episodes, key=move_key, resume=begun)
         told = measure(subjects[config.target], [new.policy, moved.policy])
         for name, found, report in zip(curves, (new, moved), told.accuracy, strict=True):
@@ -91,18 +86,6 @@ def main(config: Config) -> dict:
     figures = {"transfer": draw(curves, reference)}
     title = f"HAQ's agent from {config.source} to {config.target}"
     return results.finish(title, headers, rows, [text], figures, reference=reference)
-
-
-def begin_with(source: SearchResult, problem: Problem, searcher: Any, key: jax.Array) -> SearchResult:
-    """A search that has played nothing yet, whose agent knows what another search's learned."""
-    state = start(searcher, problem, key)
-    knows = {name: getattr(source.state.agent, name) for name in LEARNED}
-    none, layers = np.zeros(0, np.float32), len(problem.names)
-    records = Record(
-        np.zeros((0, layers, 2), np.float32), np.zeros((0, layers, 2), np.int32), none, none, none, Cost(*[none] * 5),
-        np.zeros(0, bool),
-    )  # fmt: skip
-    return SearchResult(None, records, state._replace(agent=state.agent._replace(**knows)))
 
 
 def draw(curves: dict[str, Sequence[np.ndarray]], reference: float) -> Figure:

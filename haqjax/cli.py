@@ -73,10 +73,10 @@ def read_config() -> Any:
     except SystemExit as stopped:
         if stopped.code == 0 or not said.getvalue().strip():  # help was asked for
             raise
-    raise ValueError(_say_in_one_line(said.getvalue()))
+    raise ValueError(say_in_one_line(said.getvalue()))
 
 
-def _say_in_one_line(box: str) -> str:
+def say_in_one_line(box: str) -> str:
     """What tyro says in a box: a title, the message, a rule, and help."""
     lines = (line.strip(" │|╭╮╰╯") for line in box.splitlines())
     parts = [list(part) for is_text, part in itertools.groupby(lines, lambda line: bool(line.strip(" ─-"))) if is_text]

@@ -21,7 +21,7 @@ from haqjax.hardware import machine, save_table, total_cost
 from haqjax.report.facts import best_gain, find_front, front_resources
 from haqjax.report.figures import KINDS
 from haqjax.run.config import ReportConfig
-from haqjax.run.facts import _rooflines, read_facts
+from haqjax.run.facts import find_rooflines, read_facts
 from haqjax.run.report import run_report
 from haqjax.run.table import find_network
 from report_world import EPISODES, make_task, price_of, write_run
@@ -100,7 +100,7 @@ def test_the_best_reward_is_left_out_where_budgets_change(facts):
 @pytest.mark.parametrize("name", ["edge", "cloud", "bitfusion", "roofline", "systolic"])
 def test_no_layer_is_above_its_roof(world, name):
     table = world[1].layers
-    found = _rooflines(machine(name), table, np.full((len(table), 2), 2))
+    found = find_rooflines(machine(name), table, np.full((len(table), 2), 2))
     for place, peak in ((found.before, found.peaks[8]), (found.after, found.peaks[2])):
         roof = np.minimum(peak, place.intensity * found.bandwidth)
         assert (place.speed <= roof * (1 + 1e-6)).all()
@@ -109,11 +109,11 @@ def test_no_layer_is_above_its_roof(world, name):
 
 def test_roofs_are_the_arithmetic_and_the_ports_of_the_machine():
     table = layers(*find_network("resnet20", 10, 32))
-    found = _rooflines(machine("edge"), table, np.full((len(table), 2), 4))
+    found = find_rooflines(machine("edge"), table, np.full((len(table), 2), 4))
     at_1_bit = 2 * 8 * 8 * 256 * 200e6  # operations a second of 8 x 8 units of 256 products at 200 MHz
     assert found.peaks == pytest.approx({8: at_1_bit / 64, 4: at_1_bit / 16, 2: at_1_bit / 4})
     assert found.bandwidth == pytest.approx(2 * 64 / 8 * 200e6)  # two ports of 64 bits
-    assert _rooflines(machine("roofline"), table, np.full((len(table), 2), 4)).bandwidth == pytest.approx(8 * 500e6)
+    assert find_rooflines(machine("roofline"), table, np.full((len(table), 2), 4)).bandwidth == pytest.approx(8 * 500e6)
 
 
 def test_everything_is_written_for_paper_as_well(folder):

@@ -41,7 +41,7 @@ def read_facts(folder: str | Path) -> Facts:
     costs = {name: _read_cost(told["costs"][name]) for name in NAMES}
     task, notes = _prepare(config, [row["name"] for row in told["layers"]])
     spent = _spend(task, policy, config) if task else {}
-    rooflines = _rooflines(config.machine, task.layers, policy) if task else None
+    rooflines = find_rooflines(config.machine, task.layers, policy) if task else None
     episodes = _read_episodes(folder)
     if task and rooflines is None:
         notes.append("A measured table does not say what limits a layer: there is no roofline.")
@@ -132,7 +132,8 @@ def _total(task: Task, spent: Mapping[str, Spent], resource: str) -> float:
     return float(spent[resource].after.sum()) + (0.0 if fixed is None else float(fixed))
 
 
-def _rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> Rooflines | None:
+def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> Rooflines | None:
+    """Where layers stand under a machine's limits, at 8 bits and under a policy; None for a measured table."""
     if machine.model == "measured":
         return None
     usage = MODELS[machine.model].use(machine.numbers, layers)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -20,7 +19,7 @@ from haqjax.run.hosts import from_first, is_first, localise
 from haqjax.search import Problem, Record, Searcher, SearchResult
 from haqjax.search.base import choose_best
 from haqjax.search.legs import Course
-from haqjax.search.loop import start
+from haqjax.search.transfer import begin_with
 from haqjax.train.checkpoints import Checkpoints, open_checkpoints, telling
 from haqjax.types import Cost
 
@@ -173,19 +172,8 @@ def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PR
     leaves = from_first(lambda: _read_newest(Path(folder) / CHECKPOINTS, before))
     if leaves is None:
         raise ValueError(f"{folder} has no checkpoint to take an agent from")
-    state = start(searcher, problem, jax.random.split(key)[0])
     learned = _unfold(leaves[0], _blank_state(searcher, problem), Path(folder) / CHECKPOINTS)["state"].agent
-    knows = {name: getattr(learned, name) for name in ("actor", "critic", "target_actor", "target_critic")}
-    state = state._replace(agent=state.agent._replace(**jax.tree.map(jnp.asarray, knows)))
-    return SearchResult(None, _nothing(len(problem.names)), state)
-
-
-def _nothing(layers: int) -> Record:
-    """The records of no episodes."""
-    shapes: dict[str, Any] = dict.fromkeys(Record._fields, np.zeros(0, np.float32))
-    shapes |= {"actions": np.zeros((0, layers, 2), np.float32), "policy": np.zeros((0, layers, 2), np.int32)}
-    none: Any = np.zeros(0, np.float32)
-    return Record(**shapes | {"feasible": np.zeros(0, bool), "cost": Cost(none, none, none, none, none)})
+    return begin_with(learned, searcher, problem, jax.random.split(key)[0])
 
 
 def _read_newest(folder: Path, config: SearchConfig) -> tuple[list[np.ndarray], int] | None:

@@ -24,12 +24,17 @@ def under_policy(
     return with_hook(apply, make_hook(weights, policy, ranges, biases))
 
 
-def count_right(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Int[Array, ""]:
-    """Images whose largest logit is at the label; one with a logit that is not finite is wrong."""
-    return ((logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)).sum()
+def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Images whose largest logit is at the label, and the cross entropy summed over the images that count.
 
+    A label below 0 marks an image that does not count. One with a logit that is not finite is wrong, and makes the sum
+    infinite.
 
-def sum_loss(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> Float[Array, ""]:
-    """Cross entropy, summed over the images that count: their label is no less than 0."""
+    >>> right, loss = count_answers(jnp.array([[0.0, 9.0], [0.0, jnp.nan]]), jnp.array([1, -1]))
+    >>> int(right), round(float(loss), 4)
+    (1, 0.0001)
+    """
+    finite = jnp.isfinite(logits).all(-1)
+    right = ((logits.argmax(-1) == labels) & finite).sum()
     log_share = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    return -jnp.where(labels >= 0, log_share, 0).sum()
+    return right, -jnp.where(labels >= 0, jnp.where(finite, log_share, -jnp.inf), 0).sum()

@@ -9,10 +9,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, with_hook
+from haqjax.capture import Apply
 from haqjax.data import Split
-from haqjax.quantize.forward import make_hook, quantize_weights
-from haqjax.quantize.nudges import output_biases
+from haqjax.train.judging import count_answers, under_policy
 from haqjax.train.mesh import IMAGE, POLICY, fill_up, place
 from haqjax.types import Judgement, Ranges
 
@@ -85,8 +84,8 @@ def only_finite(judge: jax.tree_util.Partial) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(_only_finite, judge)
 
 
-def _only_finite(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Array | Judgement:
-    answer = judge(policies)
+def _only_finite(judge: jax.tree_util.Partial, *asked: Array) -> Array | Judgement:
+    answer = judge(*asked)
     if not isinstance(answer, Judgement):
         return answer
     return Judgement(jnp.where(jnp.isfinite(answer.loss), answer.accuracy, jnp.nan), answer.loss)
@@ -179,15 +178,11 @@ def _count(
     policy: Int[Array, "L 2"],
 ) -> tuple[Int[Array, "m"], Float[Array, "m"] | None]:  # fmt: skip
     """Right answers in each micro-batch under one policy, and the sum of their losses."""
-    weights = quantize_weights(apply, params, images[0], policy, ranges)
-    biases = output_biases(apply, params, weights, images[0], ranges)
-    quantised = with_hook(apply, make_hook(weights, policy, ranges, biases))
+    quantised = under_policy(apply, params, images[0], policy, ranges)
 
     def count(batch: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        logits = quantised(params, batch[0])
-        finite = jnp.isfinite(logits).all(-1)
-        right = ((logits.argmax(-1) == batch[1]) & finite).sum()
-        return right, _loss(logits, batch[1], finite) if with_loss else None
+        right, loss = count_answers(quantised(params, batch[0]), batch[1])
+        return right, loss if with_loss else None
 
     return jax.lax.map(count, (images, labels))
 
@@ -209,9 +204,3 @@ def add_up(parts: Array) -> Array:
         filled = jnp.concatenate([rest, jnp.zeros_like(parts[..., : 2 * half - count])], axis=-1)
         parts = parts[..., :half] + filled
     return parts[..., 0]
-
-
-def _loss(logits: Float[Array, "B C"], labels: Int[Array, "B"], finite: Array) -> Float[Array, ""]:
-    """Cross entropy, summed over the images that count; infinite where one of their logits is not finite."""
-    log_share = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    return -jnp.where(labels >= 0, jnp.where(finite, log_share, -jnp.inf), 0).sum()

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.capture import Apply
 from haqjax.data import Split
-from haqjax.train.judging import count_right, sum_loss, under_policy
-from haqjax.train.policies import in_batches, suggest_batch
+from haqjax.train.judging import count_answers, under_policy
+from haqjax.train.policies import fill_evenly, in_batches
 from haqjax.types import Judgement, Ranges
 
 
@@ -56,10 +56,8 @@ def make_race(
     """
     if not len(split) or not 0 <= error < 1:
         raise ValueError(f"a race on {len(split)} images with error {error}: give images, and 0 to below 1")
-    most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
     order = np.random.default_rng(0).permutation(len(split))
-    batches = -(-len(split) // most)
-    images, labels = in_batches(split.take(order), -(-len(split) // batches))
+    images, labels = in_batches(split.take(order), fill_evenly(split, batch_size))
     return jax.tree_util.Partial(_make_race(apply, error), params, images, labels, ranges)
 
 
@@ -94,9 +92,8 @@ def _make_race(apply: Apply, error: float) -> Callable[..., Judgement]:
 
             def see(tally: Tally) -> Tally:
                 at = tally.batches
-                logits, answers = quantised(params, images[at]), labels[at]
-                seen, right = tally.seen + (answers >= 0).sum(), tally.right + count_right(logits, answers)
-                return Tally(at + 1, seen, right, tally.loss + sum_loss(logits, answers))
+                right, loss = count_answers(quantised(params, images[at]), labels[at])
+                return Tally(at + 1, tally.seen + (labels[at] >= 0).sum(), tally.right + right, tally.loss + loss)
 
             zero = jnp.int32(0)
             end = jax.lax.while_loop(goes_on, see, see(Tally(zero, zero, zero, jnp.float32(0))))

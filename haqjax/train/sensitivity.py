@@ -13,11 +13,10 @@ from haqjax.capture import Apply, with_hook
 from haqjax.data import Split
 from haqjax.lowering import lower
 from haqjax.policy import to_bits
-from haqjax.quantize.forward import make_hook, quantize_weights
-from haqjax.quantize.nudges import output_biases
 from haqjax.search.additive import guard, rank_correlation
 from haqjax.search.choices import allowed
 from haqjax.train.curvature import fisher_sensitivity, hessian_sensitivity
+from haqjax.train.judging import under_policy
 from haqjax.train.policies import in_batches, make_evaluate, suggest_batch
 from haqjax.types import FULL_PRECISION, Bounds, Ranges
 
@@ -205,9 +204,7 @@ def _make_divergence(apply: Apply) -> Callable[..., Float[Array, "N"]]:
         params: PyTree, images: Array, labels: Array, log_shares: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
     ) -> Float[Array, "N"]:
         def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
-            weights = quantize_weights(apply, params, images[0], policy, ranges)
-            biases = output_biases(apply, params, weights, images[0], ranges)
-            quantised = with_hook(apply, make_hook(weights, policy, ranges, biases))
+            quantised = under_policy(apply, params, images[0], policy, ranges)
 
             def apart(batch: tuple[Array, Array, Array]) -> Float[Array, ""]:
                 x, there, expected = batch

@@ -1,0 +1,42 @@
+"""A search whose agent starts with what another one learned."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from haqjax.agent.ddpg import AgentState
+from haqjax.search.base import Problem, Record, Searcher, SearchResult
+from haqjax.search.rounds import start
+from haqjax.types import Cost
+
+LEARNED = ("actor", "critic", "target_actor", "target_critic")
+
+
+def begin_with(learned: AgentState, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
+    """A search that has played nothing yet, to be given to `haqjax.search.search` as `resume`.
+
+    Args:
+      learned: agent at the end of another search, perhaps of another network; its moments and its baseline stay behind.
+      searcher: a search by an agent of the same sizes.
+      problem: of the new search.
+      key: starts what is not learned.
+    """
+    state: Any = start(searcher, problem, key)
+    knows = {name: jax.tree.map(jnp.asarray, getattr(learned, name)) for name in LEARNED}
+    state = state._replace(agent=state.agent._replace(**knows))
+    return SearchResult(None, no_episodes(len(problem.names)), state)
+
+
+def no_episodes(layers: int) -> Record:
+    """The records of a search that has played nothing.
+
+    >>> no_episodes(3).policy.shape
+    (0, 3, 2)
+    """
+    none: Any = np.zeros(0, np.float32)
+    policies = np.zeros((0, layers, 2), np.int32)
+    cost = Cost(none, none, none, none, none)
+    return Record(policies.astype(np.float32), policies, none, none, none, cost, np.zeros(0, bool))
