@@ -12,6 +12,7 @@ from haqjax.quantize import calibrate
 from haqjax.search import search
 from haqjax.search.rounds import judge
 from haqjax.train import make_evaluate
+from haqjax.train.policies import only_finite
 from haqjax.train.racing import Tally, make_race, reachable
 from search_world import judge as judge_plainly
 from search_world import make_world
@@ -79,6 +80,16 @@ def test_serflings_bound_fails_no_more_often_than_stated():
         tally = Tally(jnp.arange(batches), jnp.asarray(seen), jnp.asarray(right[seen - 1]), jnp.zeros(batches))
         failures += bool((np.asarray(reachable(tally, 400, batches, error)) < 0.6 - 1e-6).any())
     assert failures / 500 <= error
+
+
+def test_an_output_that_is_not_finite_is_told_and_can_never_win(world):
+    params, split, ranges = world
+    images = split.images.copy()
+    images[5] = np.inf
+    race = only_finite(make_race(apply, params, Split(images, split.labels), ranges, batch_size=10))
+    told = race(policies(), 0.0)  # a clip makes infinity finite; a float network passes it on
+    assert np.isfinite(told.accuracy[:-1]).all() and np.isfinite(told.loss[:-1]).all()
+    assert np.isnan(told.accuracy[-1]) and np.isposinf(told.loss[-1])
 
 
 @pytest.mark.parametrize("error", [-0.1, 1.0])

@@ -26,6 +26,7 @@ from haqjax.search.front import spread_fractions
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
 from haqjax.train.mesh import share_policies
+from haqjax.train.policies import only_finite
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
@@ -183,7 +184,7 @@ def make_racing_judge(
         return None
     if jax.device_count() > 1:
         raise ValueError(f"race {config.race:g} is for one device, here are {jax.device_count()}: leave it out")
-    race = make_race(network.apply, network.params, split, ranges, error=config.race)
+    race = only_finite(make_race(network.apply, network.params, split, ranges, error=config.race))
     return jax.tree_util.Partial(_judge_weights, race) if config.by_codebook else race
 
 

@@ -37,6 +37,7 @@ def no_episodes(layers: int) -> Record:
     (0, 3, 2)
     """
     none: Any = np.zeros(0, np.float32)
-    policies = np.zeros((0, layers, 2), np.int32)
+    policies: Any = np.zeros((0, layers, 2), np.int32)
+    feasible: Any = np.zeros(0, bool)
     cost = Cost(none, none, none, none, none)
-    return Record(policies.astype(np.float32), policies, none, none, none, cost, np.zeros(0, bool))
+    return Record(policies.astype(np.float32), policies, none, none, none, cost, feasible)
