@@ -110,7 +110,23 @@ def run(
     }
     last = curve[str(config.episodes)]
     error = (last["report"] * (1 - last["report"]) / posed.images["report"]) ** 0.5
-    return row | last | {"standard_error": error, "curve": curve, "policy": np.asarray(found.policy).tolist()}
+    row |= {"standard_error": error, "curve": curve, "policy": np.asarray(found.policy).tolist()}
+    return row | last | {"work_in_prefixes": work_in_prefixes(found.records.policy, problem.table.bops[:, 7, 7])}
+
+
+def work_in_prefixes(policies: np.ndarray, work: np.ndarray) -> float:
+    """The share of the work on a search's different policies that is on first layers as in an earlier one.
+
+    No reuse of what first layers gave could save more, however much of it were kept.
+    """
+    seen: set[bytes] = set()
+    saved = total = 0.0
+    for policy in {np.asarray(p).tobytes(): np.asarray(p) for p in policies}.values():
+        starts = [policy[: layer + 1].tobytes() for layer in range(len(policy))]
+        saved += sum(cost for start, cost in zip(starts, work, strict=True) if start in seen)
+        total += float(work.sum())
+        seen.update(starts)
+    return saved / total
 
 
 def best_at(found: SearchResult, problem: Problem, count: int) -> int | None:

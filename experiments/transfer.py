@@ -76,16 +76,28 @@ def main(config: Config) -> dict:
     text = differs(subjects[config.target], config, (
         f" The source is {config.source}, searched with as many policies; {config.machine}, budget at {config.place:g} "
         f"of the way from the fewest bits to 8. The new agent's first {min(20, config.episodes // 5)} policies are its "
-        "warm-up, at random. The paper reports transfer to MobileNet-V2 in words and one figure, without numbers that "
-        "we can stand beside."
+        "warm-up, at random. The level is what both agents reached in the end, the lower of the two for each seed; "
+        "counted are the policies until then. The paper reports transfer to MobileNet-V2 in words and one figure, "
+        "without numbers that we can stand beside."
     ))  # fmt: skip
-    headers = ("agent", *(f"best of {count}, %" for count in moments), "report, %")
-    rows = [(name, *(spread([c[count - 1] for c in rows], 100) for count in moments),
+    headers = ("agent", *(f"best of {count}, %" for count in moments), "policies to the level", "report, %")
+    needed = dict(zip(curves, zip(*map(until_level, *curves.values()), strict=True), strict=True))
+    rows = [(name, *(spread([c[count - 1] for c in rows], 100) for count in moments), spread(needed[name], digits=0),
              spread([r["report"] for r in results.records if r["agent"] == name], 100))
             for name, rows in curves.items()]  # fmt: skip
     figures = {"transfer": draw(curves, reference)}
     title = f"HAQ's agent from {config.source} to {config.target}"
-    return results.finish(title, headers, rows, [text], figures, reference=reference)
+    return results.finish(title, headers, rows, [text], figures, reference=reference, policies_to_level=needed)
+
+
+def until_level(new: np.ndarray, transferred: np.ndarray) -> tuple[int, int]:
+    """Policies until each of two searches first has what both have in the end.
+
+    >>> until_level(np.array([np.nan, 0.5, 0.75, 0.75]), np.array([0.75, 0.75, 0.75, 1.0]))
+    (3, 1)
+    """
+    level = min(new[-1], transferred[-1])
+    return int(np.argmax(new >= level)) + 1, int(np.argmax(transferred >= level)) + 1
 
 
 def draw(curves: dict[str, Sequence[np.ndarray]], reference: float) -> Figure:

@@ -16,6 +16,7 @@ import haqjax.run.outcome
 import haqjax.run.task
 from haqjax import calibrate
 from haqjax.run import SearchConfig, run_search
+from haqjax.search import rounds
 from haqjax.train import make_evaluate, make_mesh
 from run_world import apply, install, make_data, make_network
 
@@ -29,7 +30,7 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
         install(patch)
         patch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)  # takes seconds
         if hosts is None:
-            patch.setattr(haqjax.run.task, "share_devices", lambda policies, split: mesh)
+            patch.setattr(haqjax.run.task, "share_devices", lambda *asked: mesh)
         asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
         console = Console(quiet=True)
         run_search(SearchConfig(**asked), console)
@@ -55,6 +56,7 @@ def main(kind: str, folder: Path, hosts: str | None = None) -> None:
         mesh = make_mesh(devices, policies=policies)
         np.save(folder / f"judged-{devices}-{policies}.npy", judge(mesh))
     search(folder / "run", "haq", mesh=make_mesh(8, policies=4))
+    np.save(folder / "programs.npy", [rounds._ask._cache_size(), rounds._tell._cache_size()])
 
 
 if __name__ == "__main__":

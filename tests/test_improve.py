@@ -18,6 +18,7 @@ def test_each_addition_is_had_alone():
     for one in ADDITIONS:
         found = improve(plain, [one], problem, 40)
         changed = {
+            "costs": found.costs,
             "exchange": found.exchange == 20,
             "retain": found.retain == 8,
             "start": found.start is not None,
@@ -36,7 +37,7 @@ def test_the_start_loses_least_by_the_law_of_squared_errors():
 
 
 def test_an_unknown_addition_is_named():
-    with pytest.raises(ValueError, match="unknown addition 'wings': there are exchange, retain, start, twin"):
+    with pytest.raises(ValueError, match="unknown addition 'wings': there are costs, exchange, retain, start, twin"):
         improve(HAQ(), ["twin", "wings"], make_world(), 40)
 
 

@@ -65,6 +65,10 @@ def test_eight_devices_find_what_one_finds(on_eight, tmp_path):
     assert read(on_eight / "run") == read(mesh_search.search(tmp_path / "alone", "haq"))
 
 
+def test_an_agent_is_compiled_once_for_eight_devices(on_eight):
+    assert np.load(on_eight / "programs.npy").tolist() == [1, 1]
+
+
 def test_two_processes_find_what_one_finds(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

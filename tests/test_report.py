@@ -174,3 +174,8 @@ def test_text_keeps_to_its_width_and_says_everything():
     assert max(map(len, lines)) <= 100
     assert lines == [line.rstrip() for line in lines]
     assert any("found policy" in line and "15.30 (0.66x)" in line for line in lines)
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "found policy" in tables.as_text(tables.comparison_table(ROWS))

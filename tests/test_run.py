@@ -329,7 +329,10 @@ BAD = [
     (["--resume", "nowhere"], "nowhere is no finished run: it has no config.yaml"),
     (["--layers", "no.such=4"], "'no.such' matches none of the 53 layers"),
     (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
-    (["--search", "haq", "--additions", "wings"], "unknown addition 'wings': there are exchange, retain, start, twin"),
+    (
+        ["--search", "haq", "--additions", "wings"],
+        "unknown addition 'wings': there are costs, exchange, retain, start, twin",
+    ),
     (["--additions", "twin"], "additions 'twin' are to the search 'haq', not to 'ilp'"),
     (["--search", "haq", "--additions", "start", "--max-drop", "1"], "is for a search within one budget"),
     (["--search", "haq", "--race", "1"], "race is 1.0: give the chance of an error, from 0 to below 1"),

@@ -209,4 +209,5 @@ def test_policies_with_outputs_that_are_not_finite_are_counted_and_never_win(wor
     lost = [row.split(",")[1] == "" for row in rows.splitlines()[1:]]
     assert 0 < sum(lost) < EPISODES
     assert f"{sum(lost)} of {EPISODES} policies gave outputs that are not finite: none was chosen." in said
+    assert told["not_finite"] == sum(lost)
     assert told["layers"][0]["weight_bits"] > 5 and told["accuracies"]["search"]["policy"] == 0.5

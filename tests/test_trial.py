@@ -7,14 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import haqjax
+import haqjax.run.outcome
+import haqjax.run.task
 from haqjax.data import Split
+from haqjax.run import SearchConfig, run_search
+from haqjax.run.folder import open_folder
 from haqjax.train import trial
 from haqjax.train.policies import make_evaluate, suggest_batch
 from haqjax.train.sensitivity import random_policies
 from haqjax.train.trial import Batches, choose_batches, list_candidates
+from run_world import install
 
+QUIET = Console(quiet=True)
 TRIED = [Batches(7, 1), Batches(3, 2), Batches(2, 4)]
 
 
@@ -127,3 +134,35 @@ def test_mistakes_are_told(world):
     none = Split(split.images[:0], split.labels[:0])
     with pytest.raises(ValueError, match="on no images"):
         choose_batches(function, params, none, ranges, policies=8, cache=None)
+
+
+def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
+    install(monkeypatch)
+    monkeypatch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)
+    tried, used = [], []
+
+    def choose(*world, policies, cache):
+        tried.append(policies)
+        return Batches(50, 2)
+
+    def make(*world, **options):
+        used.append((options["batch_size"], options["policies_at_once"]))
+        return make_evaluate(*world, **options)
+
+    monkeypatch.setattr(haqjax.run.task, "choose_batches", choose)
+    monkeypatch.setattr(haqjax.run.task, "make_evaluate", make)
+    out = str(tmp_path / "run")
+    run_search(SearchConfig(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
+    run_search(SearchConfig(resume=out, episodes=8), QUIET)
+    assert tried == [4]  # not again by the run that goes on
+    assert set(used) == {(50, 2)} and len(used) == 4  # search and report, twice
+    assert (open_folder(out).batch_size, open_folder(out).policies_at_once) == (50, 2)
+
+
+def test_what_is_said_is_not_tried(monkeypatch):
+    monkeypatch.setattr(haqjax.run.task, "choose_batches", pytest.fail)
+    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1)):
+        config = SearchConfig(**asked)
+        assert haqjax.run.task.settle_batches(config, None, None, None) is config
+    with pytest.raises(ValueError, match="policies_at_once is 0: give at least 1"):
+        SearchConfig(policies_at_once=0).check()

@@ -107,7 +107,8 @@ def unit_of(resource: str, values: Sequence[float] | Float[np.ndarray, "n"]) -> 
 def as_text(table: Table, width: int = 100) -> str:
     """A table as plain text, for a file or a terminal without colours; lines end without blanks."""
     text = io.StringIO()
-    Console(file=text, width=width, color_system=None, legacy_windows=False).print(table)
+    console = Console(file=text, width=width, color_system=None, legacy_windows=False, force_jupyter=False)
+    console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
 
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 from rich.console import Console
 
 from haqjax.data import Split
@@ -106,18 +105,10 @@ def from_first(make: Callable[[], T]) -> T:
     return answer
 
 
-def share_devices(policies: int, split: Split) -> Mesh | None:
+def share_devices(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
     """A mesh of all devices of all processes, to judge so many policies at once by a split; None on one device."""
-    count, batches = jax.device_count(), -(-len(split) // fill_evenly(split))
+    count, batches = jax.device_count(), -(-len(split) // fill_evenly(split, batch_size))
     return None if count == 1 else make_mesh(policies=suggest_policies(count, policies, batches))
-
-
-def localise(tree: PyTree) -> PyTree:
-    """Arrays that all devices hold whole, as this process's own: what is done to them waits for no other process."""
-    own = lambda leaf: (
-        leaf.addressable_data(0) if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable else leaf
-    )
-    return jax.tree.map(own, tree)
 
 
 def leave(status: int) -> NoReturn:

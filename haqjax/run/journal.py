@@ -15,7 +15,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import open_folder, write_episodes
-from haqjax.run.hosts import from_first, is_first, localise
+from haqjax.run.hosts import from_first, is_first
 from haqjax.search import Problem, Record, Searcher, SearchResult
 from haqjax.search.base import choose_best
 from haqjax.search.legs import Course
@@ -60,7 +60,7 @@ class Journal:
         assert self.checkpoints is not None
         played = len(result.records.accuracy)
         if result.state is not None:
-            state = {"state": _without_keys(localise(result.state)), "records": result.records}
+            state = {"state": _without_keys(result.state), "records": result.records}
             self.checkpoints.save(state, played, last=True)
         limits = result.limits(self.resource) if isinstance(result, Course) and self.resource else None
         write_episodes(self.out, result.records, self.resource, limits)

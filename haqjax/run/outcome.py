@@ -18,6 +18,7 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.folder import best_so_far, cost_of, in_units, write_episodes
 from haqjax.run.task import Task
 from haqjax.search import SearchResult
+from haqjax.search.base import Record
 from haqjax.search.drop import Drop
 from haqjax.types import Budget, Cost
 
@@ -125,6 +126,7 @@ def summarise(
         "search": config.search,
         "seed": config.seed,
         "episodes": len(result.records.accuracy),
+        "not_finite": count_not_finite(result.records),
         "best_episode": result.best,
         "interrupted": result.interrupted,
         "layers": to_rows(jnp.asarray(policies["policy"]), task.layers.names),
@@ -135,6 +137,11 @@ def summarise(
             "search": outcome.searched | {"images": outcome.images[0]},
         },
     }  # fmt: skip
+
+
+def count_not_finite(records: Record) -> int:
+    """How many policies gave outputs that are not finite, and can never be chosen."""
+    return int(np.sum(~np.isfinite(np.asarray(records.accuracy))))
 
 
 def _fractions(config: SearchConfig) -> float | dict[str, float] | None:

@@ -21,8 +21,8 @@ from haqjax.run.folder import open_folder
 from haqjax.run.front import conclude_front, name_one, show_front, write_front
 from haqjax.run.hosts import from_first, is_first, join, speaker
 from haqjax.run.network import load_network
-from haqjax.run.outcome import Outcome, show_result, write_result
-from haqjax.run.play import Found, make_searcher, play
+from haqjax.run.outcome import Outcome, count_not_finite, show_result, write_result
+from haqjax.run.play import make_searcher, play
 from haqjax.run.search_config import USUAL_BUDGET
 from haqjax.run.task import (
     Task,
@@ -34,6 +34,7 @@ from haqjax.run.task import (
     make_soft,
     measure,
     prepare,
+    settle_batches,
 )
 from haqjax.search import Problem, make_problem
 from haqjax.search.drop import ROUNDING
@@ -73,9 +74,12 @@ def run_search(config: SearchConfig, console: Console) -> Path:
         console.print(note, highlight=False, soft_wrap=True)
     params = from_first(lambda: load_network(task.network, task.data, config.weights, console).params)
     network = dataclasses.replace(task.network, params=params)
-    posed = _pose(config, task, network, from_first(lambda: find_ranges(config, network, task.data)))
+    ranges = from_first(lambda: find_ranges(config, network, task.data))
+    config = settle_batches(config, network, task.data.search, ranges)
+    posed = _pose(config, task, network, ranges)
     found = play(config, task, posed.problem, out, console)
-    for line in _count_not_finite(found):
+    if count := count_not_finite(found.records):
+        line = f"{count} of {len(found.records.accuracy)} policies gave outputs that are not finite: none was chosen."
         console.print(line, highlight=False, soft_wrap=True)
     if isinstance(found, Front):
         choices = conclude_front(config, task, found, posed.judges)
@@ -91,13 +95,6 @@ def run_search(config: SearchConfig, console: Console) -> Path:
             write_result(out, config, task, found, outcome)
         show_result(config, task, found, outcome, out, console)
     return out
-
-
-def _count_not_finite(found: Found) -> list[str]:
-    """How many policies can never be chosen, where there are any."""
-    accuracy = np.asarray(found.records.accuracy)
-    count = int(np.sum(~np.isfinite(accuracy)))
-    return [f"{count} of {len(accuracy)} policies gave outputs that are not finite: none was chosen."] if count else []
 
 
 def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:

@@ -64,11 +64,16 @@ class SearchConfig:
     search: str = "ilp"
     """How to search; see docs/search.md. The paper's agent is haq."""
     additions: str | None = None
-    """Additions to haq, with commas between: start, exchange, retain, twin; see docs/search.md."""
+    """Additions to haq, with commas between: start, exchange, costs, retain, twin; see docs/search.md."""
     episodes: int = 400
     """Policies to evaluate, all in all."""
     parallel: int = 4
     """Policies a round; the agent learns after each round."""
+    batch_size: int | None = None
+    """Images evaluated at a time. Default, as for policies_at_once: on one accelerator what a short trial finds
+    fastest, remembered for its kind; else what suits a CPU."""
+    policies_at_once: int | None = None
+    """Policies evaluated side by side. Accuracies differ in their last bits from one number to another."""
     calibration: str = "mse"
     """How clip values are chosen: mse, max, percentile or kl."""
     rounding: str = "output"
@@ -110,10 +115,10 @@ class SearchConfig:
         check_seed(self.seed)
         if self.hosts is not None:
             read_hosts(self.hosts)
-        for name, least in (("episodes", 1), ("parallel", 1), ("search_images", 1), ("report_images", 1)):
+        for name in ("episodes", "parallel", "search_images", "report_images", "batch_size", "policies_at_once"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}: give at least {least}")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}: give at least 1")
         if self.finetune_steps < 0:
             raise ValueError(f"finetune_steps is {self.finetune_steps}: give 0 or more")
         self._check_method()

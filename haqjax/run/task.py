@@ -21,7 +21,7 @@ from haqjax.reach import check_reachable
 from haqjax.rules import bounds_by_rules
 from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
-from haqjax.run.network import empty_network
+from haqjax.run.network import cache_folder, empty_network
 from haqjax.search.front import spread_fractions
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
@@ -29,6 +29,7 @@ from haqjax.train.mesh import share_policies
 from haqjax.train.policies import only_finite
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
+from haqjax.train.trial import choose_batches
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
 
 CALIBRATION_IMAGES = 256  # of the training split
@@ -153,6 +154,22 @@ def measure(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2
     return {name: float(judged.accuracy) for name, judged in judge_all(judge, policies).items()}
 
 
+def settle_batches(config: SearchConfig, network: Network, split: Split, ranges: Ranges) -> SearchConfig:
+    """The configuration with how much is evaluated at a time, by trial where nothing was said.
+
+    It is settled once a run: accuracies depend on it in their last bits, and a run that goes on must go on alike. So
+    must several devices, which take what suits any of them.
+    """
+    if config.resume is not None or config.finetune_steps or jax.device_count() > 1:
+        return config
+    if config.batch_size is not None or config.policies_at_once is not None:
+        return config
+    chosen = choose_batches(
+        network.apply, network.params, split, ranges, policies=config.parallel, cache=cache_folder()
+    )
+    return dataclasses.replace(config, **chosen._asdict())
+
+
 def make_judge(
     config: SearchConfig, network: Network, split: Split, ranges: Ranges, data: Dataset
 ) -> jax.tree_util.Partial:
@@ -160,7 +177,7 @@ def make_judge(
 
     All devices of all hosts share the work.
     """
-    mesh = share_devices(config.parallel, split)
+    mesh = share_devices(config.parallel, split, config.batch_size)
     if config.finetune_steps:
         judge = make_finetuned_evaluate(
             network.apply, network.params, split, ranges, data.train,
@@ -168,7 +185,10 @@ def make_judge(
         )  # fmt: skip
         judge = judge if mesh is None else share_policies(judge, mesh)
     else:
-        judge = make_evaluate(network.apply, network.params, split, ranges, with_loss=True, mesh=mesh)
+        judge = make_evaluate(
+            network.apply, network.params, split, ranges, batch_size=config.batch_size,
+            policies_at_once=config.policies_at_once or 1, with_loss=True, mesh=mesh,
+        )  # fmt: skip
     return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
 

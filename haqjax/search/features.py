@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.types import WIDTHS, LayerTable
+from haqjax.types import WIDTHS, Budget, CostTable, LayerTable
 
+COSTS = 2  # numbers of `describe_costs`
+FEWER = 4  # bits, whose cost is held against that of 8
 FIRST = 1.0  # what was decided before the first decision: the input image, 8 bits of 8
 
 
@@ -36,6 +38,34 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
     rows = np.repeat(np.stack(columns, axis=-1).astype(np.float64), 2, axis=0)
     kind = np.tile([1.0, 0.0], count)  # weights, then activations
     return jnp.asarray(_scale(np.column_stack([rows, kind])), jnp.float32)
+
+
+def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
+    """What each decision spends of the limited resources: no part of HAQ's ten numbers.
+
+    Of all that 8 bits cost: the layer's share, and the share that 4 bits in this entry alone would save; both over the
+    greatest of them, and a mean over the resources that have a limit. Peak memory is no sum over layers: it is left
+    out.
+
+    >>> from haqjax.types import Cost
+    >>> each = jnp.ones((2, 8, 8)).at[1].set(4.0).at[1, 3, 7].set(2.0)  # layer 1 saves by weights
+    >>> budget = Budget(jnp.float32(3.0), jnp.float32(jnp.inf), jnp.float32(jnp.inf))
+    >>> describe_costs(CostTable(each, each, each, Cost(0, 0, 0)), budget).tolist()
+    [[0.25, 0.0], [0.25, 0.0], [1.0, 1.0], [1.0, 0.0]]
+    """
+    columns, count = jnp.zeros((2 * len(table), COSTS)), jnp.float32(0)
+    for name in ("latency", "energy", "size", "bops"):
+        costs, limit = getattr(table, name), getattr(budget, name)
+        if costs is None or limit is None:
+            continue
+        each, wide, few = jnp.asarray(costs, jnp.float32), WIDTHS - 1, FEWER - 1
+        whole = each[:, wide, wide]
+        saved = whole[:, None] - jnp.stack([each[:, few, wide], each[:, wide, few]], axis=1)
+        told = jnp.stack([jnp.repeat(whole, 2), saved.ravel()], axis=1)
+        told = told / jnp.maximum(jnp.abs(told).max(axis=0, keepdims=True), jnp.finfo(jnp.float32).tiny)
+        limited = jnp.isfinite(limit)
+        columns, count = columns + jnp.where(limited, told, 0), count + limited
+    return columns / jnp.maximum(count, 1)
 
 
 def observe(features: Float[Array, "2L 9"], policy: Int[Array, "*n L 2"]) -> Float[Array, "*n 2L 10"]:

@@ -23,7 +23,7 @@ from haqjax.search.additions import (
     with_kept,
 )
 from haqjax.search.base import Problem, Searcher
-from haqjax.search.features import FIRST, observe
+from haqjax.search.features import COSTS, FIRST, describe_costs, observe
 from haqjax.types import WIDTHS, Bounds, Transition
 
 REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
@@ -31,7 +31,7 @@ REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 20
 
 @dataclasses.dataclass(frozen=True)
 class HAQ:
-    """The method's numbers; the last three are not HAQ's and off.
+    """The method's numbers; the last four are not HAQ's and off.
 
     Raises:
       ValueError: fewer than one explorer, a negative number, or more episodes retained than there are in the warm-up.
@@ -43,6 +43,7 @@ class HAQ:
     start: tuple[tuple[int, int], ...] | None = None  # a policy that the warm-up stays near, such as an allocation
     retain: int = 0  # best episodes that the memory never forgets
     exchange: int | None = None  # the episode from which bits of the best policy are exchanged at random
+    costs: bool = False  # the agent also sees what each decision spends
 
     def __post_init__(self) -> None:
         if self.parallel < 1 or self.updates < 0:
@@ -62,7 +63,7 @@ class HAQState(NamedTuple):
     memory: ReplayState
     episode: Int[Array, ""]
     key: PRNGKeyArray  # for learning; folded with the episode
-    features: Float[Array, "2L 9"]
+    features: Float[Array, "2L f"]
     bounds: Bounds
     kept: Kept
     best: Best
@@ -78,16 +79,19 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
     >>> make_haq(HAQ(DDPG(warmup=5), parallel=4)) is make_haq(HAQ(DDPG(warmup=5), parallel=4))
     True
     """
-    agent = make_agent(config.agent)
+    seen_size = config.agent.observation_size + COSTS * config.costs
+    agent = make_agent(dataclasses.replace(config.agent, observation_size=seen_size))
 
     def init(problem: Problem, key: PRNGKeyArray) -> HAQState:
         agent_key, learn_key = jax.random.split(key)
         layers = problem.bounds.low.shape[0]
-        memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, config.agent.observation_size)
+        memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, seen_size)
         kept = empty_kept(memory.storage, config.retain, 2 * layers)
         start = problem.bounds.high if config.start is None else config.start
         best = Best(jnp.asarray(start, jnp.int32), jnp.float32(LOWEST))
         features = jnp.asarray(problem.features)
+        if config.costs:
+            features = jnp.concatenate([features, describe_costs(problem.table, problem.budget)], axis=1)
         return HAQState(agent.init(agent_key), memory, jnp.int32(0), learn_key, features, problem.bounds, kept, best)
 
     def ask(state: HAQState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:

@@ -10,7 +10,7 @@ from haqjax.search.base import Problem
 from haqjax.search.haq import HAQ
 from haqjax.types import WIDTHS
 
-ADDITIONS = ("exchange", "retain", "start", "twin")
+ADDITIONS = ("costs", "exchange", "retain", "start", "twin")
 RETAINED = 8  # episodes
 FACTOR = 4.0  # a bit less has four times the squared error
 
@@ -18,9 +18,10 @@ FACTOR = 4.0  # a bit less has four times the squared error
 def improve(config: HAQ, additions: Collection[str], problem: Problem | None, episodes: int) -> HAQ:
     """The method with some additions, none of which is in the paper; each can be had alone.
 
-    "start": the warm-up stays near the allocation that is best if each bit less has four times the squared error.
-    "exchange": in the second half of the episodes bits of the best policy are exchanged at random. "retain": the memory
-    never forgets the best 8 episodes. "twin": two critics, of which targets take the lower value.
+    "costs": the agent also sees what each decision spends of the budget. "start": the warm-up stays near the allocation
+    that is best if each bit less has four times the squared error. "exchange": in the second half of the episodes bits
+    of the best policy are exchanged at random. "retain": the memory never forgets the best 8 episodes. "twin": two
+    critics, of which targets take the lower value.
 
     Args:
       config: what it starts from.
@@ -45,7 +46,8 @@ def improve(config: HAQ, additions: Collection[str], problem: Problem | None, ep
         config = dataclasses.replace(config, exchange=episodes // 2)
     if "retain" in additions:
         config = dataclasses.replace(config, retain=min(RETAINED, config.agent.warmup))
-    return dataclasses.replace(config, agent=dataclasses.replace(config.agent, twin="twin" in additions))
+    agent = dataclasses.replace(config.agent, twin="twin" in additions)
+    return dataclasses.replace(config, agent=agent, costs="costs" in additions)
 
 
 def find_start(problem: Problem) -> tuple[tuple[int, int], ...]:

@@ -44,7 +44,8 @@ def play_round(
     """
     known = {} if known is None or problem.race is not None else known  # a race tells less than there is to know
     actions, lowered = ask(searcher, problem, state, key)
-    judgement = _recall(known, lowered.policy) or judge(problem, lowered.policy, least)
+    # By way of the host: else a judge on many devices spreads the searcher's state over them, and all compiles anew.
+    judgement = _recall(known, lowered.policy) or jax.tree.map(np.asarray, judge(problem, lowered.policy, least))
     gain = gains(searcher, problem, judgement)
     state = tell(searcher, state, actions, lowered.policy, gain)
     accuracy, loss = judgement
@@ -156,8 +157,7 @@ def _recall(known: Known, policies: Int[Array, "N L 2"]) -> Judgement | None:
     told = [known.get(policy.tobytes()) for policy in np.asarray(policies)]
     if None in told:
         return None
-    accuracy, loss = np.asarray(told, np.float32).T
-    return Judgement(jnp.asarray(accuracy), jnp.asarray(loss))
+    return Judgement(*np.asarray(told, np.float32).T)
 
 
 def remember(known: Known, record: Record) -> Known:
