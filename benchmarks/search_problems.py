@@ -20,7 +20,7 @@ import optax
 from haqjax import budget, calibrate, cost_table, layers, machine
 from haqjax.bounds import bounds
 from haqjax.budget import fits
-from haqjax.data import load
+from haqjax.data import Split, load
 from haqjax.models import load_pretrained
 from haqjax.pricing import price
 from haqjax.quantize.bank import make_bank
@@ -29,7 +29,7 @@ from haqjax.search.base import Problem
 from haqjax.train import make_evaluate
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
-from haqjax.types import ACTIVATION, FULL_PRECISION
+from haqjax.types import ACTIVATION, FULL_PRECISION, LayerTable, Ranges
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CALIBRATION_IMAGES = 256
@@ -46,6 +46,10 @@ class Posed(NamedTuple):
     report: jax.tree_util.Partial
     images: dict[str, int]
     references: dict[str, Any]  # the float network's accuracy by split, and what is known besides
+    layers: LayerTable
+    judged: tuple[
+        Any, Any, Split, Ranges
+    ]  # function, parameters, images to search by and ranges: what judges are made of
 
 
 @jax.jit
@@ -174,7 +178,9 @@ def _put_together(
         reference_loss=told["search"].loss, soft_loss=soft, race=race,
     )  # fmt: skip
     references = {"float": {name: judged.accuracy for name, judged in told.items()}}
-    return Posed(problem, judges["report"], {name: len(split) for name, split in splits.items()}, references)
+    judged = (apply, params, splits["search"], ranges)
+    sizes = {name: len(split) for name, split in splits.items()}
+    return Posed(problem, judges["report"], sizes, references, table_of, judged)
 
 
 def _weights_only(judge: jax.tree_util.Partial, policies: jax.Array, *more: jax.Array) -> Any:

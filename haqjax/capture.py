@@ -155,7 +155,7 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any
         elif unknown:
             outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
         else:
-            outputs = _evaluate(equation, operands)
+            outputs = run_equation(equation, operands)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in plan.jaxpr.outvars], records
 
@@ -171,13 +171,13 @@ def _call(equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable) -
 def _computes(layer: Layer) -> Compute:
     def compute(activation: Array, weight: Array) -> Array:
         operands = [weight, activation] if layer.weight_at == 0 else [activation, weight]
-        return _evaluate(layer.equation, operands)[0]
+        return run_equation(layer.equation, operands)[0]
 
     return compute
 
 
-def _evaluate(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Runs one equation: the only place that depends on how this version of JAX binds primitives."""
+def run_equation(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
+    """Runs one equation of a jaxpr: the only place that depends on how this version of JAX binds primitives."""
     bound = equation.primitive.get_bind_params(equation.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
     with equation.ctx.manager:

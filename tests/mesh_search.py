@@ -34,6 +34,7 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
         asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
         console = Console(quiet=True)
         run_search(SearchConfig(**asked), console)
+        np.save(out.with_name("programs.npy"), [rounds._ask._cache_size(), rounds._tell._cache_size()])
         return run_search(SearchConfig(resume=str(out), episodes=12, hosts=hosts), console)
 
 
@@ -56,7 +57,6 @@ def main(kind: str, folder: Path, hosts: str | None = None) -> None:
         mesh = make_mesh(devices, policies=policies)
         np.save(folder / f"judged-{devices}-{policies}.npy", judge(mesh))
     search(folder / "run", "haq", mesh=make_mesh(8, policies=4))
-    np.save(folder / "programs.npy", [rounds._ask._cache_size(), rounds._tell._cache_size()])
 
 
 if __name__ == "__main__":

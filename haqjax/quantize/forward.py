@@ -4,7 +4,8 @@ The grids of all layers, or of all channels, are computed as one vector and slic
 a handful a layer, which would dominate the time to compile.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,14 @@ def apply_quantized(
     return with_hook(apply, make_hook(weights, policy, ranges))(params, x)
 
 
+class Operands(NamedTuple):
+    """What a policy makes of one layer."""
+
+    weight: Array  # quantised
+    grid: Grid  # of the activation, scalars
+    bias: Float[Array, "C"] | None  # that corrects the means of the outputs; None: not computed yet, or none
+
+
 def make_hook(
     weights: tuple[Array, ...], policy: Policy, ranges: Ranges, biases: tuple[Array, ...] | None = None
 ) -> Hook:
@@ -85,17 +94,30 @@ def make_hook(
     Args:
       biases: from `haqjax.quantize.nudges.output_biases`, where many batches share them; None computes them in place.
     """
+    return hook_with(make_operands(weights, policy, ranges, biases), ranges)
+
+
+def make_operands(
+    weights: tuple[Array, ...], policy: Policy, ranges: Ranges, biases: tuple[Array, ...] | None = None
+) -> tuple[Operands, ...]:
+    """The operands of every layer, as `make_hook` takes them."""
     grids = make_grid(
         _clips(policy, ranges)[:, ACTIVATION], jnp.asarray(policy)[:, ACTIVATION], jnp.asarray(ranges.signed)
     )
+    grid = lambda at: jax.tree.map(lambda leaf: leaf[at], grids)
+    bias = lambda at: None if biases is None else biases[at]
+    return tuple(Operands(weight, grid(at), bias(at)) for at, weight in enumerate(weights))
+
+
+def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:
+    """How a layer is computed with such operands, one a layer."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-        grid: Grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)
-        quantised = weights[layer.index]
-        y = lower(layer, snap(activation, grid), quantised, compute)
+        mine = operands[layer.index]
+        y = lower(layer, snap(activation, mine.grid), mine.weight, compute)
         if ranges.rounding is None or ranges.rounding.means is None:
             return y
-        bias = output_bias(layer, weight, quantised, ranges) if biases is None else biases[layer.index]
+        bias = output_bias(layer, weight, mine.weight, ranges) if mine.bias is None else mine.bias
         return y + spread_outputs(layer, bias).astype(y.dtype)
 
     return hook

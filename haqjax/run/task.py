@@ -23,10 +23,12 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network
 from haqjax.search.front import spread_fractions
+from haqjax.search.ilp import ILP, list_probes
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
 from haqjax.train.mesh import share_policies
 from haqjax.train.policies import only_finite
+from haqjax.train.prefix import choose_cuts, make_prefix_evaluate, spared
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
 from haqjax.train.trial import choose_batches
@@ -36,6 +38,7 @@ CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
 SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
 AT_ONCE = 4  # policies that are measured in one call
+WORTH = 3e12  # multiply-accumulates: half a minute on two CPU cores, as long as three more programs take to compile
 FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
 
 
@@ -189,6 +192,24 @@ def make_judge(
             network.apply, network.params, split, ranges, batch_size=config.batch_size,
             policies_at_once=config.policies_at_once or 1, with_loss=True, mesh=mesh,
         )  # fmt: skip
+    return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
+
+
+def make_probing_judge(
+    config: SearchConfig, network: Network, task: Task, ranges: Ranges
+) -> jax.tree_util.Partial | None:
+    """The judge that goes on from the widest policy's first layers, where a search's probes are worth its compilation.
+
+    On an accelerator they never are.
+    """
+    if config.search != "ilp" or config.finetune_steps or jax.device_count() > 1 or jax.default_backend() != "cpu":
+        return None
+    split, base = task.data.search, leave_activations(config, jnp.asarray(task.bounds.high))
+    cuts = choose_cuts(task.layers, len(split))
+    probes = min(len(list_probes(task.bounds, ILP().probes)), config.episodes)
+    if probes * spared(task.layers, cuts) * float(task.layers.macs.sum()) * len(split) < WORTH:
+        return None
+    judge = make_prefix_evaluate(network.apply, network.params, split, ranges, base, cuts, batch_size=config.batch_size)
     return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
 

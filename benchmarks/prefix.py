@@ -1,0 +1,85 @@
+"""What does it save to go on from the widest policy's first layers, when single layers are probed?
+
+    python benchmarks/prefix.py
+
+MobileNetV2 on ImageNet images and ResNet-20 on CIFAR-10 (problems c and b of search_problems.py): seconds of probes with
+and without, in turn in one process, what compiling takes more, and the share that could be saved at most.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import records
+import search_quality
+import tyro
+from search_problems import pose
+
+from haqjax.cli import keep_compiled_programs
+from haqjax.search.ilp import list_probes
+from haqjax.search.rounds import judge
+from haqjax.train.prefix import choose_cuts, make_prefix_evaluate, spared
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    problems: tuple[str, ...] = ("b", "c")
+    images: int = 500
+    """To judge by, at most."""
+    probes: int = 24
+    """Of single entries, evenly over the network; a multiple of 4."""
+
+
+def main(config: Config) -> None:
+    """Measures and writes the figures."""
+    records.write("prefix", {name: measure(name, config) for name in config.problems})
+
+
+def measure(name: str, config: Config) -> dict[str, Any]:
+    """One problem."""
+    posed = pose(search_quality.Config(problem=name, images=config.images))
+    apply, params, split, ranges = posed.judged
+    base = np.asarray(posed.problem.bounds.high)
+    every = list_probes(posed.problem.bounds, 1)[1:]
+    chosen = [every[at] for at in np.linspace(0, len(every) - 1, config.probes).round().astype(int)]
+    cuts = choose_cuts(posed.layers, len(split))
+    problems = {
+        "plain": posed.problem,
+        "from_cuts": dataclasses.replace(
+            posed.problem, evaluate=make_prefix_evaluate(apply, params, split, ranges, base, cuts)
+        ),
+    }
+    first = {kind: run(problem, chosen[:4])[0] for kind, problem in problems.items()}
+    seconds: dict[str, list[float]] = {kind: [] for kind in problems}
+    apart = 0.0
+    for at in range(0, len(chosen), 4):
+        told = {kind: run(problem, chosen[at : at + 4]) for kind, problem in problems.items()}
+        for kind, (took, _) in told.items():
+            seconds[kind].append(took)
+        apart = max(apart, float(np.abs(told["plain"][1] - told["from_cuts"][1]).max()))
+    total = {kind: sum(each) for kind, each in seconds.items()}
+    figures = {
+        "images": len(split), "probes": len(chosen), "cuts": cuts, "share_that_cuts_spare": spared(posed.layers, cuts),
+        "seconds_of_the_first_four": first, "seconds": total, "ratio": total["from_cuts"] / total["plain"],
+        "largest_difference_of_accuracies": apart,
+    }  # fmt: skip
+    print(name, figures, flush=True)
+    return figures
+
+
+def run(problem: Any, policies: list[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Seconds, and accuracies."""
+    some = jnp.asarray(np.stack(policies))
+    begun = time.perf_counter()
+    told = jax.block_until_ready(judge(problem, some))
+    return time.perf_counter() - begun, np.asarray(told.accuracy)
+
+
+if __name__ == "__main__":
+    keep_compiled_programs()
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,147 @@
+"""Policies that begin like a known one go on from where it was, and are judged as if they had not."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+import haqjax
+import haqjax.run.outcome
+import haqjax.run.task
+from haqjax.data import Split
+from haqjax.models import build
+from haqjax.run import SearchConfig, run_search
+from haqjax.search.ilp import list_probes
+from haqjax.train import make_evaluate, prefix
+from haqjax.train.prefix import choose_cuts, halve, make_prefix_evaluate, spared
+from run_world import install
+
+IMAGES, SIZE = 11, 8
+CUTS = (3, 9, 14)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A narrow ResNet-20: residual connections cross its cuts."""
+    network = build("resnet20", classes=5, image_size=SIZE, width=0.25, key=jax.random.key(0))
+    random = np.random.default_rng(0)
+    images = random.normal(size=(IMAGES, SIZE, SIZE, 3)).astype(np.float32)
+    split = Split(images, random.integers(0, 5, IMAGES, np.int32))
+    return network.apply, network.params, split
+
+
+@pytest.fixture(scope="module", params=["nearest", "output"])
+def judged(world, request):
+    """Probes and random policies, as both judges see them."""
+    apply, params, split = world
+    ranges = haqjax.calibrate(apply, params, [split.images], rounding=request.param)
+    bounds = haqjax.bounds.bounds(haqjax.layers(apply, params, split.images[:1]))
+    probes = list_probes(bounds, 1)
+    random = np.random.default_rng(1).integers(2, 9, (4, *probes[0].shape))
+    policies = jnp.asarray(np.stack([*probes[::9], *random]))
+    judge = make_prefix_evaluate(apply, params, split, ranges, probes[0], CUTS, batch_size=4)
+    plain = make_evaluate(apply, params, split, ranges, batch_size=4, with_loss=True)
+    run = jax.jit(lambda judge, policies: judge(policies))
+    return run(judge, policies), run(plain, policies)
+
+
+def test_every_policy_is_judged_alike(judged):
+    with_cuts, plain = judged
+    right = [np.rint(np.asarray(one.accuracy, float) * IMAGES) for one in judged]
+    np.testing.assert_array_equal(*right)
+    np.testing.assert_allclose(with_cuts.loss, plain.loss, rtol=1e-4)
+    assert len(np.unique(np.asarray(plain.loss))) > len(plain.loss) // 2
+
+
+def test_what_was_kept_is_what_is_gone_on_from(world):
+    """Were the kept results others, policies that differ after a cut would be told otherwise, the rest the same."""
+    apply, params, split = world
+    ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
+    base = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    judge = make_prefix_evaluate(apply, params, split, ranges, base, CUTS)
+    *rest, kept = judge.args
+    blank = jax.tree_util.Partial(judge.func, *rest, jax.tree.map(jnp.zeros_like, kept))
+    places = [0, CUTS[0] - 1, CUTS[0], CUTS[1] - 1, CUTS[1], CUTS[2], len(base) - 1]
+    policies = jnp.stack([base.at[at, 0].set(4) for at in places])
+    run = jax.jit(lambda judge, policies: judge(policies).loss)
+    same = np.isclose(run(judge, policies), run(blank, policies), rtol=1e-6)
+    assert same.tolist() == [at < CUTS[0] for at in places]
+
+
+def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
+    apply, params, split = world
+    ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
+    images = jnp.asarray(split.images)[None]
+    policy = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    operands = prefix._operands(apply, params, images, ranges, policy)
+    work = []
+    for cut in (0, *CUTS):
+        halves = prefix._halves(apply, cut, params, images, ranges, operands)
+        kept = jax.eval_shape(halves.head, params, (images[0], operands[:cut]))
+        tail = jax.jit(halves.tail).lower(params, kept, operands[cut:]).compile().cost_analysis()
+        work.append(tail["flops"])
+    table = haqjax.layers(apply, params, split.images[:1])
+    left = np.array([table.macs[cut:].sum() for cut in (0, *CUTS)]) / table.macs.sum()
+    np.testing.assert_allclose(np.array(work) / work[0], left, atol=0.12)
+
+
+def test_a_function_is_cut_at_what_it_depends_on():
+    def function(shared, first, rest):
+        scale = jnp.exp(shared["a"])
+        before = jnp.sin(scale * first) ** 2
+        return {"both": before * rest + scale, "first": before, "rest": rest, "three": jnp.float32(3)}
+
+    arguments = {"a": jnp.float32(0.3)}, jnp.arange(4.0), jnp.arange(4.0) + 1
+    halves = halve(function, *arguments)
+    kept = halves.head(*arguments[:2])
+    assert [leaf.shape for leaf in kept] == [(4,)]  # `scale` is computed again, `before` is kept once
+    told, expected = halves.tail(arguments[0], kept, arguments[2]), function(*arguments)
+    jax.tree.map(np.testing.assert_array_equal, told, expected)
+
+
+def test_cuts_spare_most_of_what_can_be_spared(world):
+    table = haqjax.layers(world[0], world[1], world[2].images[:1])
+    chosen = choose_cuts(table, IMAGES)
+    loop = 0.0
+    for layer in range(len(table)):
+        loop += table.macs[: max([0, *(cut for cut in chosen if cut <= layer)])].sum() / table.macs.sum()
+    assert spared(table, chosen) == pytest.approx(loop / len(table))
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        other = tuple(sorted(random.choice(np.arange(1, len(table)), 3, replace=False)))
+        assert spared(table, other) <= spared(table, chosen)
+    assert choose_cuts(table, 10**9) == ()
+
+
+def test_cuts_outside_the_network_are_told(world):
+    apply, params, split = world
+    ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
+    base = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    for cuts in ((0,), (5, 5), (9, 3), (len(base),)):
+        with pytest.raises(ValueError, match="give ascending numbers of layers, from 1 to below"):
+            make_prefix_evaluate(apply, params, split, ranges, base, cuts)
+    with pytest.raises(ValueError, match="on no images"):
+        make_prefix_evaluate(apply, params, split.take(np.arange(0)), ranges, base, (1,))
+
+
+def test_a_search_goes_on_from_the_widest_policy_where_that_pays(tmp_path, monkeypatch):
+    install(monkeypatch)
+    monkeypatch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)
+    made, found = [], []
+
+    def make(*world, **options):
+        made.append(world[4:])
+        return make_prefix_evaluate(*world, **options)
+
+    monkeypatch.setattr(haqjax.run.task, "make_prefix_evaluate", make)
+    for worth in (0.0, 1e12):
+        monkeypatch.setattr(haqjax.run.task, "WORTH", worth)
+        config = SearchConfig(layers="*=2-8", rounding="nearest", episodes=24, out=str(tmp_path / f"{worth}"))
+        found.append(run_search(config, Console(quiet=True)))
+    ((base, cuts),) = made
+    assert base.tolist() == [[8, 8]] * 4 and cuts == (1, 2, 3)
+    told = [json.loads((out / "policy.json").read_text()) for out in found]
+    assert told[0]["layers"] == told[1]["layers"] and told[0]["accuracies"] == told[1]["accuracies"]
