@@ -2,8 +2,8 @@
 
     python benchmarks/prefix.py
 
-MobileNetV2 on ImageNet images and ResNet-20 on CIFAR-10 (problems c and b of search_problems.py): seconds of probes with
-and without, in turn in one process, what compiling takes more, and the share that could be saved at most.
+ResNet-20 on CIFAR-10 and MobileNetV2 on ImageNet images (problems b and c of search_problems.py): seconds of probes with
+and without, in turn in one process, and what compiling takes more.
 """
 
 import dataclasses
