@@ -2,8 +2,8 @@
 
     python benchmarks/prefix.py
 
-ResNet-20 on CIFAR-10 and MobileNetV2 on ImageNet images (problems b and c of search_problems.py): seconds of probes with
-and without, in turn in one process, and what compiling takes more.
+ResNet-20 on CIFAR-10 and MobileNetV2 on ImageNet images (problems b and c of search_problems.py): seconds of probes
+with and without, in turn in one process, and what compiling takes more.
 """
 
 import dataclasses
