@@ -12,25 +12,38 @@ import haqjax
 import haqjax.run.outcome
 import haqjax.run.task
 from haqjax.data import Split
-from haqjax.models import build
 from haqjax.run import SearchConfig, run_search
 from haqjax.search.ilp import list_probes
 from haqjax.train import make_evaluate, prefix
 from haqjax.train.prefix import choose_cuts, halve, make_prefix_evaluate, spared
 from run_world import install
 
-IMAGES, SIZE = 11, 8
-CUTS = (3, 9, 14)
+IMAGES, SIZE, WIDTH, CLASSES = 11, 6, 8, 5
+LAYERS, CUTS = 7, (2, 3, 5)
+LAST = ("NHWC", "HWIO", "NHWC")
+
+
+def apply(params, x):
+    """A stem, two residual blocks of a depthwise and a pointwise convolution, and two dense layers."""
+    convolve = lambda x, name, groups=1: jax.lax.conv_general_dilated(
+        x, params[name], (1, 1), "SAME", dimension_numbers=LAST, feature_group_count=groups
+    )
+    x = jax.nn.relu(convolve(x, "stem"))
+    for block in "ab":
+        x = x + jax.nn.relu(convolve(jax.nn.relu(convolve(x, f"{block}.depthwise", WIDTH)), f"{block}.pointwise"))
+    return jax.nn.relu(x.mean((1, 2)) @ params["first"]) @ params["second"]
 
 
 @pytest.fixture(scope="module")
 def world():
-    """A narrow ResNet-20: residual connections cross its cuts."""
-    network = build("resnet20", classes=5, image_size=SIZE, width=0.25, key=jax.random.key(0))
+    """Residual connections cross the cuts."""
+    shapes = {"stem": (3, 3, 3, WIDTH), "first": (WIDTH, 16), "second": (16, CLASSES)}
+    shapes |= {f"{block}.depthwise": (3, 3, 1, WIDTH) for block in "ab"}
+    shapes |= {f"{block}.pointwise": (1, 1, WIDTH, WIDTH) for block in "ab"}
     random = np.random.default_rng(0)
+    params = {name: jnp.asarray(random.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
     images = random.normal(size=(IMAGES, SIZE, SIZE, 3)).astype(np.float32)
-    split = Split(images, random.integers(0, 5, IMAGES, np.int32))
-    return network.apply, network.params, split
+    return apply, params, Split(images, random.integers(0, CLASSES, IMAGES, np.int32))
 
 
 @pytest.fixture(scope="module", params=["nearest", "output"])
@@ -39,9 +52,9 @@ def judged(world, request):
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding=request.param)
     bounds = haqjax.bounds.bounds(haqjax.layers(apply, params, split.images[:1]))
-    probes = list_probes(bounds, 1)
+    probes = list_probes(bounds, 2)
     random = np.random.default_rng(1).integers(2, 9, (4, *probes[0].shape))
-    policies = jnp.asarray(np.stack([*probes[::9], *random]))
+    policies = jnp.asarray(np.stack([*probes, *random]))
     judge = make_prefix_evaluate(apply, params, split, ranges, probes[0], CUTS, batch_size=4)
     plain = make_evaluate(apply, params, split, ranges, batch_size=4, with_loss=True)
     run = jax.jit(lambda judge, policies: judge(policies))
@@ -60,11 +73,11 @@ def test_what_was_kept_is_what_is_gone_on_from(world):
     """Were the kept results others, policies that differ after a cut would be told otherwise, the rest the same."""
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
-    base = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    base = jnp.full((LAYERS, 2), 8)
     judge = make_prefix_evaluate(apply, params, split, ranges, base, CUTS)
     *rest, kept = judge.args
     blank = jax.tree_util.Partial(judge.func, *rest, jax.tree.map(jnp.zeros_like, kept))
-    places = [0, CUTS[0] - 1, CUTS[0], CUTS[1] - 1, CUTS[1], CUTS[2], len(base) - 1]
+    places = range(len(base))
     policies = jnp.stack([base.at[at, 0].set(4) for at in places])
     run = jax.jit(lambda judge, policies: judge(policies).loss)
     same = np.isclose(run(judge, policies), run(blank, policies), rtol=1e-6)
@@ -75,7 +88,7 @@ def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
     images = jnp.asarray(split.images)[None]
-    policy = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    policy = jnp.full((LAYERS, 2), 8)
     operands = prefix._operands(apply, params, images, ranges, policy)
     work = []
     for cut in (0, *CUTS):
@@ -119,7 +132,7 @@ def test_cuts_spare_most_of_what_can_be_spared(world):
 def test_cuts_outside_the_network_are_told(world):
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
-    base = jnp.full((len(haqjax.layers(apply, params, split.images[:1])), 2), 8)
+    base = jnp.full((LAYERS, 2), 8)
     for cuts in ((0,), (5, 5), (9, 3), (len(base),)):
         with pytest.raises(ValueError, match="give ascending numbers of layers, from 1 to below"):
             make_prefix_evaluate(apply, params, split, ranges, base, cuts)
