@@ -126,7 +126,7 @@ def work_in_prefixes(policies: np.ndarray, work: np.ndarray) -> float:
         saved += sum(cost for start, cost in zip(starts, work, strict=True) if start in seen)
         total += float(work.sum())
         seen.update(starts)
-    return saved / total
+    return float(saved / total)
 
 
 def best_at(found: SearchResult, problem: Problem, count: int) -> int | None:
