@@ -28,7 +28,7 @@ setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
 search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
 	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
 	  $(call flag,DATA_DIR,data-dir) $(call flag,PREPROCESSING,preprocessing) $(call flag,METRIC,metric) \
-	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) $(call flag,ADDITIONS,additions) $(call flag,RACE,race) \
+	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) $(call flag,ADDITIONS,additions) $(call flag,RACE,race) $(call flag,CUTS,cuts) \
 	  $(call flag,EPISODES,episodes) $(call flag,PARALLEL,parallel) $(call flag,ROUNDING,rounding) \
 	  $(call flag,SEED,seed) \
 	  $(call flag,IMAGE_SIZE,image-size) $(call flag,SEARCH_IMAGES,search-images) \

@@ -47,9 +47,7 @@ class Posed(NamedTuple):
     images: dict[str, int]
     references: dict[str, Any]  # the float network's accuracy by split, and what is known besides
     layers: LayerTable
-    judged: tuple[
-        Any, Any, Split, Ranges
-    ]  # function, parameters, images to search by and ranges: what judges are made of
+    judged: tuple[Any, Any, Split, Ranges]  # function, parameters, images to search by, ranges: for other judges
 
 
 @jax.jit

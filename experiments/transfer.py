@@ -96,7 +96,7 @@ def until_level(new: np.ndarray, transferred: np.ndarray) -> tuple[int, int]:
     >>> until_level(np.array([np.nan, 0.5, 0.75, 0.75]), np.array([0.75, 0.75, 0.75, 1.0]))
     (3, 1)
     """
-    level = min(new[-1], transferred[-1])
+    level = min(new[-1], transferred[-1])  # a search that found nothing has raised an error
     return int(np.argmax(new >= level)) + 1, int(np.argmax(transferred >= level)) + 1
 
 

@@ -3,12 +3,16 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from haqjax.agent import DDPG
 from haqjax.search import HAQ, make_haq, search
+from haqjax.search.features import describe_costs
 from haqjax.search.improve import ADDITIONS, find_start, improve
+from haqjax.search.transfer import begin_with
+from haqjax.types import Budget, Cost, CostTable
 from search_world import BITS, every_policy, make_world
 
 
@@ -34,6 +38,24 @@ def test_the_start_loses_least_by_the_law_of_squared_errors():
     start = np.array(find_start(problem))
     assert (4.0**-start).sum() == pytest.approx(losses.min(), rel=1e-5)
     assert start.shape == (2, 2) and set(start.ravel()) <= set(BITS.astype(int))
+
+
+def test_costs_that_are_not_known_count_as_nothing():
+    """A measured table has no entry for what the machine does not compute."""
+    each = np.where(np.arange(1, 9) <= 4, 1.0, np.inf) * np.ones((3, 8, 8))
+    table = CostTable(each, np.ones((3, 8, 8)), each, Cost(0, 0, 0))
+    told = describe_costs(table, Budget(jnp.float32(1), jnp.float32(1), jnp.float32(jnp.inf)))
+    np.testing.assert_array_equal(told, np.tile([0.5, 0.0], (6, 1)))  # of two resources, one is the same everywhere
+
+
+def test_an_agent_of_another_size_is_refused():
+    problem = make_world()
+    small = HAQ(DDPG(warmup=4, hidden=(16, 16)), parallel=4)
+    learned = search(problem, make_haq(small), episodes=4, key=jax.random.key(0)).state.agent
+    for addition, part in (("costs", "actor"), ("twin", "critic")):
+        other = make_haq(improve(small, [addition], problem, 40))
+        with pytest.raises(ValueError, match=f"the {part} that was learned is of another size: give both searches"):
+            begin_with(learned, other, problem, jax.random.key(1))
 
 
 def test_an_unknown_addition_is_named():

@@ -69,6 +69,17 @@ def test_every_policy_is_judged_alike(judged):
     assert len(np.unique(np.asarray(plain.loss))) > len(plain.loss) // 2
 
 
+def test_policies_are_data(world):
+    """One program serves all of them."""
+    apply, params, split = world
+    ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
+    judge = make_prefix_evaluate(apply, params, split, ranges, jnp.full((LAYERS, 2), 8), CUTS[:1])
+    run = jax.jit(lambda judge, policies: judge(policies).loss)
+    for bits in (8, 4):
+        run(judge, jnp.full((2, LAYERS, 2), bits))
+    assert run._cache_size() == 1
+
+
 def test_what_was_kept_is_what_is_gone_on_from(world):
     """Were the kept results others, policies that differ after a cut would be told otherwise, the rest the same."""
     apply, params, split = world
@@ -140,21 +151,50 @@ def test_cuts_outside_the_network_are_told(world):
         make_prefix_evaluate(apply, params, split.take(np.arange(0)), ranges, base, (1,))
 
 
-def test_a_search_goes_on_from_the_widest_policy_where_that_pays(tmp_path, monkeypatch):
+@pytest.fixture
+def tiny(monkeypatch):
+    """Searches of a network of four layers; tells what judges were made of."""
     install(monkeypatch)
     monkeypatch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)
-    made, found = [], []
+    made = []
 
     def make(*world, **options):
         made.append(world[4:])
         return make_prefix_evaluate(*world, **options)
 
     monkeypatch.setattr(haqjax.run.task, "make_prefix_evaluate", make)
-    for worth in (0.0, 1e12):
-        monkeypatch.setattr(haqjax.run.task, "WORTH", worth)
-        config = SearchConfig(layers="*=2-8", rounding="nearest", episodes=24, out=str(tmp_path / f"{worth}"))
-        found.append(run_search(config, Console(quiet=True)))
-    ((base, cuts),) = made
-    assert base.tolist() == [[8, 8]] * 4 and cuts == (1, 2, 3)
-    told = [json.loads((out / "policy.json").read_text()) for out in found]
-    assert told[0]["layers"] == told[1]["layers"] and told[0]["accuracies"] == told[1]["accuracies"]
+    return made
+
+
+def read(out):
+    return json.loads((out / "policy.json").read_text())
+
+
+@pytest.mark.parametrize("metric, base", [("latency", [8, 8]), ("size", [8, 32])])
+def test_a_search_with_cuts_finds_the_same(tiny, tmp_path, metric, base):
+    asked = dict(layers="*=2-8", rounding="nearest", episodes=24, metric=metric)
+    found = []
+    for cuts in (None, 3):
+        config = SearchConfig(**asked, cuts=cuts, out=str(tmp_path / f"{cuts}"))
+        found.append(read(run_search(config, Console(quiet=True))))
+    ((told, cuts),) = tiny
+    assert told.tolist() == [base] * 4 and cuts == (1, 2, 3)
+    assert found[0]["layers"] == found[1]["layers"] and found[0]["accuracies"] == found[1]["accuracies"]
+
+
+def test_a_search_with_cuts_goes_on_with_them(tiny, tmp_path):
+    asked = dict(layers="*=2-8", rounding="nearest", cuts=2)
+    whole = run_search(SearchConfig(**asked, episodes=24, out=str(tmp_path / "whole")), Console(quiet=True))
+    out = run_search(SearchConfig(**asked, episodes=8, out=str(tmp_path / "halted")), Console(quiet=True))
+    run_search(SearchConfig(resume=str(out), episodes=24), Console(quiet=True))
+    assert read(out) == read(whole) and (out / "episodes.csv").read_text() == (whole / "episodes.csv").read_text()
+    assert len(tiny) == 3
+
+
+def test_cuts_are_for_probes_on_one_device(monkeypatch):
+    for asked in (dict(search="haq"), dict(finetune_steps=1)):
+        with pytest.raises(ValueError, match="cuts 3 are for the search 'ilp', without fine-tuning: leave them out"):
+            SearchConfig(cuts=3, **asked).check()
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    with pytest.raises(ValueError, match="cuts 3 are for one device, here are 8: leave them out"):
+        haqjax.run.task.make_probing_judge(SearchConfig(cuts=3), None, None, None)

@@ -161,7 +161,7 @@ def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
 
 def test_what_is_said_is_not_tried(monkeypatch):
     monkeypatch.setattr(haqjax.run.task, "choose_batches", pytest.fail)
-    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1)):
+    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0)):
         config = SearchConfig(**asked)
         assert haqjax.run.task.settle_batches(config, None, None, None) is config
     with pytest.raises(ValueError, match="policies_at_once is 0: give at least 1"):

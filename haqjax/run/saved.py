@@ -137,7 +137,10 @@ def open_run(folder: str | Path, console: Console) -> SavedRun:
 
 
 def _judge(run: SavedRun, params: PyTree, ranges: Ranges) -> jax.tree_util.Partial:
-    return make_evaluate(run.network.apply, params, run.task.data.report, ranges)
+    return make_evaluate(
+        run.network.apply, params, run.task.data.report, ranges, batch_size=run.config.batch_size,
+        policies_at_once=run.config.policies_at_once or 1,
+    )  # fmt: skip
 
 
 def _save_tuned(out: Path, tuned: Tuned) -> None:

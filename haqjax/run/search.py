@@ -154,9 +154,9 @@ def _pose(config: SearchConfig, task: Task, network: Network, ranges: Ranges) ->
             "how the images are scaled"
         )
     fixed["uniform"] = leave_activations(config, _find_uniform(config, task, judge, float(reference.accuracy)))
-    quicker = make_probing_judge(config, network, task, ranges)
+    probing = make_probing_judge(config, network, task, ranges)
     problem = make_problem(
-        task.layers, task.table, task.bounds, task.budget, only_finite(quicker or judge), reference.accuracy,
+        task.layers, task.table, task.bounds, task.budget, only_finite(probing or judge), reference.accuracy,
         reference_loss=reference.loss, soft_loss=make_soft(config, network, task.data, ranges),
         race=make_racing_judge(config, network, task.data.search, ranges),
     )  # fmt: skip

@@ -70,10 +70,13 @@ class SearchConfig:
     parallel: int = 4
     """Policies a round; the agent learns after each round."""
     batch_size: int | None = None
-    """Images evaluated at a time. Default, as for policies_at_once: on one accelerator what a short trial finds
-    fastest, remembered for its kind; else what suits a CPU."""
+    """Images evaluated at a time. Default of this and the next: on one accelerator what a short trial finds fastest,
+    remembered for its kind; else what suits the kind of device, and one policy."""
     policies_at_once: int | None = None
     """Policies evaluated side by side. Accuracies differ in their last bits from one number to another."""
+    cuts: int | None = None
+    """Places in the network at which ilp keeps what the widest policy gives, to go on from there when it probes single
+    layers: 3 spare a third of a probe and take memory. On one device; accuracies differ in their last bits."""
     calibration: str = "mse"
     """How clip values are chosen: mse, max, percentile or kl."""
     rounding: str = "output"
@@ -115,7 +118,15 @@ class SearchConfig:
         check_seed(self.seed)
         if self.hosts is not None:
             read_hosts(self.hosts)
-        for name in ("episodes", "parallel", "search_images", "report_images", "batch_size", "policies_at_once"):
+        for name in (
+            "episodes",
+            "parallel",
+            "search_images",
+            "report_images",
+            "batch_size",
+            "policies_at_once",
+            "cuts",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}: give at least 1")
@@ -138,6 +149,12 @@ class SearchConfig:
             check_one_of("addition", addition, ADDITIONS)
         if self.added and self.search != "haq":
             raise ValueError(f"additions {self.additions!r} are to the search 'haq', not to {self.search!r}")
+        if "costs" in self.added and self.metrics == ("memory",):
+            raise ValueError(
+                "the addition 'costs' is for resources that are sums over layers: leave it out with memory"
+            )
+        if self.cuts and (self.search != "ilp" or self.finetune_steps):
+            raise ValueError(f"cuts {self.cuts} are for the search 'ilp', without fine-tuning: leave them out")
         if "start" in self.added and self.resource is not None:
             raise ValueError(
                 "the addition 'start' is for a search within one budget: leave it out with front or max_drop"

@@ -23,12 +23,11 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network
 from haqjax.search.front import spread_fractions
-from haqjax.search.ilp import ILP, list_probes
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
 from haqjax.train.mesh import share_policies
 from haqjax.train.policies import only_finite
-from haqjax.train.prefix import choose_cuts, make_prefix_evaluate, spared
+from haqjax.train.prefix import choose_cuts, make_prefix_evaluate
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss
 from haqjax.train.trial import choose_batches
@@ -38,7 +37,6 @@ CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
 SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
 AT_ONCE = 4  # policies that are measured in one call
-WORTH = 3e12  # multiply-accumulates: half a minute on two CPU cores, as long as three more programs take to compile
 FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
 
 
@@ -160,12 +158,12 @@ def measure(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2
 def settle_batches(config: SearchConfig, network: Network, split: Split, ranges: Ranges) -> SearchConfig:
     """The configuration with how much is evaluated at a time, by trial where nothing was said.
 
-    It is settled once a run: accuracies depend on it in their last bits, and a run that goes on must go on alike. So
-    must several devices, which take what suits any of them.
+    It is settled once a run: accuracies depend on it in their last bits, and a run that goes on must go on alike.
+    Several devices make no trial: their answers must not depend on their number.
     """
-    if config.resume is not None or config.finetune_steps or jax.device_count() > 1:
-        return config
-    if config.batch_size is not None or config.policies_at_once is not None:
+    said = config.batch_size is not None or config.policies_at_once is not None
+    other_judge = config.finetune_steps or config.race is not None
+    if said or other_judge or config.resume is not None or jax.device_count() > 1:
         return config
     chosen = choose_batches(
         network.apply, network.params, split, ranges, policies=config.parallel, cache=cache_folder()
@@ -185,6 +183,7 @@ def make_judge(
         judge = make_finetuned_evaluate(
             network.apply, network.params, split, ranges, data.train,
             steps=config.finetune_steps, key=jax.random.key(FINETUNE_SEED), apply_train=network.apply_train,
+            batch_size=config.batch_size, policies_at_once=config.policies_at_once or 1,
         )  # fmt: skip
         judge = judge if mesh is None else share_policies(judge, mesh)
     else:
@@ -198,17 +197,17 @@ def make_judge(
 def make_probing_judge(
     config: SearchConfig, network: Network, task: Task, ranges: Ranges
 ) -> jax.tree_util.Partial | None:
-    """The judge that goes on from the widest policy's first layers, where a search's probes are worth its compilation.
+    """The judge that goes on from what the widest policy gave, where that is asked for.
 
-    On an accelerator they never are.
+    Raises:
+      ValueError: there is more than one device.
     """
-    if config.search != "ilp" or config.finetune_steps or jax.device_count() > 1 or jax.default_backend() != "cpu":
+    if config.cuts is None:
         return None
+    if jax.device_count() > 1:
+        raise ValueError(f"cuts {config.cuts} are for one device, here are {jax.device_count()}: leave them out")
     split, base = task.data.search, leave_activations(config, jnp.asarray(task.bounds.high))
-    cuts = choose_cuts(task.layers, len(split))
-    probes = min(len(list_probes(task.bounds, ILP().probes)), config.episodes)
-    if probes * spared(task.layers, cuts) * float(task.layers.macs.sum()) * len(split) < WORTH:
-        return None
+    cuts = choose_cuts(task.layers, len(split), config.cuts)
     judge = make_prefix_evaluate(network.apply, network.params, split, ranges, base, cuts, batch_size=config.batch_size)
     return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
@@ -225,7 +224,9 @@ def make_racing_judge(
         return None
     if jax.device_count() > 1:
         raise ValueError(f"race {config.race:g} is for one device, here are {jax.device_count()}: leave it out")
-    race = only_finite(make_race(network.apply, network.params, split, ranges, error=config.race))
+    race = only_finite(
+        make_race(network.apply, network.params, split, ranges, error=config.race, batch_size=config.batch_size)
+    )
     return jax.tree_util.Partial(_judge_weights, race) if config.by_codebook else race
 
 

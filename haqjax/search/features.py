@@ -1,4 +1,4 @@
-"""What an agent sees: ten numbers for each of a network's 2L decisions."""
+"""What an agent sees of each of a network's 2L decisions: HAQ's ten numbers, and what else it may see."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +43,9 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
 def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
     """What each decision spends of the limited resources: no part of HAQ's ten numbers.
 
-    Of all that 8 bits cost: the layer's share, and the share that 4 bits in this entry alone would save; both over the
-    greatest of them, and a mean over the resources that have a limit. Peak memory is no sum over layers: it is left
-    out.
+    What the layer costs at 8 bits, and what 4 bits in this entry alone would save, each over the greatest of its kind;
+    the mean over the resources that have a limit. Peak memory is no sum over layers: it is left out. What a machine
+    cannot compute at these widths counts as nothing.
 
     >>> from haqjax.types import Cost
     >>> each = jnp.ones((2, 8, 8)).at[1].set(4.0).at[1, 3, 7].set(2.0)  # layer 1 saves by weights
@@ -62,17 +62,18 @@ def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
         whole = each[:, wide, wide]
         saved = whole[:, None] - jnp.stack([each[:, few, wide], each[:, wide, few]], axis=1)
         told = jnp.stack([jnp.repeat(whole, 2), saved.ravel()], axis=1)
+        told = jnp.where(jnp.isfinite(told), told, 0)
         told = told / jnp.maximum(jnp.abs(told).max(axis=0, keepdims=True), jnp.finfo(jnp.float32).tiny)
         limited = jnp.isfinite(limit)
         columns, count = columns + jnp.where(limited, told, 0), count + limited
     return columns / jnp.maximum(count, 1)
 
 
-def observe(features: Float[Array, "2L 9"], policy: Int[Array, "*n L 2"]) -> Float[Array, "*n 2L 10"]:
-    """Every observation of walks over the layers: `describe` and, last, the width decided just before, over 8.
+def observe(features: Float[Array, "2L f"], policy: Int[Array, "*n L 2"]) -> Float[Array, "*n 2L f+1"]:
+    """Observations of walks over the layers: each decision's features and the width decided before it, over 8.
 
     Args:
-      features: of `describe`.
+      features: of each decision.
       policy: what was decided on the walks, weights before activations.
 
     >>> observe(jnp.zeros((4, 9)), jnp.asarray([[8, 4], [2, 6]]))[:, -1].tolist()

@@ -79,13 +79,13 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
     >>> make_haq(HAQ(DDPG(warmup=5), parallel=4)) is make_haq(HAQ(DDPG(warmup=5), parallel=4))
     True
     """
-    seen_size = config.agent.observation_size + COSTS * config.costs
-    agent = make_agent(dataclasses.replace(config.agent, observation_size=seen_size))
+    observation_size = config.agent.observation_size + COSTS * config.costs
+    agent = make_agent(dataclasses.replace(config.agent, observation_size=observation_size))
 
     def init(problem: Problem, key: PRNGKeyArray) -> HAQState:
         agent_key, learn_key = jax.random.split(key)
         layers = problem.bounds.low.shape[0]
-        memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, seen_size)
+        memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, observation_size)
         kept = empty_kept(memory.storage, config.retain, 2 * layers)
         start = problem.bounds.high if config.start is None else config.start
         best = Best(jnp.asarray(start, jnp.int32), jnp.float32(LOWEST))

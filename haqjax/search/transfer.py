@@ -23,9 +23,15 @@ def begin_with(learned: AgentState, searcher: Searcher, problem: Problem, key: P
       searcher: a search by an agent of the same sizes.
       problem: of the new search.
       key: starts what is not learned.
+
+    Raises:
+      ValueError: the agents differ in size, such as by additions that only one of them has.
     """
     state: Any = start(searcher, problem, key)
     knows = {name: jax.tree.map(jnp.asarray, getattr(learned, name)) for name in LEARNED}
+    for name, value in knows.items():
+        if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, getattr(state.agent, name)):
+            raise ValueError(f"the {name} that was learned is of another size: give both searches the same additions")
     state = state._replace(agent=state.agent._replace(**knows))
     return SearchResult(None, no_episodes(len(problem.names)), state)
 

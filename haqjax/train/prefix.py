@@ -20,7 +20,7 @@ from haqjax.train.policies import add_up, fill_evenly, in_batches
 from haqjax.types import Judgement, LayerTable, Ranges
 
 CUTS = 3  # each one compiles the rest of the network again
-MOST_BYTES = 2**28  # that the activations at a cut may take
+MOST_BYTES = 2**27  # that the activation a cut is made at may take; what is kept holds skips over the cut, too
 FLOAT = 4  # bytes
 SHARED, FIRST, REST = range(3)  # what a value depends on
 
@@ -82,6 +82,8 @@ def make_prefix_evaluate(
 
 def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int, ...]:
     """The cuts that spare most of the work, if every layer is probed as often; none where nothing fits the memory.
+
+    A cut is where an activation takes little. What skips over it is kept as well, which can be some times as much.
 
     Args:
       images: whose activations at each cut are to be kept.
