@@ -14,9 +14,17 @@ import jax
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
-# At the start: what is committed while a benchmark runs is not what it measures.
-_TOLD = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
-COMMIT = _TOLD.stdout.strip() or "unknown"
+
+
+def _find_commit() -> str:
+    """The commit, and whether anything but results differs from it."""
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent)
+    commit = git("describe", "--always").stdout.strip() or "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results").returncode == 1
+    return f"{commit}-dirty" if changed else commit
+
+
+COMMIT = _find_commit()  # at the start: what is committed while a benchmark runs is not what it measures
 
 
 def measure(run: Callable[[], Any], repeats: int = 5) -> float:
