@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pytest
+from filelock import FileLock
 
 import haqjax
 from haqjax.hardware.bismo import policy_work
@@ -94,10 +95,11 @@ Path("told.json").write_text(json.dumps(told, default=lambda value: np.asarray(v
 """
 
 
-def execute(name: str, folder: Path) -> SimpleNamespace:
-    """Runs a notebook in a folder, in its own process; returns what it told and the outputs of each code cell."""
+def execute(name: str, folder: Path) -> None:
+    """Runs a notebook in a folder, in its own process, and keeps it there with its outputs."""
     notebook = read(name)
     notebook.cells.append(nbformat.v4.new_code_cell(FACTS[name] + TELL))
+    folder.mkdir()
     path = folder / f"{name}.ipynb"
     nbformat.write(notebook, path)
     run = Path(sys.executable).with_name("jupyter-execute")
@@ -105,7 +107,17 @@ def execute(name: str, folder: Path) -> SimpleNamespace:
         [run, "--inplace", f"--timeout={SECONDS}", "--kernel_name=python3", path], capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    notebook = nbformat.read(path, as_version=4)
+
+
+def run_once(name: str, tmp_path_factory) -> SimpleNamespace:
+    """Runs a notebook for all workers; returns what it told and the outputs of each code cell."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    base = tmp_path_factory.mktemp(name) if run is None else tmp_path_factory.getbasetemp().parent
+    folder = base / f"{name}-{run}"
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            execute(name, folder)
+    notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"][:-1]
     told = json.loads((folder / "told.json").read_text())
     return SimpleNamespace(folder=folder, outputs=outputs, told=SimpleNamespace(**told))
@@ -131,12 +143,12 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def colab(environment, tmp_path_factory):
-    return execute("colab_tpu", tmp_path_factory.mktemp("colab"))
+    return run_once("colab_tpu", tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def tour(environment, tmp_path_factory):
-    return execute("library_tour", tmp_path_factory.mktemp("tour"))
+    return run_once("library_tour", tmp_path_factory)
 
 
 def printed(ran: SimpleNamespace) -> str:

@@ -76,7 +76,7 @@ class SearchConfig:
     """Policies evaluated side by side. Accuracies differ in their last bits from one number to another."""
     cuts: int | None = None
     """Places in the network at which ilp keeps what the widest policy gives, to go on from there when it probes single
-    layers: 3 spare a third of a probe and take memory. On one device; accuracies differ in their last bits."""
+    layers: 3 halve a probe's time and take memory. On one device; losses differ in their last bits."""
     calibration: str = "mse"
     """How clip values are chosen: mse, max, percentile or kl."""
     rounding: str = "output"
