@@ -1,5 +1,6 @@
 """Policies that begin like a known one go on from where it was, and are judged as if they had not."""
 
+import itertools
 import json
 
 import jax
@@ -12,9 +13,11 @@ import haqjax
 import haqjax.run.outcome
 import haqjax.run.task
 from haqjax.data import Split
+from haqjax.models import outline
 from haqjax.run import SearchConfig, run_search
 from haqjax.search.ilp import list_probes
 from haqjax.train import make_evaluate, prefix
+from haqjax.train.judging import operands_under
 from haqjax.train.prefix import choose_cuts, halve, make_prefix_evaluate, spared
 from run_world import install
 
@@ -100,7 +103,7 @@ def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
     images = jnp.asarray(split.images)[None]
     policy = jnp.full((LAYERS, 2), 8)
-    operands = prefix._operands(apply, params, images, ranges, policy)
+    operands = operands_under(apply, params, images[0], policy, ranges)
     work = []
     for cut in (0, *CUTS):
         halves = prefix._halves(apply, cut, params, images, ranges, operands)
@@ -138,6 +141,16 @@ def test_cuts_spare_most_of_what_can_be_spared(world):
         other = tuple(sorted(random.choice(np.arange(1, len(table)), 3, replace=False)))
         assert spared(table, other) <= spared(table, chosen)
     assert choose_cuts(table, 10**9) == ()
+
+
+def test_cuts_of_a_deep_network_are_chosen_without_trying_all():
+    network = outline("mobilenet_v2", classes=10, image_size=32)
+    table = haqjax.layers(network.apply, network.params, network.example)
+    each = [spared(table, choose_cuts(table, IMAGES, count)) for count in range(1, len(table))]
+    assert (np.diff(each) >= 0).all()
+    assert choose_cuts(table, IMAGES, 1000) == tuple(range(1, len(table)))
+    pairs = itertools.combinations(range(1, len(table)), 2)
+    assert each[1] == pytest.approx(max(spared(table, pair) for pair in pairs))
 
 
 def test_cuts_outside_the_network_are_told(world):

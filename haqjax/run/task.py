@@ -191,7 +191,7 @@ def make_judge(
             network.apply, network.params, split, ranges, batch_size=config.batch_size,
             policies_at_once=config.policies_at_once or 1, with_loss=True, mesh=mesh,
         )  # fmt: skip
-    return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
+    return _as_stored(config, judge)
 
 
 def make_probing_judge(
@@ -204,12 +204,11 @@ def make_probing_judge(
     """
     if config.cuts is None:
         return None
-    if jax.device_count() > 1:
-        raise ValueError(f"cuts {config.cuts} are for one device, here are {jax.device_count()}: leave them out")
+    _check_one_device(f"cuts {config.cuts}", "are", "them")
     split, base = task.data.search, leave_activations(config, jnp.asarray(task.bounds.high))
     cuts = choose_cuts(task.layers, len(split), config.cuts)
     judge = make_prefix_evaluate(network.apply, network.params, split, ranges, base, cuts, batch_size=config.batch_size)
-    return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
+    return _as_stored(config, judge)
 
 
 def make_racing_judge(
@@ -222,12 +221,11 @@ def make_racing_judge(
     """
     if config.race is None:
         return None
-    if jax.device_count() > 1:
-        raise ValueError(f"race {config.race:g} is for one device, here are {jax.device_count()}: leave it out")
+    _check_one_device(f"race {config.race:g}", "is", "it")
     race = only_finite(
         make_race(network.apply, network.params, split, ranges, error=config.race, batch_size=config.batch_size)
     )
-    return jax.tree_util.Partial(_judge_weights, race) if config.by_codebook else race
+    return _as_stored(config, race)
 
 
 def make_soft(config: SearchConfig, network: Network, data: Dataset, ranges: Ranges) -> jax.tree_util.Partial | None:
@@ -243,6 +241,16 @@ def make_soft(config: SearchConfig, network: Network, data: Dataset, ranges: Ran
 def leave_activations(config: SearchConfig, policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L 2"]:
     """The policy as it is judged: where only weights are stored, activations are not quantised at all."""
     return policy.at[..., ACTIVATION].set(FULL_PRECISION) if config.by_codebook else policy
+
+
+def _check_one_device(asked: str, verb: str, pronoun: str) -> None:
+    if jax.device_count() > 1:
+        raise ValueError(f"{asked} {verb} for one device, here are {jax.device_count()}: leave {pronoun} out")
+
+
+def _as_stored(config: SearchConfig, judge: jax.tree_util.Partial) -> jax.tree_util.Partial:
+    """The judge, of weights alone where only they are stored; see `leave_activations`."""
+    return jax.tree_util.Partial(_judge_weights, judge) if config.by_codebook else judge
 
 
 def _judge_weights(

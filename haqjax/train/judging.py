@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.capture import Apply, with_hook
-from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.quantize.forward import Operands, hook_with, make_operands, quantize_weights
 from haqjax.quantize.nudges import output_biases
 from haqjax.types import Ranges
 
@@ -19,9 +19,15 @@ def under_policy(
 
     Of `x` only shapes are read.
     """
+    return with_hook(apply, hook_with(operands_under(apply, params, x, policy, ranges), ranges))
+
+
+def operands_under(
+    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
+) -> tuple[Operands, ...]:
+    """What a policy makes of every layer, for all batches. Of `x` only shapes are read."""
     weights = quantize_weights(apply, params, x, policy, ranges)
-    biases = output_biases(apply, params, weights, x, ranges)
-    return with_hook(apply, make_hook(weights, policy, ranges, biases))
+    return make_operands(weights, policy, ranges, output_biases(apply, params, weights, x, ranges))
 
 
 def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.capture import Apply, run_equation, with_hook
 from haqjax.data import Split
-from haqjax.quantize.forward import Operands, hook_with, make_operands, quantize_weights
-from haqjax.quantize.nudges import output_biases
-from haqjax.train.judging import count_answers
+from haqjax.quantize.forward import Operands, hook_with
+from haqjax.train.judging import count_answers, operands_under
 from haqjax.train.policies import add_up, fill_evenly, in_batches
 from haqjax.types import Judgement, LayerTable, Ranges
 
@@ -96,16 +95,31 @@ def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int
     """
     places = np.prod(np.asarray(layers.in_size, np.int64), axis=-1) * np.asarray(layers.in_channels, np.int64)
     there = [cut for cut in range(1, len(layers)) if FLOAT * images * places[cut] <= MOST_BYTES]
-    chosen = itertools.combinations(there, min(count, len(there)))
-    return max(chosen, key=lambda cuts: spared(layers, cuts), default=())
+    before = _work_before(layers)
+
+    @functools.cache
+    def best(cut: int, more: int) -> tuple[float, tuple[int, ...]]:
+        """The most that a cut and so many more after it spare, layer by layer, and which those are."""
+        options: list[tuple[float, tuple[int, ...]]] = [(float(before[cut] * (len(layers) - cut)), ())]
+        for later in there if more else []:
+            if later > cut:
+                spares, others = best(later, more - 1)
+                options.append((float(before[cut] * (later - cut)) + spares, (later, *others)))
+        return max(options, key=lambda option: option[0])
+
+    return best(0, min(count, len(there)))[1]
 
 
 def spared(layers: LayerTable, cuts: Sequence[int]) -> float:
     """The share of the work that cuts spare where every layer is probed as often."""
-    work = np.asarray(layers.macs, float)
-    before = np.concatenate([[0.0], np.cumsum(work)]) / work.sum()
     last = np.searchsorted(np.asarray(cuts), np.arange(len(layers)), side="right")  # cuts up to each layer
-    return float(before[np.array([0, *cuts])[last]].mean())
+    return float(_work_before(layers)[np.array([0, *cuts])[last]].mean())
+
+
+def _work_before(layers: LayerTable) -> Float[np.ndarray, "L"]:
+    """The share of the work that comes before each layer."""
+    work = np.asarray(layers.macs, float)
+    return (np.cumsum(work) - work) / work.sum()
 
 
 def halve(function: Callable, shared: PyTree, first: PyTree, rest: PyTree) -> Halves:
@@ -152,14 +166,6 @@ def _run(equations: Sequence[JaxprEqn], values: dict[Any, Any], wanted: Sequence
     return [read(atom) for atom in wanted]
 
 
-def _operands(
-    apply: Apply, params: PyTree, images: Array, ranges: Ranges, policy: Int[Array, "L 2"]
-) -> tuple[Operands, ...]:
-    """What the policy makes of every layer."""
-    weights = quantize_weights(apply, params, images[0], policy, ranges)
-    return make_operands(weights, policy, ranges, output_biases(apply, params, weights, images[0], ranges))
-
-
 def _halves(
     apply: Apply, cut: int, params: PyTree, images: Array, ranges: Ranges, operands: tuple[Operands, ...]
 ) -> Halves:
@@ -176,7 +182,7 @@ def _make_heads(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., list[list[
     @jax.jit
     def heads(params: PyTree, images: Array, ranges: Ranges, base: Int[Array, "L 2"]) -> list[list[Array]]:
         """What the known policy gives at each cut, [micro-batches, images, ...]."""
-        operands = _operands(apply, params, images, ranges, base)
+        operands = operands_under(apply, params, images[0], base, ranges)
         halves = [_halves(apply, cut, params, images, ranges, operands).head for cut in cuts]
         one = lambda batch: [head(params, (batch, operands[:cut])) for head, cut in zip(halves, cuts, strict=True)]
         return jax.lax.map(one, images)
@@ -205,7 +211,7 @@ def _make_judge(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Judgement]
         def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
             differs = jnp.append((policy != base).any(-1), True)
             branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
-            counts = jax.lax.switch(branch, branches, _operands(apply, params, images, ranges, policy))
+            counts = jax.lax.switch(branch, branches, operands_under(apply, params, images[0], policy, ranges))
             return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), counts)
 
         return Judgement(*jax.lax.map(measure, policies))
