@@ -15,10 +15,10 @@ import numpy as np
 import records
 
 from haqjax import calibrate, layers
-from haqjax.capture import with_hook
 from haqjax.data import Split
-from haqjax.lowering import lower
 from haqjax.models import build
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 from haqjax.train import make_evaluate
 from haqjax.train.policies import in_batches, suggest_batch
 

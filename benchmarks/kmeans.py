@@ -22,9 +22,9 @@ import records
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from haqjax.capture import map_weights
 from haqjax.models import build, load_pretrained
 from haqjax.quantize.bank import make_bank
+from haqjax.tracing.hooks import map_weights
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "mobilenet_v2_imagenet.safetensors"
 SMALL = 10_000  # weights of a layer that --quick still compares

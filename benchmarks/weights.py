@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import records
 
-from haqjax.capture import with_hook
 from haqjax.data import load
-from haqjax.lowering import lower
 from haqjax.models import load_pretrained, restore_batchnorm
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 from haqjax.train import accuracy
 from haqjax.train.policies import suggest_batch
 

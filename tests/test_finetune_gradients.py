@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from haqjax import calibrate
-from haqjax.capture import with_hook
 from haqjax.quantize import quantize
 from haqjax.quantize.learned import begin, end, look_up, nearest, quantize_learned, scale_gradient, settle
 from haqjax.quantize.linear import fake_quantize
 from haqjax.quantize.nudges import to_nearest
-from haqjax.train.convolve import LAST, lower_for_training
+from haqjax.tracing.conv_gradients import LAST, lower_for_training
+from haqjax.tracing.hooks import with_hook
 from haqjax.train.distill import cross_entropy, divergence
 from haqjax.types import ACTIVATION, WEIGHT, Bank, Ranges
 

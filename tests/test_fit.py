@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.capture import with_hook
 from haqjax.data import Split, load
-from haqjax.lowering import lower
 from haqjax.models import MODELS, Network, build, outline
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 from haqjax.train import RECIPES, accuracy, augment, fit, load_params, save_params
 
 VARY = jax.jit(augment, static_argnames=("shift", "flip"))

@@ -6,10 +6,10 @@ import yaml
 
 import references_hardware as references
 import references_search
-from haqjax.capture import layers
 from haqjax.hardware import cost_table, find_bounds, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
 from haqjax.models import outline
+from haqjax.tracing.hooks import layers
 from haqjax.types import Cost, CostTable, Lifetimes
 from references_hardware import conv, dense, table
 

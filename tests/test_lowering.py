@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.capture import with_hook
-from haqjax.lowering import lower
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 
 DEPTHWISE = [
     # map, kernel, stride, padding, dilation, channels, multiplier

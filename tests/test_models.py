@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from haqjax import capture
-from haqjax.capture import is_statistic
 from haqjax.models import MODELS, build, count_learned, outline
+from haqjax.tracing.hooks import is_statistic
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer
 Row = tuple[int, int, int, int, int, bool]

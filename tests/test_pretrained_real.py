@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from haqjax.capture import with_hook
 from haqjax.data import PREPROCESSING, load
 from haqjax.data.preprocess import reshape, scale
-from haqjax.lowering import lower
 from haqjax.models import load_pretrained
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 from haqjax.train import accuracy
 
 

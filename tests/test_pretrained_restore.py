@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.capture import is_statistic
 from haqjax.models import build, restore_batchnorm
+from haqjax.tracing.hooks import is_statistic
 
 BATCHES = (5, 3)  # images: not alike, so that each must count by its size
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.capture import with_records
 from haqjax.data import Split
 from haqjax.quantize import calibrate, quantize
 from haqjax.quantize.channels import input_energy, spread_outputs
@@ -17,6 +16,7 @@ from haqjax.quantize.moments import LARGEST, parts
 from haqjax.quantize.nudges import to_nearest
 from haqjax.quantize.rounding import SHARES, round_levels
 from haqjax.quantize.unfold import from_matrix, take_rows, to_matrix
+from haqjax.tracing.hooks import with_records
 from haqjax.train import make_evaluate
 from references_quantize import best_levels, nearest_error
 

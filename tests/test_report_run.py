@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 
 import haqjax.run.report
-from haqjax.capture import layers
 from haqjax.hardware import machine, save_table, total_cost
 from haqjax.report.facts import best_gain, find_front, front_resources
 from haqjax.report.figures import KINDS
@@ -24,6 +23,7 @@ from haqjax.run.config import ReportConfig
 from haqjax.run.facts import find_rooflines, read_facts
 from haqjax.run.report import run_report
 from haqjax.run.table import find_network
+from haqjax.tracing.hooks import layers
 from report_world import EPISODES, make_task, price_of, write_run
 
 ROOT = Path(__file__).parents[1]

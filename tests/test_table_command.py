@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from haqjax.capture import layers
 from haqjax.hardware import cost_table, machine
 from haqjax.models import outline
 from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
 from haqjax.run.search import prepare
+from haqjax.tracing.hooks import layers
 
 OWN = """
 import jax

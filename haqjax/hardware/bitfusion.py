@@ -29,7 +29,7 @@ def work(numbers: Bitfusion, layers: LayerTable) -> Work:
     Raises:
       ValueError: the smallest tile of a layer exceeds a buffer.
 
-    >>> from haqjax.capture import layers
+    >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
     >>> counts = work(machine("bitfusion").numbers, network)

@@ -27,7 +27,7 @@ def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndar
     Raises:
       ValueError: the convention is neither.
 
-    >>> from haqjax.capture import layers
+    >>> from haqjax.tracing.hooks import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 10))}, np.ones((1, 64)))
     >>> bop_table(network)[0, 3, 7], bop_table(network, "accumulated")[0, 3, 7]
     (np.float64(20480.0), np.float64(32000.0))

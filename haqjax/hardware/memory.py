@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import Bool, PyTree
 
-from haqjax.graph import Layer, Plan, make_plan, shape_of
+from haqjax.tracing.jaxpr import Layer, Plan, make_plan, shape_of
 from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.

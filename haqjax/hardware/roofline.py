@@ -81,7 +81,7 @@ def use(numbers: Numbers, layers: LayerTable) -> Usage:
     Returns:
       The usage for one batch.
 
-    >>> from haqjax.capture import layers
+    >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
     >>> usage = use(machine("systolic").numbers, network)

@@ -23,7 +23,7 @@ def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, 
     Raises:
       ValueError: the storage is none of these.
 
-    >>> from haqjax.capture import layers
+    >>> from haqjax.tracing.hooks import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 10))}, np.ones((1, 64)))
     >>> [float(size_table(network, storage)[0, 3, 7]) for storage in STORAGES]
     [320.0, 360.0, 384.0]

@@ -35,7 +35,7 @@ def cost_table(
     Raises:
       ValueError: the machine's model cannot price these layers.
 
-    >>> from haqjax.capture import layers
+    >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.capture import Compute, layers, with_records
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.models.network import Apply, Network, Params
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Compute, layers, with_records
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import AnyArray
 
 

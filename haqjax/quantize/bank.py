@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from haqjax.capture import Apply, map_weights
 from haqjax.quantize.kmeans import CLUSTERS, flatten, shared_values, sort_values
+from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Bank
 
 Policy = Int[Array, "L 2"]

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.capture import Apply, Compute, map_weights, with_records
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.quantize.channels import channel_maximum, input_energy, spread_channels
 from haqjax.quantize.histogram import Histogram, Sample, add, draw, empty
 from haqjax.quantize.moments import Moments, add_moments, empty_moments
 from haqjax.quantize.nudges import make_rounding
 from haqjax.quantize.ranges import METHODS, Row
 from haqjax.quantize.unfold import ROWS
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import Ranges
 
 ROUNDINGS = ("output", "nearest")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.graph import Layer
 from haqjax.quantize.unfold import to_matrix
+from haqjax.tracing.jaxpr import Layer
 
 
 def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
@@ -36,7 +36,7 @@ def channel_shares(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np
 def spread_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
     """One value an output channel, in the rank of the layer's output.
 
-    >>> from haqjax.capture import map_weights
+    >>> from haqjax.tracing.hooks import map_weights
     >>> apply = lambda params, x: jnp.einsum("bsi,io->bso", x, params["w"])
     >>> shape = lambda layer, weight: spread_outputs(layer, jnp.arange(4.0)).shape
     >>> map_weights(shape, apply, {"w": jnp.ones((3, 4))}, jnp.ones((2, 5, 3)))

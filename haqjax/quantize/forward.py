@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, Compute, Hook, map_weights, with_hook
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.quantize.bank import bank_weights
 from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
 from haqjax.quantize.linear import Grid, make_grid, snap
 from haqjax.quantize.nudges import clip_factor, find_unmoved, nudge, output_bias
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
 Policy = Int[Array, "L 2"]

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, Compute, Hook, with_hook
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.quantize.channels import spread_outputs
 from haqjax.quantize.forward import _clips, quantize_weights
 from haqjax.quantize.linear import Grid, make_grid, snap
 from haqjax.quantize.nudges import output_bias
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
 
 
@@ -36,7 +36,7 @@ def quantize_fractionally(
 
     Args:
       apply: pure function `apply(params, x)`.
-      hook: how a layer is computed, see `haqjax.capture.with_hook`.
+      hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`.
 
     Returns:
       `qapply(params, x, bits, ranges)` with the output of `apply`; `bits` float [L, 2] from 2 to 8, or 32 to leave a

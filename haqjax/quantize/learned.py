@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from haqjax.capture import Apply, Compute, Hook, map_weights, with_hook
-from haqjax.graph import Layer, elements
-from haqjax.lowering import lower
 from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
 from haqjax.quantize.linear import hold_step, make_grid, snap
 from haqjax.quantize.nudges import output_bias, to_nearest
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
+from haqjax.tracing.jaxpr import Layer, elements
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Bank, Ranges
 
 LEAST = 1 / 16  # share of its first value that a clip keeps at least, so that it stays positive

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from haqjax.capture import Apply, map_weights
-from haqjax.graph import Layer
 from haqjax.quantize.unfold import take_rows, to_matrix
+from haqjax.tracing.hooks import Apply, map_weights
+from haqjax.tracing.jaxpr import Layer
 
 LARGEST = 640  # inputs whose products are all kept; more are cut into equal parts, and products inside a part are kept
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from haqjax.capture import Apply, map_weights
-from haqjax.graph import Layer
 from haqjax.quantize.channels import channel_maximum, spread_channels
 from haqjax.quantize.linear import Grid
 from haqjax.quantize.moments import Moments
 from haqjax.quantize.rounding import round_levels
 from haqjax.quantize.unfold import from_matrix, to_matrix
+from haqjax.tracing.hooks import Apply, map_weights
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding
 
 INT8 = 127

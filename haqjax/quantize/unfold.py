@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from haqjax.graph import Layer, shape_of
+from haqjax.tracing.jaxpr import Layer, shape_of
 from haqjax.types import AnyArray
 
 ROWS = 32  # an example: neighbouring places of a map say much the same
@@ -21,7 +21,7 @@ ROWS = 32  # an example: neighbouring places of a map say much the same
 def to_matrix(layer: Layer, weight: AnyArray) -> Float[AnyArray, "G D R"]:
     """The weight of a layer as a matrix, one for each group.
 
-    >>> from haqjax.capture import map_weights
+    >>> from haqjax.tracing.hooks import map_weights
     >>> apply = lambda params, x: x @ params["w"].T
     >>> shape = lambda layer, weight: (weight.shape, to_matrix(layer, weight).shape)
     >>> map_weights(shape, apply, {"w": jnp.ones((2, 3))}, jnp.ones((1, 3)))

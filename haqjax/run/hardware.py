@@ -7,7 +7,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from haqjax.capture import layers
 from haqjax.files import new_folder
 from haqjax.hardware import Machine, cost_table, find_bounds, machine
 from haqjax.hardware.machines import MODELS
@@ -16,6 +15,7 @@ from haqjax.report import as_text, save
 from haqjax.report.roofline import roofline_figure, share_figure
 from haqjax.run.config import HardwareConfig
 from haqjax.run.table import find_network
+from haqjax.tracing.hooks import layers
 from haqjax.types import LayerTable
 
 WIDTHS = (8, 4)  # bits compared

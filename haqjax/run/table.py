@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.console import Console
 
-from haqjax.capture import layers
 from haqjax.files import check_free
 from haqjax.hardware import cost_table, save_table
 from haqjax.models import MODELS, outline
 from haqjax.run.config import TableConfig
+from haqjax.tracing.hooks import layers
 
 
 def run_table(config: TableConfig, console: Console) -> Path:

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from haqjax.budget import budget
-from haqjax.capture import layers
 from haqjax.data import Dataset, Source, Split, load
 from haqjax.hardware import available_widths, cost_table, find_lifetimes
 from haqjax.models import Network, is_pretrained_source, load_pretrained
@@ -23,6 +22,7 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network
 from haqjax.search.front import spread_fractions
+from haqjax.tracing.hooks import layers
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
 from haqjax.train.mesh import share_policies

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from haqjax.capture import Apply
 from haqjax.data import Source, Split, batches
 from haqjax.quantize.learned import Learned, begin, spread
+from haqjax.tracing.conv_gradients import lower_for_training
+from haqjax.tracing.hooks import Apply
 from haqjax.train.augment import augment
-from haqjax.train.convolve import lower_for_training
 from haqjax.train.finetune import ApplyTrain, Tuning, make_program
 from haqjax.train.policies import make_evaluate
 from haqjax.train.steps import State, take_step

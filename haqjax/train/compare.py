@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, Compute, with_records
 from haqjax.data import Split
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, with_records
+from haqjax.tracing.jaxpr import Layer
 from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import Ranges
 

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from haqjax.capture import Apply, Compute, map_weights, with_records
 from haqjax.data import Split
-from haqjax.graph import Layer
-from haqjax.lowering import lower
 from haqjax.quantize.forward import quantize_weights
 from haqjax.quantize.linear import make_grid, snap
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
+from haqjax.tracing.jaxpr import Layer
 from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 

@@ -13,10 +13,10 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from haqjax.capture import Apply, Hook, is_statistic, with_hook
 from haqjax.data import Source, Split
-from haqjax.lowering import lower
 from haqjax.quantize.learned import Gradient, Learned, begin, end, quantize_learned
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
 from haqjax.train.checkpoints import fingerprint, open_checkpoints
 from haqjax.train.distill import cross_entropy, divergence
 from haqjax.train.fit import SMOOTHING, descend, kernels

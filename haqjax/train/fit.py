@@ -9,11 +9,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
-from haqjax.capture import with_hook
 from haqjax.data import Source, Split
-from haqjax.lowering import lower
 from haqjax.models import Network
 from haqjax.models.network import Params
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import with_hook
 from haqjax.train.distill import cross_entropy
 from haqjax.train.steps import Objective, Passes, Progress, run_steps
 
@@ -69,7 +69,7 @@ def fit(
       weight_decay: of kernels, at a learning rate of one.
       shift: images are moved by up to so many pixels.
       flip: whether images are mirrored at random; not for digits or text.
-      hook: how a layer is computed, see `haqjax.capture.with_hook`; the default picks the fastest equal form, None
+      hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`; the default picks the fastest equal form, None
         leaves layers as they are.
       mesh: devices that share each batch, see `haqjax.train.make_mesh`; None is one device.
       on_epoch: called after each epoch.

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, with_hook
 from haqjax.quantize.forward import Operands, hook_with, make_operands, quantize_weights
 from haqjax.quantize.nudges import output_biases
+from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.types import Ranges
 
 

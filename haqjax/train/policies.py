@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply
 from haqjax.data import Split
+from haqjax.tracing.hooks import Apply
 from haqjax.train.judging import count_answers, under_policy
 from haqjax.train.mesh import IMAGE, POLICY, fill_up, place
 from haqjax.types import Judgement, Ranges

@@ -11,9 +11,9 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply, run_equation, with_hook
 from haqjax.data import Split
 from haqjax.quantize.forward import Operands, hook_with
+from haqjax.tracing.hooks import Apply, run_equation, with_hook
 from haqjax.train.judging import count_answers, operands_under
 from haqjax.train.policies import add_up, fill_evenly, in_batches
 from haqjax.types import Judgement, LayerTable, Ranges
@@ -89,7 +89,7 @@ def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int
 
     >>> from haqjax.models import outline
     >>> network = outline("resnet20", classes=10, image_size=32)
-    >>> from haqjax.capture import layers as read_layers
+    >>> from haqjax.tracing.hooks import layers as read_layers
     >>> choose_cuts(read_layers(network.apply, network.params, network.example), images=1000)
     (6, 11, 16)
     """

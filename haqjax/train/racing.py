@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from haqjax.capture import Apply
 from haqjax.data import Split
+from haqjax.tracing.hooks import Apply
 from haqjax.train.judging import count_answers, under_policy
 from haqjax.train.policies import fill_evenly, in_batches
 from haqjax.types import Judgement, Ranges

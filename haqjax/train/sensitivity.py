@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from haqjax.capture import Apply, with_hook
 from haqjax.data import Split
-from haqjax.lowering import lower
 from haqjax.policy import to_bits
 from haqjax.search.additive import guard, rank_correlation
 from haqjax.search.choices import allowed
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.train.curvature import fisher_sensitivity, hessian_sensitivity
 from haqjax.train.judging import under_policy
 from haqjax.train.policies import in_batches, make_evaluate, suggest_batch

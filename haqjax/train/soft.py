@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.capture import Apply
 from haqjax.data import Split
 from haqjax.quantize.fractional import quantize_fractionally
-from haqjax.train.convolve import lower_for_training
+from haqjax.tracing.conv_gradients import lower_for_training
+from haqjax.tracing.hooks import Apply
 from haqjax.train.policies import in_batches
 from haqjax.types import Ranges
 

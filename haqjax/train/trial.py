@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from haqjax.capture import Apply, layers, map_weights
 from haqjax.data import Split
 from haqjax.files import write_json
+from haqjax.tracing.hooks import Apply, layers, map_weights
 from haqjax.train.policies import make_evaluate, suggest_batch
 from haqjax.types import WIDTHS, Ranges
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from haqjax.capture import Compute
-from haqjax.graph import Layer, shape_of
+from haqjax.tracing.hooks import Compute
+from haqjax.tracing.jaxpr import Layer, shape_of
 
 MOST_TAPS = 49  # each becomes operations of its own: beyond 7x7 the program grows and the gain is gone
 
@@ -37,7 +37,7 @@ def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> A
     Equal to the plain form within float32 rounding; differentiable, and works under `vmap`. The result holds its layers
     in a choice of platforms and takes no second hook: what else a hook does goes around this one, as in `quantize`.
 
-    >>> from haqjax.capture import with_hook
+    >>> from haqjax.tracing.hooks import with_hook
     >>> from jax.lax import conv_general_dilated
     >>> kinds = dict(feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     >>> apply = lambda params, x: conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)

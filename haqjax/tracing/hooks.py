@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.graph import BARRIER, Layer, Plan, elements, make_plan, shape_of
+from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, elements, make_plan, shape_of
 from haqjax.types import LayerTable
 
 Apply = Callable[..., PyTree]

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from haqjax.capture import Compute
-from haqjax.graph import Layer
-from haqjax.lowering import lower
+from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.hooks import Compute
+from haqjax.tracing.jaxpr import Layer
 
 LAST = ("NHWC", "HWIO", "NHWC")  # the order that has the fast form
 
@@ -22,9 +22,9 @@ Pair = tuple[int, int]
 
 
 def lower_for_training(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-    """A hook as `haqjax.lowering.lower`, for reverse-mode gradients inside a loop.
+    """A hook as `haqjax.tracing.cpu_kernels.lower`, for reverse-mode gradients inside a loop.
 
-    >>> from haqjax.capture import with_hook
+    >>> from haqjax.tracing.hooks import with_hook
     >>> apply = lambda params, x: lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=LAST)
     >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 1))
     >>> loss = lambda apply, params: apply(params, x).sum()
