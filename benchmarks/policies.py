@@ -13,8 +13,8 @@ from haqjax import budget, cost_table, layers, machine, project, total_cost
 from haqjax.agent import make_agent
 from haqjax.agent.ddpg import DDPG
 from haqjax.agent.replay import add, make_replay
-from haqjax.bounds import bounds
 from haqjax.models import outline
+from haqjax.policies.bounds import bounds
 from haqjax.types import Transition
 
 PRICED, PROJECTED, DECISIONS = 1 << 20, 1 << 16, 106

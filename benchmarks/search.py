@@ -17,7 +17,7 @@ from rich.console import Console
 
 from haqjax import calibrate, search
 from haqjax.cli import keep_compiled_programs
-from haqjax.projection import best_uniform
+from haqjax.policies.projection import best_uniform
 from haqjax.run import SearchConfig
 from haqjax.run.network import load_network
 from haqjax.run.search import calibration_batches, make_searcher, prepare

@@ -18,11 +18,11 @@ import numpy as np
 import optax
 
 from haqjax import budget, calibrate, cost_table, layers, machine
-from haqjax.bounds import bounds
-from haqjax.budget import fits
 from haqjax.data import Split, load
 from haqjax.models import load_pretrained
-from haqjax.pricing import price
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import price
 from haqjax.quantize.bank import make_bank
 from haqjax.search import make_problem
 from haqjax.search.base import Problem

@@ -24,7 +24,7 @@ import tyro
 from search_problems import Posed, best_of_all, judge_all, pose, within
 
 from haqjax.cli import keep_compiled_programs
-from haqjax.projection import best_uniform
+from haqjax.policies.projection import best_uniform
 from haqjax.search import HAQ, Searcher, SearchResult, make_haq, search
 from haqjax.search.base import Problem, choose_best
 from haqjax.search.improve import improve

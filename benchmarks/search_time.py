@@ -22,9 +22,9 @@ import tyro
 from search_problems import pose, within
 
 from haqjax import budget, cost_table, layers, machine, search
-from haqjax.bounds import bounds
 from haqjax.cli import keep_compiled_programs
 from haqjax.models import outline
+from haqjax.policies.bounds import bounds
 from haqjax.search import allocate
 from haqjax.search.descent import optimise_bits
 from haqjax.search.loop import find_searcher

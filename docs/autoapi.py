@@ -92,8 +92,8 @@ def list_pages(root: Path, folder: str) -> str:
 def link_name(name: str) -> str:
     """A name in prose as a link to where it is documented; a module has no such place.
 
-    >>> link_name("haqjax.layers"), link_name("haqjax.rules")
-    ('{py:obj}`haqjax.layers`', '`haqjax.rules`')
+    >>> link_name("haqjax.layers"), link_name("haqjax.policies.rules")
+    ('{py:obj}`haqjax.layers`', '`haqjax.policies.rules`')
     """
     return f"`{name}`" if inspect.ismodule(resolve(name)) else f"{{py:obj}}`{name}`"
 

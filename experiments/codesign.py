@@ -42,8 +42,8 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget, cost_table, machine
-from haqjax.bounds import bounds
 from haqjax.hardware.bismo import Bismo
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
 from haqjax.search import SearchResult
 from haqjax.search.codesign import codesign, price_all, stack_tables

@@ -11,12 +11,12 @@ from options import Options
 from rich.console import Console
 
 from haqjax import calibrate, cost_table, layers, machine
-from haqjax.bounds import bounds
 from haqjax.data import Dataset, Split, load, stratified
 from haqjax.hardware import Machine
 from haqjax.models import Network, build, is_pretrained_source, outline, restore_batchnorm
-from haqjax.pricing import cost_64
-from haqjax.projection import best_uniform
+from haqjax.policies.bounds import bounds
+from haqjax.policies.cost import cost_64
+from haqjax.policies.projection import best_uniform
 from haqjax.quantize.bank import make_bank
 from haqjax.report import standard_error
 from haqjax.run import SearchConfig

@@ -36,7 +36,7 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
 from haqjax.search import SEARCHERS, SearchResult
 from haqjax.train.soft import make_soft_loss

@@ -35,7 +35,7 @@ from published import ENERGY, ENERGY_8_BITS
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
 from haqjax.train import Tuning
 

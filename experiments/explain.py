@@ -25,9 +25,9 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
 from haqjax.hardware import find_bounds
 from haqjax.hardware.usage import LIMITS
+from haqjax.policies.bounds import bounds
 from haqjax.report import bits_figure
 from haqjax.report.roofline import move_figure
 from haqjax.run.facts import find_rooflines

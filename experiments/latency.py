@@ -26,8 +26,8 @@ from published import LATENCY, tell
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
-from haqjax.policy import uniform
+from haqjax.policies.actions import uniform
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
 from haqjax.train import Tuning
 

@@ -26,7 +26,7 @@ from published import SIZE, tell
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
 from haqjax.train import Tuning
 from haqjax.types import FULL_PRECISION, CostTable

@@ -25,7 +25,7 @@ from published import MACHINES, SPECIALISED
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH
 
 

@@ -25,7 +25,7 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget, search
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
 from haqjax.search.transfer import begin_with
 

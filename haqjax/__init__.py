@@ -1,8 +1,8 @@
 """haqjax: how many bits each layer of a network should have, for a given accelerator."""
 
-from haqjax.budget import budget
 from haqjax.hardware import cost_table, machine, total_cost
-from haqjax.projection import project
+from haqjax.policies.budgets import budget
+from haqjax.policies.projection import project
 from haqjax.quantize import calibrate, quantize
 from haqjax.search import search
 from haqjax.tracing.hooks import layers

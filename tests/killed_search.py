@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haqjax.bounds import bounds
-from haqjax.budget import budget
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import budget
 from haqjax.run import SearchConfig, journal
 from haqjax.search import HAQ, make_haq, make_problem, search
 from haqjax.types import Cost, CostTable, LayerTable

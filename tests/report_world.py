@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from haqjax.hardware import total_cost
-from haqjax.projection import project
+from haqjax.policies.projection import project
 from haqjax.run import SearchConfig
 from haqjax.run.task import prepare
 

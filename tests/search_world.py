@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haqjax.bounds import bounds, ladder
-from haqjax.budget import budget, fits
-from haqjax.pricing import price
+from haqjax.policies.bounds import bounds, ladder
+from haqjax.policies.budgets import budget, fits
+from haqjax.policies.cost import price
 from haqjax.search import Judgement, make_problem
 from haqjax.types import Cost, CostTable, LayerTable
 
@@ -56,7 +56,7 @@ def soft(sensitivity, bits, index):
 
 
 def make_world(count=4, seed=0, evaluate=judge, limits=None, reference=0.9, **kinds):
-    """A problem of `count` layers; `kinds` go to `haqjax.bounds.bounds`."""
+    """A problem of `count` layers; `kinds` go to `haqjax.policies.bounds.bounds`."""
     random, layers, table = np.random.default_rng(seed + 100), make_layers(count), make_table(count, seed)
     sensitivity = np.exp(random.normal(size=(count, 2)))
     sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import references_search as references
-from haqjax.bounds import bounds
-from haqjax.budget import budget, fits
-from haqjax.policy import to_bits, uniform
-from haqjax.pricing import price
-from haqjax.projection import best_uniform, project
-from haqjax.reach import check_reachable, floor
+from haqjax.policies.actions import to_bits, uniform
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import budget, fits
+from haqjax.policies.cost import price
+from haqjax.policies.feasibility import check_reachable, floor
+from haqjax.policies.projection import best_uniform, project
 from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
 
 LAYERS = 5

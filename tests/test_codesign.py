@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from haqjax import budget, cost_table, layers, machine
-from haqjax.bounds import bounds
-from haqjax.budget import fits
-from haqjax.pricing import cost_64, price
-from haqjax.projection import project
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import cost_64, price
+from haqjax.policies.projection import project
 from haqjax.search import make_problem
 from haqjax.search.codesign import codesign, fit_machines, price_all, stack_tables
 from haqjax.types import Judgement

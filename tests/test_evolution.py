@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.bounds import ladder
-from haqjax.budget import fits
-from haqjax.pricing import price
+from haqjax.policies.bounds import ladder
+from haqjax.policies.budget_fill import as_shares, fill, spent
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import price
 from haqjax.search import search
 from haqjax.search.evolution import Evolution, make_evolution, make_nsga2
-from haqjax.search.fill import as_shares, fill, spent
 from haqjax.search.front import front, hypervolume
 from haqjax.search.pareto import crowding, sort_fronts
 from haqjax.search.seen import CAPACITY, is_new, note, nothing

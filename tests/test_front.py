@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.budget import budget, fits
-from haqjax.pricing import price
+from haqjax.policies.budgets import budget, fits
+from haqjax.policies.cost import price
 from haqjax.search import search
 from haqjax.search.base import Record, SearchResult
 from haqjax.search.drop import cheapest, search_drop

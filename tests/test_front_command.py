@@ -12,7 +12,7 @@ from rich.console import Console
 
 from haqjax import calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
-from haqjax.policy import from_rows
+from haqjax.policies.actions import from_rows
 from haqjax.run import EvaluateConfig, SearchConfig, run_evaluate, run_search
 from haqjax.search import SEARCHERS, legs
 from haqjax.search import front as fronts

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from haqjax import calibrate, cost_table, layers, machine, quantize
-from haqjax.bounds import bounds
-from haqjax.budget import budget, fits
 from haqjax.data import Split
-from haqjax.pricing import price
-from haqjax.projection import best_uniform
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import budget, fits
+from haqjax.policies.cost import price
+from haqjax.policies.projection import best_uniform
 from haqjax.quantize.fractional import quantize_fractionally
 from haqjax.search import make_problem, search
 from haqjax.search.descent import optimise_bits, soft_bits

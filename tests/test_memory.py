@@ -7,7 +7,7 @@ import references_hardware as references
 from haqjax.hardware.bops import bop_table
 from haqjax.hardware.memory import find_lifetimes
 from haqjax.models import outline
-from haqjax.pricing import peak_memory
+from haqjax.policies.cost import peak_memory
 from references_hardware import conv, dense, table
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax import policy
-from haqjax.bounds import bounds
+from haqjax.policies.bounds import bounds
 from haqjax.types import Bounds
 
 NAMES = ("stem", "block/depthwise", "head")

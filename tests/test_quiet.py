@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from haqjax.bounds import bounds
-from haqjax.budget import budget
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import budget
 from haqjax.search import allocate as allocate_function
 from haqjax.search import quiet
 from haqjax.search.quiet import without_chatter

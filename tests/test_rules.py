@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from haqjax.bounds import bounds, ladder
-from haqjax.rules import bounds_by_rules
+from haqjax.policies.bounds import bounds, ladder
+from haqjax.policies.rules import bounds_by_rules
 
 NAMES = ["stem", "blocks.0.depthwise", "blocks.0.project", "blocks.1.depthwise", "blocks.1.project", "classifier"]
 

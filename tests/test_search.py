@@ -9,11 +9,11 @@ import pytest
 import references_search as references
 from haqjax.agent import DDPG
 from haqjax.agent.networks import Dense, choose
-from haqjax.bounds import bounds
-from haqjax.budget import budget, fits
-from haqjax.policy import to_actions, to_bits
-from haqjax.pricing import price
-from haqjax.projection import best_uniform
+from haqjax.policies.actions import to_actions, to_bits
+from haqjax.policies.bounds import bounds
+from haqjax.policies.budgets import budget, fits
+from haqjax.policies.cost import price
+from haqjax.policies.projection import best_uniform
 from haqjax.search import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
 from haqjax.search.base import Problem
 from haqjax.search.features import describe, observe

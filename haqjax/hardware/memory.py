@@ -39,12 +39,12 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
       x: an example batch or its `ShapeDtypeStruct`s; memory is for this batch.
 
     Returns:
-      The lifetimes, for `cost_table` or `haqjax.pricing.peak_memory`.
+      The lifetimes, for `cost_table` or `haqjax.policies.cost.peak_memory`.
 
     Raises:
       ValueError: as `haqjax.layers`.
 
-    >>> from haqjax.pricing import peak_memory
+    >>> from haqjax.policies.cost import peak_memory
     >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
     >>> lifetimes = find_lifetimes(apply, {"a": np.ones((6, 100)), "b": np.ones((100, 2))}, np.ones((1, 6)))
     >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out

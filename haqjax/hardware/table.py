@@ -11,7 +11,7 @@ from haqjax.hardware.bops import bop_table
 from haqjax.hardware.machines import MODELS, Machine
 from haqjax.hardware.size import PARAMETER_BYTES, size_table
 from haqjax.hardware.usage import Bounds
-from haqjax.pricing import price
+from haqjax.policies.cost import price
 from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
 
 CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
@@ -82,7 +82,7 @@ def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:
 
 @jax.jit
 def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
-    """What a network costs under each policy; `haqjax.pricing.price`, compiled.
+    """What a network costs under each policy; `haqjax.policies.cost.price`, compiled.
 
     Args:
       table: from `cost_table`.

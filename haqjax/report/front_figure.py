@@ -8,7 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from haqjax.reach import SHOWN
+from haqjax.policies.feasibility import SHOWN
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
 from haqjax.report.tables import standard_error
 

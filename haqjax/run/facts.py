@@ -14,7 +14,7 @@ from haqjax.hardware import Machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS, Usage
 from haqjax.models import is_pretrained_source
-from haqjax.pricing import entries
+from haqjax.policies.cost import entries
 from haqjax.report.costs import Spent
 from haqjax.report.facts import Episodes, Facts, Layers
 from haqjax.report.roofline import DASHES, Place, Rooflines

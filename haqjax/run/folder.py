@@ -12,7 +12,7 @@ import yaml
 from jaxtyping import Float, Int
 
 from haqjax.files import write_csv, write_yaml
-from haqjax.pricing import price
+from haqjax.policies.cost import price
 from haqjax.run.config import SearchConfig
 from haqjax.search import Record
 from haqjax.types import WIDTHS, AnyArray, Cost, CostTable

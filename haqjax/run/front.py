@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from haqjax.files import write_csv, write_json
-from haqjax.policy import to_rows
-from haqjax.projection import best_uniform
-from haqjax.reach import SHOWN
+from haqjax.policies.actions import to_rows
+from haqjax.policies.feasibility import SHOWN
+from haqjax.policies.projection import best_uniform
 from haqjax.report import standard_error
 from haqjax.report.front_figure import Marks, front_figure
 from haqjax.run.config import SearchConfig

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from haqjax.files import write_json
-from haqjax.policy import to_rows
+from haqjax.policies.actions import to_rows
 from haqjax.report import Row, bits_figure, comparison_table, save, search_figure
 from haqjax.report.front_figure import Marks, front_figure
 from haqjax.run.config import SearchConfig

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Int
 from rich.console import Console
 
-from haqjax.budget import fits
 from haqjax.models import Network
-from haqjax.policy import uniform
-from haqjax.pricing import price
-from haqjax.projection import best_uniform
+from haqjax.policies.actions import uniform
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import price
+from haqjax.policies.projection import best_uniform
 from haqjax.run.config import SearchConfig, free_folder
 from haqjax.run.folder import open_folder
 from haqjax.run.front import conclude_front, name_one, show_front, write_front

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.budget import budget
 from haqjax.data import Dataset, Source, Split, load
 from haqjax.hardware import available_widths, cost_table, find_lifetimes
 from haqjax.models import Network, is_pretrained_source, load_pretrained
+from haqjax.policies.budgets import budget
+from haqjax.policies.feasibility import check_reachable
+from haqjax.policies.rules import bounds_by_rules
 from haqjax.quantize import calibrate
 from haqjax.quantize.bank import make_bank
-from haqjax.reach import check_reachable
-from haqjax.rules import bounds_by_rules
 from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network

@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.agent.noise import truncated_normal
 from haqjax.agent.replay import ReplayState
-from haqjax.bounds import at_rank, to_rank
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
+from haqjax.policies.bounds import at_rank, to_rank
 from haqjax.types import Bounds, Transition
 
 LOWEST = -1e9  # gain of no policy
@@ -39,7 +39,7 @@ def near(policy: Int[Array, "L 2"], bounds: Bounds, key: PRNGKeyArray, count: in
 def exchange(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
     """The best policy with one entry a width wider and another one narrower, both at random.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> best = Best(jnp.full((3, 2), 4), jnp.float32(0))
     >>> exchange(best, make_bounds(3, pinned={}), jax.random.key(0), 5).shape
     (5, 3, 2)

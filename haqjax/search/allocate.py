@@ -9,8 +9,8 @@ from scipy.optimize import Bounds as Box
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
-from haqjax.budget import TOLERANCE
-from haqjax.pricing import cost_64
+from haqjax.policies.budgets import TOLERANCE
+from haqjax.policies.cost import cost_64
 from haqjax.search.additive import Sensitivity, guard, predict, to_pairs
 from haqjax.search.choices import Choices, list_choices, to_policy, without_dominated
 from haqjax.search.quiet import without_chatter
@@ -72,8 +72,8 @@ def allocate(
       ValueError: no policy fits, or the number of layers is not the table's.
       RuntimeError: none was found in time.
 
-    >>> from haqjax.bounds import bounds as make_bounds
-    >>> from haqjax.budget import budget as make_budget
+    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
     >>> product = np.broadcast_to(bits[:, None] * bits, (2, 8, 8))
@@ -98,7 +98,7 @@ def allocate(
 
 
 def is_within(table: CostTable, budget: Budget, policy: Int[np.ndarray, "L 2"]) -> bool:
-    """Whether a policy keeps the budget, in float64 and with half the tolerance of `haqjax.budget.fits`.
+    """Whether a policy keeps the budget, in float64 and with half the tolerance of `haqjax.policies.budgets.fits`.
 
     What is within by this word also is when costs are summed up in float32.
     """

@@ -81,7 +81,7 @@ def make_problem(
 class Searcher(NamedTuple):
     """A method of search: three pure functions around one state, a pytree of arrays.
 
-    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policy.to_bits` reads them; the key is consumed. `tell`
+    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policies.actions.to_bits` reads them; the key is consumed. `tell`
     is given the state, those actions, the policies that came of them, and their gains [N].
 
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is

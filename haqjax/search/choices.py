@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from haqjax.bounds import ladder
-from haqjax.pricing import tables
+from haqjax.policies.bounds import ladder
+from haqjax.policies.cost import tables
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds, Budget, Cost, CostTable
 
 

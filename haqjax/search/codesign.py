@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from haqjax.policy import to_bits
-from haqjax.pricing import price
-from haqjax.projection import project
+from haqjax.policies.actions import to_bits
+from haqjax.policies.cost import price
+from haqjax.policies.projection import project
 from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
 from haqjax.search.loop import find_searcher
 from haqjax.search.rounds import ask, gains, judge, start, tell

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.bounds import follow, ladder
-from haqjax.search.fill import as_shares, spent
+from haqjax.policies.bounds import follow, ladder
+from haqjax.policies.budget_fill import as_shares, spent
 from haqjax.types import Bounds, Budget, CostTable
 
 STEPS = 100
@@ -48,7 +48,7 @@ def optimise_bits(
     Returns:
       Bits between those that are allowed, before any rounding. They may exceed the budget a little.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> from haqjax.types import Cost
     >>> import numpy as np
     >>> product = np.broadcast_to(np.arange(1.0, 9.0)[:, None] * np.arange(1.0, 9.0), (2, 8, 8))
@@ -119,9 +119,9 @@ def _step(
 
 
 def soft_bits(rank: Float[Array, "L 2"], bounds: Bounds) -> Float[Array, "L 2"]:
-    """`haqjax.bounds.at_rank` for fractional ranks: on a line between two allowed widths.
+    """`haqjax.policies.bounds.at_rank` for fractional ranks: on a line between two allowed widths.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> print(soft_bits(jnp.array([[0.5, 6.0]]), make_bounds(1, pinned={})))
     [[2.5 8. ]]
     """

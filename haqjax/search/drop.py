@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from haqjax.budget import TOLERANCE
-from haqjax.policy import to_actions
-from haqjax.pricing import cost_64
-from haqjax.projection import project
-from haqjax.reach import check_reachable
+from haqjax.policies.actions import to_actions
+from haqjax.policies.budgets import TOLERANCE
+from haqjax.policies.cost import cost_64
+from haqjax.policies.feasibility import check_reachable
+from haqjax.policies.projection import project
 from haqjax.search.base import Problem, Record, Searcher, SearchResult
 from haqjax.search.legs import Course, Leg, OnRound, head, play
 from haqjax.search.loop import find_searcher

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from haqjax.bounds import ladder, to_rank
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
+from haqjax.policies.bounds import ladder, to_rank
+from haqjax.policies.budget_fill import as_shares, fill, spent
 from haqjax.search.base import MOST_LOSS, Problem, Searcher
-from haqjax.search.fill import as_shares, fill, spent
 from haqjax.search.pareto import crowding, sort_fronts
 from haqjax.search.seen import Seen, first_new, is_new, note, nothing
 from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable

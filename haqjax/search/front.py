@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.budget import fits
-from haqjax.pricing import cost_64
-from haqjax.reach import check_reachable
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import cost_64
+from haqjax.policies.feasibility import check_reachable
 from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
 from haqjax.search.gradient import begin, start_front
 from haqjax.search.legs import Course, Leg, OnRound, play
@@ -124,7 +124,7 @@ def spread_fractions(table: CostTable, bounds: Bounds, resource: str, count: int
     Raises:
       ValueError: the table does not know the resource, or no bits make it cheaper than 8.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> square = np.broadcast_to(np.arange(1.0, 9.0)[:, None] * np.arange(1.0, 9.0), (2, 8, 8))
     >>> table = CostTable(square, square, square, fixed=Cost(0.0, 0.0, 0.0))
     >>> spread_fractions(table, make_bounds(2, pinned={}), "latency", 4)

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.bounds import to_rank
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
+from haqjax.policies.bounds import to_rank
+from haqjax.policies.budget_fill import as_shares, fill
 from haqjax.search.base import MOST_LOSS, Problem, Searcher
 from haqjax.search.descent import STEPS, descend
-from haqjax.search.fill import as_shares, fill
 from haqjax.search.seen import Seen, first_new, note, nothing
 from haqjax.types import Bounds, Budget, CostTable
 

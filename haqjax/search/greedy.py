@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
 from haqjax.search.allocate import is_within
 from haqjax.search.base import Problem, Searcher
 from haqjax.search.choices import allowed, limited

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.agent.ddpg import DDPG, AgentState, make_agent
 from haqjax.agent.replay import ReplayState, add, make_replay
-from haqjax.policy import to_actions, to_bits
+from haqjax.policies.actions import to_actions, to_bits
 from haqjax.search.additions import (
     LOWEST,
     Best,

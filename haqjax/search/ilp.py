@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
 from haqjax.search.additive import Sensitivity, guard, rank_correlation
 from haqjax.search.allocate import allocate, is_within
 from haqjax.search.archive import Archive, make_archive, record
@@ -139,7 +139,7 @@ def check_additivity(
       Spearman's rank correlation of sums and losses over the policies that are no probes, and their number. NaN where
       they are too few, or all alike, to tell.
 
-    >>> from haqjax.bounds import bounds
+    >>> from haqjax.policies.bounds import bounds
     >>> policies = np.array([[[8, 8]], [[2, 8]], [[8, 2]], [[4, 4]], [[3, 3]], [[2, 3]]])
     >>> losses = 4.0 ** -policies.min(axis=(1, 2)) * policies[:, 0, 0] ** -0.5
     >>> check_additivity(policies, losses, bounds(1, pinned={}))
@@ -161,7 +161,7 @@ def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> F
 def list_probes(bounds: Bounds, widths: int) -> list[Int[np.ndarray, "L 2"]]:
     """The widest policy, then those in which one entry is narrower; tied layers go together.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> [probe[0].tolist() for probe in list_probes(make_bounds(1, pinned={}), 2)]
     [[8, 8], [2, 8], [8, 2], [5, 8], [8, 5]]
     """

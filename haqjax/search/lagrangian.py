@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from haqjax.pricing import tables
+from haqjax.policies.cost import tables
 from haqjax.search.additive import Sensitivity, guard, to_pairs
 from haqjax.search.choices import list_choices, to_policy
 from haqjax.types import Bounds, Budget, Cost, CostTable
@@ -36,7 +36,7 @@ def lagrangian(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resou
     Raises:
       ValueError: the table has no such sum.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> bits = np.arange(1.0, 9.0)
     >>> product = np.broadcast_to(bits[:, None] * bits, (3, 8, 8))
     >>> table = CostTable(product, product, product, fixed=Cost(0.0, 0.0, 0.0))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from haqjax.reach import check_reachable
+from haqjax.policies.feasibility import check_reachable
 from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
 from haqjax.search.evolution import Evolution, make_evolution
 from haqjax.search.gradient import Gradient, make_gradient

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.budget import fits
-from haqjax.policy import to_bits
-from haqjax.pricing import price
-from haqjax.projection import project
+from haqjax.policies.actions import to_bits
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import price
+from haqjax.policies.projection import project
 from haqjax.search.base import MOST_LOSS, Judgement, Problem, Record, Searcher
 from haqjax.types import Projection
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.bounds import clip_policy
-from haqjax.policy import to_actions
+from haqjax.policies.actions import to_actions
+from haqjax.policies.bounds import clip_policy
+from haqjax.policies.budget_fill import as_shares, is_within, spent
 from haqjax.search.base import Problem, Searcher
-from haqjax.search.fill import as_shares, is_within, spent
 from haqjax.search.seen import is_new, nothing
 from haqjax.types import WIDTHS
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.policy import to_bits
+from haqjax.policies.actions import to_bits
 from haqjax.search.additive import guard, rank_correlation
 from haqjax.search.choices import allowed
 from haqjax.tracing.cpu_kernels import lower
@@ -55,7 +55,7 @@ def measure_sensitivities(
     Raises:
       ValueError: an unknown kind, or an empty split.
 
-    >>> from haqjax.bounds import bounds
+    >>> from haqjax.policies.bounds import bounds
     >>> from haqjax.quantize import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
@@ -103,7 +103,7 @@ def probe_entries(judge: jax.tree_util.Partial, bounds: Bounds) -> Float[np.ndar
       judge: policies [N, L, 2] -> losses [N], or a `Judgement` with losses; compiled for `AT_ONCE` policies.
       bounds: the widths to try; 0 stands at all others.
 
-    >>> from haqjax.bounds import bounds
+    >>> from haqjax.policies.bounds import bounds
     >>> judge = jax.tree_util.Partial(lambda policies: jnp.exp2(-policies[:, 0, 0] / 1.0))
     >>> print(probe_entries(judge, bounds(1, low=2, high=4, pinned={}))[0, 0])
     [0.     0.25   0.125  0.0625 0.     0.     0.     0.    ]
@@ -158,7 +158,7 @@ def make_divergence(
 def random_policies(bounds: Bounds, count: int, key: PRNGKeyArray) -> Int[np.ndarray, "N L 2"]:
     """Policies whose entries are drawn evenly from the widths that the bounds allow.
 
-    >>> from haqjax.bounds import bounds
+    >>> from haqjax.policies.bounds import bounds
     >>> random_policies(bounds(3, low=4, high=4), 2, jax.random.key(0))[:, 1].tolist()
     [[4, 4], [4, 4]]
     """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from haqjax.pricing import cost_64
+from haqjax.policies.cost import cost_64
 from haqjax.types import WIDTHS, Budget, Cost, CostTable
 
 TOLERANCE = 1e-6  # relative; a float32 sum over a network's layers is not exact

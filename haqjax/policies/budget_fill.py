@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from haqjax.bounds import at_rank, follow, ladder, lead
-from haqjax.budget import TOLERANCE
-from haqjax.pricing import price, tables
+from haqjax.policies.bounds import at_rank, follow, ladder, lead
+from haqjax.policies.budgets import TOLERANCE
+from haqjax.policies.cost import price, tables
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, AnyArray, Bounds, Budget, Cost, CostTable
 
 BEYOND = 2.0  # share of a limit that a cost counts as which is no number: more than there is
@@ -19,9 +19,9 @@ def as_shares(table: CostTable, bounds: Bounds, budget: Budget) -> CostTable:
     """Costs as shares of their limits; what is not limited costs nothing.
 
     Between two widths that are allowed the cost lies on a line, whatever the table says of widths that are not. So
-    every number is finite, and `haqjax.pricing.price` of fractional bits mixes only costs that there are.
+    every number is finite, and `haqjax.policies.cost.price` of fractional bits mixes only costs that there are.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> import numpy as np
     >>> costs = np.broadcast_to(np.arange(1.0, 9.0), (1, 8, 8))
     >>> table = CostTable(costs, np.nan * costs, costs, Cost(2.0, np.nan, 0.0))
@@ -69,7 +69,7 @@ def fill(
     random order. Where fewer bits never cost more, the shift is the greatest there is; it is bisected.
 
     Args:
-      preference: in ranks, see `haqjax.bounds.to_rank`.
+      preference: in ranks, see `haqjax.policies.bounds.to_rank`.
       shares: of `as_shares`.
       bounds: the widths there are.
       most: greatest shift; at 0 policies are only lowered.
@@ -77,7 +77,7 @@ def fill(
     Returns:
       Policies within the bounds. Where even the lowest exceeds the budget, that one.
 
-    >>> from haqjax.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import bounds as make_bounds
     >>> import numpy as np
     >>> bits = np.arange(1.0, 9.0)
     >>> costs = np.broadcast_to(bits[:, None] * bits, (2, 8, 8))

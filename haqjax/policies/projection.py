@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from haqjax.bounds import at_rank, clip_policy, follow, lead, to_rank
-from haqjax.budget import fits
-from haqjax.policy import uniform
-from haqjax.pricing import check_shape, price
+from haqjax.policies.actions import uniform
+from haqjax.policies.bounds import at_rank, clip_policy, follow, lead, to_rank
+from haqjax.policies.budgets import fits
+from haqjax.policies.cost import check_shape, price
 from haqjax.types import WEIGHT, WIDTHS, Bounds, Budget, CostTable, Projection
 
 
@@ -38,8 +38,8 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
     Raises:
       ValueError: the policy has another number of layers than the table.
 
-    >>> from haqjax.bounds import bounds as make_bounds
-    >>> from haqjax.budget import budget as make_budget
+    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
     >>> product = np.broadcast_to(bits[:, None] * bits[None, :], (2, 8, 8))
@@ -81,8 +81,8 @@ def best_uniform(table: CostTable, bounds: Bounds, budget: Budget) -> Projection
     Returns:
       The policy [L, 2], its cost, and whether it fits. Where none fits, the lowest one with `feasible` false.
 
-    >>> from haqjax.bounds import bounds as make_bounds
-    >>> from haqjax.budget import budget as make_budget
+    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
     >>> product = np.broadcast_to(bits[:, None] * bits[None, :], (2, 8, 8))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.bounds import at_rank, bounds, clip_policy, follow, ladder, lead, to_rank
+from haqjax.policies.bounds import at_rank, bounds, clip_policy, follow, ladder, lead, to_rank
 from haqjax.types import ACTIVATION, WEIGHT, Bounds
 
 __all__ = ["bounds", "from_rows", "load", "save", "to_actions", "to_bits", "to_rows", "uniform"]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from haqjax.budget import TOLERANCE
-from haqjax.pricing import cost_64, entries, price, stored_bytes, tables
+from haqjax.policies.budgets import TOLERANCE
+from haqjax.policies.cost import cost_64, entries, price, stored_bytes, tables
 from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
 
 SHOWN = {  # for people to read
@@ -34,8 +34,8 @@ def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Seq
     Raises:
       ValueError: a limit below the floor. The line says what was asked, the floor, and which layers hold most of it.
 
-    >>> from haqjax.bounds import bounds as make_bounds
-    >>> from haqjax.budget import budget as make_budget
+    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.budgets import budget as make_budget
     >>> table = CostTable(*(np.full((3, 8, 8), 1e-3) for _ in range(3)), fixed=Cost(0.0, 0.0, 0.0))
     >>> check_reachable(table, make_bounds(3), make_budget(table, latency=0.5))
     Traceback (most recent call last):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from haqjax.bounds import PINNED, bounds
+from haqjax.policies.bounds import PINNED, bounds
 from haqjax.types import WIDTHS, Bounds
 
 WIDTH = re.compile(r"([1-8])(?:-([1-8]))?")
