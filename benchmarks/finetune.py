@@ -21,8 +21,8 @@ import records
 from haqjax import calibrate, layers
 from haqjax.data import load
 from haqjax.models import load_pretrained
-from haqjax.quantize.bank import make_bank
-from haqjax.quantize.learned import begin
+from haqjax.quantizers.codebook import make_bank
+from haqjax.quantizers.trainable import begin
 from haqjax.train import Tuning, finetune_all, make_evaluate, make_finetuned_evaluate
 from haqjax.train.finetune import make_program
 from haqjax.train.steps import State, take_step

@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from haqjax.models import build, load_pretrained
-from haqjax.quantize.bank import make_bank
+from haqjax.quantizers.codebook import make_bank
 from haqjax.tracing.hooks import map_weights
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "mobilenet_v2_imagenet.safetensors"

@@ -23,7 +23,7 @@ from haqjax.models import load_pretrained
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import price
-from haqjax.quantize.bank import make_bank
+from haqjax.quantizers.codebook import make_bank
 from haqjax.search import make_problem
 from haqjax.search.base import Problem
 from haqjax.train import make_evaluate

@@ -17,7 +17,7 @@ from haqjax.models import Network, build, is_pretrained_source, outline, restore
 from haqjax.policies.bounds import bounds
 from haqjax.policies.cost import cost_64
 from haqjax.policies.projection import best_uniform
-from haqjax.quantize.bank import make_bank
+from haqjax.quantizers.codebook import make_bank
 from haqjax.report import standard_error
 from haqjax.run import SearchConfig
 from haqjax.run.network import cache_folder, load_network

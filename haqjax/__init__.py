@@ -3,7 +3,7 @@
 from haqjax.hardware import cost_table, machine, total_cost
 from haqjax.policies.budgets import budget
 from haqjax.policies.projection import project
-from haqjax.quantize import calibrate, quantize
+from haqjax.quantizers import calibrate, quantize
 from haqjax.search import search
 from haqjax.tracing.hooks import layers
 from haqjax.train.finetune import finetune

@@ -8,7 +8,7 @@ import pytest
 from haqjax import calibrate
 from haqjax.data import load
 from haqjax.models import build
-from haqjax.quantize.ranges import METHODS
+from haqjax.quantizers.clipping import METHODS
 from haqjax.train import fit, make_evaluate
 
 WIDTHS = (32, 8, 6, 5, 4, 3, 2)

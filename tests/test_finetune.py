@@ -11,8 +11,8 @@ from finetune_world import POLICY, TUNING, apply, apply_train, make_world
 from haqjax import calibrate, finetune
 from haqjax.data import Split, load
 from haqjax.models import build
-from haqjax.quantize import quantize
-from haqjax.quantize.nudges import to_nearest
+from haqjax.quantizers import quantize
+from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.train import Tuning, finetune_all, fit, make_evaluate
 from haqjax.train.finetune import make_program
 from haqjax.train.steps import _make_step

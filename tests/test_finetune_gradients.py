@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from haqjax import calibrate
-from haqjax.quantize import quantize
-from haqjax.quantize.learned import begin, end, look_up, nearest, quantize_learned, scale_gradient, settle
-from haqjax.quantize.linear import fake_quantize
-from haqjax.quantize.nudges import to_nearest
+from haqjax.quantizers import quantize
+from haqjax.quantizers.linear import fake_quantize
+from haqjax.quantizers.rounding_offsets import to_nearest
+from haqjax.quantizers.trainable import begin, end, look_up, nearest, quantize_learned, scale_gradient, settle
 from haqjax.tracing.conv_gradients import LAST, lower_for_training
 from haqjax.tracing.hooks import with_hook
 from haqjax.train.distill import cross_entropy, divergence

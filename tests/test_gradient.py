@@ -13,7 +13,7 @@ from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import best_uniform
-from haqjax.quantize.fractional import quantize_fractionally
+from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.search import make_problem, search
 from haqjax.search.descent import optimise_bits, soft_bits
 from haqjax.search.front import search_front

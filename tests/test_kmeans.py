@@ -7,9 +7,9 @@ import pytest
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from haqjax.quantize import quantize
-from haqjax.quantize.bank import bank_weights, make_bank
-from haqjax.quantize.kmeans import shared_values, sort_values
+from haqjax.quantizers import quantize
+from haqjax.quantizers.codebook import bank_weights, make_bank
+from haqjax.quantizers.kmeans import shared_values, sort_values
 from haqjax.types import Bank, Ranges
 from references_kmeans import least_squared_errors, squared_error, sum_over_members
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.quantize import calibrate, quantize
-from haqjax.quantize.channels import channel_shares
-from haqjax.quantize.forward import apply_quantized, quantize_weights
-from haqjax.quantize.histogram import BINS, add, draw, empty
-from haqjax.quantize.linear import fake_quantize
-from haqjax.quantize.ranges import CANDIDATES, METHODS, Row
+from haqjax.quantizers import calibrate, quantize
+from haqjax.quantizers.clipping import CANDIDATES, METHODS, Row
+from haqjax.quantizers.fake_quantize import apply_quantized, quantize_weights
+from haqjax.quantizers.histogram import BINS, add, draw, empty
+from haqjax.quantizers.linear import fake_quantize
+from haqjax.quantizers.per_channel import channel_shares
 from haqjax.types import ACTIVATION, WEIGHT, Ranges
 from references_quantize import kl_clip, quantize_value, squared_error
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split
-from haqjax.quantize import calibrate, quantize
-from haqjax.quantize.channels import input_energy, spread_outputs
-from haqjax.quantize.forward import quantize_weights
-from haqjax.quantize.moments import LARGEST, parts
-from haqjax.quantize.nudges import to_nearest
-from haqjax.quantize.rounding import SHARES, round_levels
-from haqjax.quantize.unfold import from_matrix, take_rows, to_matrix
+from haqjax.quantizers import calibrate, quantize
+from haqjax.quantizers.comq import SHARES, round_levels
+from haqjax.quantizers.fake_quantize import quantize_weights
+from haqjax.quantizers.im2col import from_matrix, take_rows, to_matrix
+from haqjax.quantizers.input_moments import LARGEST, parts
+from haqjax.quantizers.per_channel import input_energy, spread_outputs
+from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.tracing.hooks import with_records
 from haqjax.train import make_evaluate
 from references_quantize import best_levels, nearest_error

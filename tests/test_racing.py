@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split
-from haqjax.quantize import calibrate
+from haqjax.quantizers import calibrate
 from haqjax.search import search
 from haqjax.search.rounds import judge
 from haqjax.train import make_evaluate

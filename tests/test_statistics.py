@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haqjax import calibrate
-from haqjax.quantize.forward import quantize_weights
+from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.train import reestimate_statistics
 
 MOMENTUM = 0.9

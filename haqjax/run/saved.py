@@ -14,7 +14,7 @@ from rich.console import Console
 from haqjax.files import check_free, write_json
 from haqjax.models import Network
 from haqjax.policies.actions import from_rows, uniform
-from haqjax.quantize.nudges import to_nearest
+from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.report import Row, comparison_table
 from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
 from haqjax.run.folder import cost_of, open_folder, read_file

@@ -6,8 +6,8 @@ from pathlib import Path
 from haqjax.files import check_free
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS, is_pretrained_source
-from haqjax.quantize.calibrate import ROUNDINGS
-from haqjax.quantize.ranges import METHODS
+from haqjax.quantizers.calibration import ROUNDINGS
+from haqjax.quantizers.clipping import METHODS
 from haqjax.run.checks import check_one_of, check_seed
 from haqjax.run.hosts import read_hosts
 from haqjax.run.limits import read_limits, read_metrics

@@ -16,8 +16,8 @@ from haqjax.models import Network, is_pretrained_source, load_pretrained
 from haqjax.policies.budgets import budget
 from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.rules import bounds_by_rules
-from haqjax.quantize import calibrate
-from haqjax.quantize.bank import make_bank
+from haqjax.quantizers import calibrate
+from haqjax.quantizers.codebook import make_bank
 from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network

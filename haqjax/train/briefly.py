@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
-from haqjax.quantize.learned import Learned, begin, spread
+from haqjax.quantizers.trainable import Learned, begin, spread
 from haqjax.tracing.conv_gradients import lower_for_training
 from haqjax.tracing.hooks import Apply
 from haqjax.train.augment import augment
@@ -81,7 +81,7 @@ def make_finetuned_evaluate(
     Raises:
       ValueError: as `finetune_policies` and `make_evaluate`.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)[:, ::-1] / 8}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.arange(4, dtype=np.int32))
     >>> ranges, tuning = calibrate(apply, params, [split.images]), Tuning(batch_size=4, learning_rate=1.0, shift=0)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.quantize.forward import make_hook, quantize_weights
+from haqjax.quantizers.fake_quantize import make_hook, quantize_weights
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -80,7 +80,7 @@ def compare(
     Raises:
       ValueError: the split is empty.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> found = compare(apply, params, split, jnp.array([[8, 8]]), calibrate(apply, params, [split.images]))

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.quantize.forward import quantize_weights
-from haqjax.quantize.linear import make_grid, snap
+from haqjax.quantizers.fake_quantize import quantize_weights
+from haqjax.quantizers.linear import make_grid, snap
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -49,7 +49,7 @@ def fisher_sensitivity(apply: Apply, params: PyTree, split: Split, ranges: Range
     Raises:
       ValueError: the split is empty.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> found = fisher_sensitivity(apply, params, split, calibrate(apply, params, [split.images]))
@@ -86,7 +86,7 @@ def hessian_sensitivity(
     Raises:
       ValueError: the split is empty, or no draws.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> ranges = calibrate(apply, params, [split.images])

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
-from haqjax.quantize.learned import Gradient, Learned, begin, end, quantize_learned
+from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
 from haqjax.train.checkpoints import fingerprint, open_checkpoints
@@ -96,7 +96,7 @@ def finetune(
       ValueError: as `finetune_all`.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> from haqjax.quantize import calibrate, quantize
+    >>> from haqjax.quantizers import calibrate, quantize
     >>> apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
     >>> images = np.array([-1, 1, -1, 1], np.float32)[:, None, None, None] * np.ones((2, 2, 1), np.float32)
     >>> params, policy = {"w": jnp.ones((4, 2)) / 4}, jnp.array([[2, 8]])
@@ -130,7 +130,7 @@ def finetune_all(
     """Trains weights, clip values and codebooks under a policy, each at its rate in `tuning`.
 
     The forward pass is quantised, the gradient passes straight through the rounding (Wang et al. 2019, section 3.5),
-    see `haqjax.quantize.learned.quantize_learned`. SGD with Nesterov momentum, linear warm-up, then cosine. Another
+    see `haqjax.quantizers.trainable.quantize_learned`. SGD with Nesterov momentum, linear warm-up, then cosine. Another
     policy, or other ranges, of the same network do not compile again.
 
     Args:

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantize.forward import Operands, hook_with, make_operands, quantize_weights
-from haqjax.quantize.nudges import output_biases
+from haqjax.quantizers.fake_quantize import Operands, hook_with, make_operands, quantize_weights
+from haqjax.quantizers.rounding_offsets import output_biases
 from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.types import Ranges
 

@@ -12,7 +12,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.quantize.forward import Operands, hook_with
+from haqjax.quantizers.fake_quantize import Operands, hook_with
 from haqjax.tracing.hooks import Apply, run_equation, with_hook
 from haqjax.train.judging import count_answers, operands_under
 from haqjax.train.policies import add_up, fill_evenly, in_batches
@@ -59,7 +59,7 @@ def make_prefix_evaluate(
     Raises:
       ValueError: the split is empty, or the cuts do not ascend within the network.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply = lambda params, x: jax.nn.relu(x.reshape(len(x), -1) @ params["a"]) @ params["b"]
     >>> params = {"a": jnp.eye(4), "b": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))

@@ -47,7 +47,7 @@ def make_race(
     Raises:
       ValueError: the split is empty, or the error no share.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> race = make_race(apply, params, split, calibrate(apply, params, [split.images]), batch_size=1)

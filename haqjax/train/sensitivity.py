@@ -56,7 +56,7 @@ def measure_sensitivities(
       ValueError: an unknown kind, or an empty split.
 
     >>> from haqjax.policies.bounds import bounds
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> ranges, limits = calibrate(apply, params, [split.images]), bounds(1, low=2, pinned={})
@@ -139,7 +139,7 @@ def make_divergence(
     Raises:
       ValueError: no images.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> images = np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1)
     >>> divergence = make_divergence(apply, params, images, calibrate(apply, params, [images]))

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.quantize.fractional import quantize_fractionally
+from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.tracing.conv_gradients import lower_for_training
 from haqjax.tracing.hooks import Apply
 from haqjax.train.policies import in_batches
@@ -36,7 +36,7 @@ def make_soft_loss(
     Raises:
       ValueError: the split is empty, or the batch size not positive.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> import numpy as np
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))

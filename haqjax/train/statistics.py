@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantize.forward import quantize
+from haqjax.quantizers.fake_quantize import quantize
 from haqjax.types import Ranges
 
 
@@ -35,7 +35,7 @@ def reestimate_statistics(
       `params` with other statistics.
 
     >>> from haqjax.models import build
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> network = build("resnet20", classes=2, image_size=8, width=0.25, key=jax.random.key(0))
     >>> images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
     >>> ranges, policy = calibrate(network.apply, network.params, [images]), jnp.full((20, 2), 4)

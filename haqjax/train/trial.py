@@ -59,7 +59,7 @@ def choose_batches(
     Raises:
       ValueError: the split is empty, or there is no candidate.
 
-    >>> from haqjax.quantize import calibrate
+    >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> ranges, only = calibrate(apply, params, [split.images]), [Batches(4, 1)]

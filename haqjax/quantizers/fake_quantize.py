@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantize.bank import bank_weights
-from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
-from haqjax.quantize.linear import Grid, make_grid, snap
-from haqjax.quantize.nudges import clip_factor, find_unmoved, nudge, output_bias
+from haqjax.quantizers.codebook import bank_weights
+from haqjax.quantizers.linear import Grid, make_grid, snap
+from haqjax.quantizers.per_channel import channel_maximum, channel_shares, spread_channels, spread_outputs
+from haqjax.quantizers.rounding_offsets import clip_factor, find_unmoved, nudge, output_bias
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer
@@ -35,7 +35,7 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     Raises:
       ValueError: a policy or ranges of another number of layers than the network's.
 
-    >>> from haqjax.quantize.calibrate import calibrate
+    >>> from haqjax.quantizers.calibration import calibrate
     >>> apply = lambda params, x: x @ params["w"]
     >>> params, x = {"w": jnp.array([[0.5], [1.0]])}, jnp.array([[1.0, 0.25]])
     >>> ranges = calibrate(apply, params, [x], method="max")
@@ -92,7 +92,7 @@ def make_hook(
     """How a layer is computed under a policy, with weights from `quantize_weights`.
 
     Args:
-      biases: from `haqjax.quantize.nudges.output_biases`, where many batches share them; None computes them in place.
+      biases: from `haqjax.quantizers.rounding_offsets.output_biases`, where many batches share them; None computes them in place.
     """
     return hook_with(make_operands(weights, policy, ranges, biases), ranges)
 

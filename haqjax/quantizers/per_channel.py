@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.quantize.unfold import to_matrix
+from haqjax.quantizers.im2col import to_matrix
 from haqjax.tracing.jaxpr import Layer
 
 

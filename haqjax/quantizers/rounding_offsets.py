@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from haqjax.quantize.channels import channel_maximum, spread_channels
-from haqjax.quantize.linear import Grid
-from haqjax.quantize.moments import Moments
-from haqjax.quantize.rounding import round_levels
-from haqjax.quantize.unfold import from_matrix, to_matrix
+from haqjax.quantizers.comq import round_levels
+from haqjax.quantizers.im2col import from_matrix, to_matrix
+from haqjax.quantizers.input_moments import Moments
+from haqjax.quantizers.linear import Grid
+from haqjax.quantizers.per_channel import channel_maximum, spread_channels
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from haqjax.quantize.unfold import take_rows, to_matrix
+from haqjax.quantizers.im2col import take_rows, to_matrix
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from haqjax.quantize.channels import channel_maximum, channel_shares, spread_channels, spread_outputs
-from haqjax.quantize.linear import hold_step, make_grid, snap
-from haqjax.quantize.nudges import output_bias, to_nearest
+from haqjax.quantizers.linear import hold_step, make_grid, snap
+from haqjax.quantizers.per_channel import channel_maximum, channel_shares, spread_channels, spread_outputs
+from haqjax.quantizers.rounding_offsets import output_bias, to_nearest
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer, elements
@@ -93,7 +93,7 @@ def quantize_learned(
     call, and the gradient of a codebook's value is the sum over the weights that took it (Han et al. 2016, arXiv
     1510.00149, section 3.3), here divided by their number on average: it moves as its members do.
 
-    Clips, "lsq": as `haqjax.quantize.linear.snap`, such that the step moves as in Esser et al. 2020 (arXiv 1902.08153,
+    Clips, "lsq": as `haqjax.quantizers.linear.snap`, such that the step moves as in Esser et al. 2020 (arXiv 1902.08153,
     section 2.2), where its gradient is divided by `sqrt(elements levels)`. "pact": of activations alone, from what is
     clipped alone (Choi et al. 2018, arXiv 1805.06085, equation 3).
 
@@ -105,7 +105,7 @@ def quantize_learned(
     Returns:
       `qapply(learned, x, policy, ranges)` with the output of `apply`; `ranges` are those that `begin` was given.
 
-    >>> from haqjax.quantize.calibrate import calibrate
+    >>> from haqjax.quantizers.calibration import calibrate
     >>> apply = lambda params, x: x @ params["w"]
     >>> params, x, policy = {"w": jnp.array([[0.5], [1.0]])}, jnp.array([[1.0, 0.25]]), jnp.array([[32, 2]])
     >>> ranges = calibrate(apply, params, [x], method="max")
@@ -198,7 +198,7 @@ def _quantize_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy,
 
 
 def _linear_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
-    """As `haqjax.quantize.forward.quantize_weights`; a step has a gradient by its clip alone.
+    """As `haqjax.quantizers.fake_quantize.quantize_weights`; a step has a gradient by its clip alone.
 
     Through a channel's largest weight every weight of the channel would pull at one.
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from haqjax.quantize.kmeans import CLUSTERS, flatten, shared_values, sort_values
+from haqjax.quantizers.kmeans import CLUSTERS, flatten, shared_values, sort_values
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Bank
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from haqjax.quantize.histogram import BINS
+from haqjax.quantizers.histogram import BINS
 from haqjax.types import WIDTHS
 
 CANDIDATES = 128  # clips tried: the limit's 1/128, 2/128, ...

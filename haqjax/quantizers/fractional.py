@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantize.channels import spread_outputs
-from haqjax.quantize.forward import _clips, quantize_weights
-from haqjax.quantize.linear import Grid, make_grid, snap
-from haqjax.quantize.nudges import output_bias
+from haqjax.quantizers.fake_quantize import _clips, quantize_weights
+from haqjax.quantizers.linear import Grid, make_grid, snap
+from haqjax.quantizers.per_channel import spread_outputs
+from haqjax.quantizers.rounding_offsets import output_bias
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
 from haqjax.tracing.jaxpr import Layer
@@ -42,7 +42,7 @@ def quantize_fractionally(
       `qapply(params, x, bits, ranges)` with the output of `apply`; `bits` float [L, 2] from 2 to 8, or 32 to leave a
       tensor as it is. Works under `jit`, `vmap`, `grad`.
 
-    >>> from haqjax.quantize.calibrate import calibrate
+    >>> from haqjax.quantizers.calibration import calibrate
     >>> apply = lambda params, x: x @ params["w"]
     >>> params, x = {"w": jnp.array([[0.5], [1.0]])}, jnp.array([[1.0, 0.25]])
     >>> ranges = calibrate(apply, params, [x], method="max")

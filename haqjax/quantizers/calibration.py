@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.quantize.channels import channel_maximum, input_energy, spread_channels
-from haqjax.quantize.histogram import Histogram, Sample, add, draw, empty
-from haqjax.quantize.moments import Moments, add_moments, empty_moments
-from haqjax.quantize.nudges import make_rounding
-from haqjax.quantize.ranges import METHODS, Row
-from haqjax.quantize.unfold import ROWS
+from haqjax.quantizers.clipping import METHODS, Row
+from haqjax.quantizers.histogram import Histogram, Sample, add, draw, empty
+from haqjax.quantizers.im2col import ROWS
+from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
+from haqjax.quantizers.per_channel import channel_maximum, input_energy, spread_channels
+from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -44,7 +44,7 @@ def calibrate(
         "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
       rounding: of weights: "output" chooses levels and clips by the error at each layer's output, see
-        `haqjax.quantize.rounding`; "nearest" by each weight alone, which is what `per_channel=False` always does. None
+        `haqjax.quantizers.comq`; "nearest" by each weight alone, which is what `per_channel=False` always does. None
         is "output" with the method "mse", and "nearest" with the others, whose clips are then used as they are.
       correct_bias: take off what the rounding of weights adds to a layer's output on average. None does so where the
         rounding is "output".

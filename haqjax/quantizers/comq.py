@@ -32,7 +32,7 @@ def round_levels(
     """Levels of least squared error at the output of a layer, or close to it.
 
     Args:
-      matrix: the weight, see `haqjax.quantize.unfold`.
+      matrix: the weight, see `haqjax.quantizers.im2col`.
       second: second moments of the inputs, in P parts of `d = D / P`; products across parts count as zero.
       sweeps: passes over the weights; 0 is nearest rounding with the best of a few clips.
 

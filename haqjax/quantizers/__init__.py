@@ -1,0 +1,4 @@
+"""Quantisers: linear fake quantisation, its calibration, and the quantised forward pass."""
+
+from haqjax.quantizers.calibration import calibrate as calibrate
+from haqjax.quantizers.fake_quantize import quantize as quantize
