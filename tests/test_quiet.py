@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from haqjax.allocation._highs_output import without_chatter
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget
 from haqjax.search import allocate as allocate_function
 from haqjax.search import quiet
-from haqjax.search.quiet import without_chatter
 from search_world import make_table
 
 LINE = (
@@ -44,7 +44,7 @@ def test_an_error_passes_through_and_the_output_is_back(capfd):
 
 
 def test_the_allocation_is_silent(capfd, monkeypatch):
-    module = sys.modules["haqjax.search.allocate"]
+    module = sys.modules["haqjax.allocation.integer_program"]
     solve = module.milp
     monkeypatch.setattr(module, "milp", lambda *rows, **options: (print_in_c(LINE), solve(*rows, **options))[1])
     table = make_table(3)

@@ -1,11 +1,11 @@
 """Searches for a policy: what all share, and one file for each method."""
 
-from haqjax.search.allocate import Allocation, allocate
+from haqjax.allocation.integer_program import Allocation, allocate
+from haqjax.allocation.lagrangian import Curve, lagrangian
 from haqjax.search.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
 from haqjax.search.greedy import make_greedy
 from haqjax.search.haq import HAQ, make_haq
 from haqjax.search.ilp import ILP, make_ilp
-from haqjax.search.lagrangian import Curve, lagrangian
 from haqjax.search.loop import SEARCHERS, search
 from haqjax.search.random import make_random
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from haqjax.allocation.additive import Sensitivity, guard, rank_correlation
+from haqjax.allocation.bayes import draw, fit, mean
+from haqjax.allocation.choices import allowed
+from haqjax.allocation.integer_program import allocate, is_within
+from haqjax.allocation.local_search import Space, as_policy, exchanges, lay_out, make_space, settle
 from haqjax.policies.actions import to_actions
-from haqjax.search.additive import Sensitivity, guard, rank_correlation
-from haqjax.search.allocate import allocate, is_within
 from haqjax.search.archive import Archive, make_archive, record
 from haqjax.search.base import Problem, Searcher
-from haqjax.search.choices import allowed
-from haqjax.search.exchange import Space, as_policy, exchanges, lay_out, make_space, settle
-from haqjax.search.posterior import draw, fit, mean
 from haqjax.types import WIDTHS, Bounds, Budget, CostTable
 
 TURN = 8  # one episode in so many tries the allocation while entries are probed

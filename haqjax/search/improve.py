@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from haqjax.search.allocate import allocate
+from haqjax.allocation.integer_program import allocate
 from haqjax.search.base import Problem
 from haqjax.search.haq import HAQ
 from haqjax.types import WIDTHS

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from haqjax.allocation.additive import guard, rank_correlation
+from haqjax.allocation.choices import allowed
 from haqjax.data import Split
 from haqjax.policies.actions import to_bits
-from haqjax.search.additive import guard, rank_correlation
-from haqjax.search.choices import allowed
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.train.curvature import fisher_sensitivity, hessian_sensitivity
@@ -35,7 +35,7 @@ def measure_sensitivities(
     kinds: Sequence[str] = KINDS,
     names: Sequence[str] | None = None,
 ) -> dict[str, Float[np.ndarray, "L 2 8"]]:
-    """Sensitivities of several kinds, all in nats, for `haqjax.search.allocate` or `haqjax.search.make_ilp`.
+    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or `haqjax.search.make_ilp`.
 
     "loss": what the loss rises by with one entry quantised, evaluated. "kl": how far the answers move from the float
     network's then. "fisher" and "hessian": half the second derivative times the squared quantisation error.

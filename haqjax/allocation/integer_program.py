@@ -9,11 +9,11 @@ from scipy.optimize import Bounds as Box
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
+from haqjax.allocation._highs_output import without_chatter
+from haqjax.allocation.additive import Sensitivity, guard, predict, to_pairs
+from haqjax.allocation.choices import Choices, list_choices, to_policy, without_dominated
 from haqjax.policies.budgets import TOLERANCE
 from haqjax.policies.cost import cost_64
-from haqjax.search.additive import Sensitivity, guard, predict, to_pairs
-from haqjax.search.choices import Choices, list_choices, to_policy, without_dominated
-from haqjax.search.quiet import without_chatter
 from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Bounds, Budget, CostTable, Lifetimes
 
 GAP = 1e-6  # relative: how far the loss may be from the least one

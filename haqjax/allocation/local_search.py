@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from haqjax.search.additive import Sensitivity, to_pairs
-from haqjax.search.choices import Choices, list_choices
+from haqjax.allocation.additive import Sensitivity, to_pairs
+from haqjax.allocation.choices import Choices, list_choices
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds, Budget, CostTable
 
 HALVINGS = 40  # of the interval of a price's logarithm

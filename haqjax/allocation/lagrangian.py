@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from haqjax.allocation.additive import Sensitivity, guard, to_pairs
+from haqjax.allocation.choices import list_choices, to_policy
 from haqjax.policies.cost import tables
-from haqjax.search.additive import Sensitivity, guard, to_pairs
-from haqjax.search.choices import list_choices, to_policy
 from haqjax.types import Bounds, Budget, Cost, CostTable
 
 
@@ -30,7 +30,7 @@ def lagrangian(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resou
     (Shoham and Gersho 1988).
 
     Args:
-      sensitivity, table, bounds: as for `haqjax.search.allocate`.
+      sensitivity, table, bounds: as for `haqjax.allocation.integer_program`.
       resource: latency, energy, size or bops; peak memory is no sum over layers.
 
     Raises:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 
-from haqjax.search.choices import allowed
+from haqjax.allocation.choices import allowed
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
 
 WORST = 10.0  # spreads of all other sensitivities together: what one that is no number counts as

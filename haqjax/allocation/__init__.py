@@ -1,0 +1,6 @@
+"""Solvers of the allocation problem, for losses that add up over layers; they know no search."""
+
+from haqjax.allocation.integer_program import Allocation, allocate
+from haqjax.allocation.lagrangian import Curve, lagrangian
+
+__all__ = ["Allocation", "Curve", "allocate", "lagrangian"]
