@@ -18,8 +18,8 @@ import search_quality
 import tyro
 from search_problems import pose
 
-from haqjax.search.ilp import list_probes
-from haqjax.search.rounds import judge
+from haqjax.searchers.driver import judge
+from haqjax.searchers.ilp import list_probes
 from haqjax.train.prefix import choose_cuts, make_prefix_evaluate, spared
 
 

@@ -21,7 +21,7 @@ from haqjax.policies.projection import best_uniform
 from haqjax.run import SearchConfig
 from haqjax.run.network import load_network
 from haqjax.run.search import calibration_batches, make_searcher, prepare
-from haqjax.search import make_problem
+from haqjax.searchers import make_problem
 from haqjax.train import make_evaluate
 
 TASKS = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 100))  # with the episodes of each search

@@ -24,8 +24,8 @@ from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import price
 from haqjax.quantizers.codebook import make_bank
-from haqjax.search import make_problem
-from haqjax.search.base import Problem
+from haqjax.searchers import make_problem
+from haqjax.searchers.base import Problem
 from haqjax.train import make_evaluate
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss

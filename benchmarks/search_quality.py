@@ -25,11 +25,11 @@ from search_problems import Posed, best_of_all, judge_all, pose, within
 
 from haqjax.cli import keep_compiled_programs
 from haqjax.policies.projection import best_uniform
-from haqjax.search import HAQ, Searcher, SearchResult, make_haq, search
-from haqjax.search.base import Problem, choose_best
-from haqjax.search.improve import improve
-from haqjax.search.loop import find_searcher
-from haqjax.search.rounds import Known
+from haqjax.searchers import HAQ, Searcher, SearchResult, make_haq, search
+from haqjax.searchers.base import Problem, choose_best
+from haqjax.searchers.driver import Known
+from haqjax.searchers.improve import improve
+from haqjax.searchers.loop import find_searcher
 
 MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # problem b: plain clips, additive milp
 BATCH = 4  # policies measured on the report split in a call
@@ -41,7 +41,7 @@ class Config:
 
     problem: Literal["a", "b", "c"] = "a"
     searchers: tuple[str, ...] = ("ilp", "haq", "greedy", "random")
-    """By name; "haq+start+exchange" is HAQ with additions of haqjax.search.improve."""
+    """By name; "haq+start+exchange" is HAQ with additions of haqjax.searchers.improve."""
     budgets: tuple[float, ...] = (0.5,)
     metric: Literal["latency", "size"] = "latency"
     seeds: int = 3

@@ -22,13 +22,13 @@ import tyro
 from search_problems import pose, within
 
 from haqjax import budget, cost_table, layers, machine, search
+from haqjax.allocation import allocate
 from haqjax.cli import keep_compiled_programs
 from haqjax.models import outline
 from haqjax.policies.bounds import bounds
-from haqjax.search import allocate
-from haqjax.search.descent import optimise_bits
-from haqjax.search.loop import find_searcher
-from haqjax.search.rounds import judge, play_round, start
+from haqjax.searchers.driver import judge, play_round, start
+from haqjax.searchers.loop import find_searcher
+from haqjax.searchers.relaxation import optimise_bits
 from haqjax.types import Budget
 
 LIMIT = 0.35  # of problem b

@@ -45,8 +45,8 @@ from haqjax import budget, cost_table, machine
 from haqjax.hardware.bismo import Bismo
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
-from haqjax.search import SearchResult
-from haqjax.search.codesign import codesign, price_all, stack_tables
+from haqjax.searchers import SearchResult
+from haqjax.searchers.codesign import codesign, price_all, stack_tables
 from haqjax.types import Bounds, Budget, CostTable
 
 SIZES = {

@@ -22,9 +22,9 @@ from haqjax.report import standard_error
 from haqjax.run import SearchConfig
 from haqjax.run.network import cache_folder, load_network
 from haqjax.run.task import calibration_batches, open_network
-from haqjax.search import SEARCHERS, Problem, Searcher, SearchResult, make_haq, make_problem, search
-from haqjax.search.haq import HAQ
-from haqjax.search.rounds import judge
+from haqjax.searchers import SEARCHERS, Problem, Searcher, SearchResult, make_haq, make_problem, search
+from haqjax.searchers.driver import judge
+from haqjax.searchers.haq import HAQ
 from haqjax.train import RECIPES, Tuning, finetune_all, fit, load_params, make_evaluate, save_params
 from haqjax.types import (
     ACTIVATION,

@@ -38,7 +38,7 @@ from results import Results, spread
 from haqjax import budget
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
-from haqjax.search import SEARCHERS, SearchResult
+from haqjax.searchers import SEARCHERS, SearchResult
 from haqjax.train.soft import make_soft_loss
 
 STYLES = {"ilp": "-", "gradient": "--", "haq": "-", "evolution": "-.", "greedy": ":", "uniform": ":", "random": "--"}

@@ -27,7 +27,7 @@ from results import Results, spread
 from haqjax import budget, search
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
-from haqjax.search.transfer import begin_with
+from haqjax.searchers.warm_start import begin_with
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

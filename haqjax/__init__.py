@@ -4,7 +4,7 @@ from haqjax.hardware import cost_table, machine, total_cost
 from haqjax.policies.budgets import budget
 from haqjax.policies.projection import project
 from haqjax.quantizers import calibrate, quantize
-from haqjax.search import search
+from haqjax.searchers import search
 from haqjax.tracing.hooks import layers
 from haqjax.train.finetune import finetune
 

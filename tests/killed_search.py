@@ -14,7 +14,7 @@ import numpy as np
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget
 from haqjax.run import SearchConfig, journal
-from haqjax.search import HAQ, make_haq, make_problem, search
+from haqjax.searchers import HAQ, make_haq, make_problem, search
 from haqjax.types import Cost, CostTable, LayerTable
 
 LAYERS, EPISODES, WARMUP = 3, 120, 20

@@ -16,7 +16,7 @@ import haqjax.run.outcome
 import haqjax.run.task
 from haqjax import calibrate
 from haqjax.run import SearchConfig, run_search
-from haqjax.search import rounds
+from haqjax.searchers import rounds
 from haqjax.train import make_evaluate, make_mesh
 from run_world import apply, install, make_data, make_network
 

@@ -9,7 +9,7 @@ import numpy as np
 from haqjax.policies.bounds import bounds, ladder
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
-from haqjax.search import Judgement, make_problem
+from haqjax.searchers import Judgement, make_problem
 from haqjax.types import Cost, CostTable, LayerTable
 
 BITS = np.arange(1.0, 9.0)

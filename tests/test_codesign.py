@@ -11,8 +11,8 @@ from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import cost_64, price
 from haqjax.policies.projection import project
-from haqjax.search import make_problem
-from haqjax.search.codesign import codesign, fit_machines, price_all, stack_tables
+from haqjax.searchers import make_problem
+from haqjax.searchers.codesign import codesign, fit_machines, price_all, stack_tables
 from haqjax.types import Judgement
 
 WIDTHS = (64, 96, 32, 10)

@@ -11,12 +11,12 @@ from haqjax.policies.bounds import ladder
 from haqjax.policies.budget_fill import as_shares, fill, spent
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import price
-from haqjax.search import search
-from haqjax.search.evolution import Evolution, make_evolution, make_nsga2
-from haqjax.search.front import front, hypervolume
-from haqjax.search.pareto import crowding, sort_fronts
-from haqjax.search.seen import CAPACITY, is_new, note, nothing
-from haqjax.search.uniform import make_uniform
+from haqjax.searchers import search
+from haqjax.searchers.evolution import Evolution, make_evolution, make_nsga2
+from haqjax.searchers.front import front, hypervolume
+from haqjax.searchers.history import CAPACITY, is_new, note, nothing
+from haqjax.searchers.pareto import crowding, sort_fronts
+from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 from search_world import every_policy, judge, make_world
 

@@ -7,11 +7,11 @@ import pytest
 
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
-from haqjax.search import search
-from haqjax.search.base import Record, SearchResult
-from haqjax.search.drop import cheapest, search_drop
-from haqjax.search.evolution import Evolution, make_evolution
-from haqjax.search.front import choose_within, front, hypervolume, search_front, spread_fractions
+from haqjax.searchers import search
+from haqjax.searchers.accuracy_constrained import cheapest, search_drop
+from haqjax.searchers.base import Record, SearchResult
+from haqjax.searchers.evolution import Evolution, make_evolution
+from haqjax.searchers.front import choose_within, front, hypervolume, search_front, spread_fractions
 from haqjax.types import Cost
 from search_world import every_policy, judge, make_world
 

@@ -14,8 +14,8 @@ from haqjax import calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.policies.actions import from_rows
 from haqjax.run import EvaluateConfig, SearchConfig, run_evaluate, run_search
-from haqjax.search import SEARCHERS, legs
-from haqjax.search import front as fronts
+from haqjax.searchers import SEARCHERS, legs
+from haqjax.searchers import front as fronts
 from run_world import IMAGES, apply, install, make_data, make_network
 
 FRONT = {"front": "latency", "search": "random", "episodes": 24}

@@ -14,10 +14,10 @@ from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import best_uniform
 from haqjax.quantizers.fractional import quantize_fractionally
-from haqjax.search import make_problem, search
-from haqjax.search.descent import optimise_bits, soft_bits
-from haqjax.search.front import search_front
-from haqjax.search.gradient import Gradient, make_gradient
+from haqjax.searchers import make_problem, search
+from haqjax.searchers.front import search_front
+from haqjax.searchers.gradient import Gradient, make_gradient
+from haqjax.searchers.relaxation import optimise_bits, soft_bits
 from haqjax.train import make_evaluate
 from haqjax.train.soft import make_soft_loss
 from haqjax.types import Budget, Cost, CostTable

@@ -10,15 +10,16 @@ import pytest
 
 from haqjax.agent import DDPG, make_agent
 from haqjax.agent.replay import make_replay
+from haqjax.allocation import allocate
 from haqjax.allocation.bayes import draw, fit, mean
 from haqjax.allocation.local_search import as_policy, exchanges, lay_out, make_space, settle
 from haqjax.policies.actions import to_bits
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
-from haqjax.search import HAQ, ILP, Judgement, allocate, make_greedy, make_haq, make_ilp, make_problem, search
-from haqjax.search.additions import LOWEST, Best, empty_kept, exchange, keep, update_best, with_kept
-from haqjax.search.ilp import estimate, list_probes
+from haqjax.searchers import HAQ, ILP, Judgement, make_greedy, make_haq, make_ilp, make_problem, search
+from haqjax.searchers.haq_extensions import LOWEST, Best, empty_kept, exchange, keep, update_best, with_kept
+from haqjax.searchers.ilp import estimate, list_probes
 from haqjax.types import Transition
 from test_search import make_layers, make_table
 

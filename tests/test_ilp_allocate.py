@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import references_search as references
+from haqjax.allocation import allocate, lagrangian
 from haqjax.allocation.additive import guard, predict
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
-from haqjax.search import allocate, lagrangian
 from haqjax.types import Bounds, Cost, CostTable, Lifetimes
 
 

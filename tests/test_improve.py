@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from haqjax.agent import DDPG
-from haqjax.search import HAQ, make_haq, search
-from haqjax.search.features import describe_costs
-from haqjax.search.improve import ADDITIONS, find_start, improve
-from haqjax.search.transfer import begin_with
+from haqjax.searchers import HAQ, make_haq, search
+from haqjax.searchers.haq_features import describe_costs
+from haqjax.searchers.improve import ADDITIONS, find_start, improve
+from haqjax.searchers.warm_start import begin_with
 from haqjax.types import Budget, Cost, CostTable
 from search_world import BITS, every_policy, make_world
 

@@ -18,7 +18,7 @@ LAYERS = (
     {"cli", "__main__"},
 )
 APART = {*permutations(("hardware", "agent", "models"), 2), ("search", "quantize"), ("search", "train")}
-EXCEPT = {"haqjax.search.sensitivity"}  # measures the accuracy of quantised networks itself
+EXCEPT = {"haqjax.searchers.sensitivity"}  # measures the accuracy of quantised networks itself
 
 
 def module(path: Path) -> str:

@@ -15,7 +15,7 @@ import haqjax.run.task
 from haqjax.data import Split
 from haqjax.models import outline
 from haqjax.run import SearchConfig, run_search
-from haqjax.search.ilp import list_probes
+from haqjax.searchers.ilp import list_probes
 from haqjax.train import make_evaluate, prefix
 from haqjax.train.judging import operands_under
 from haqjax.train.prefix import choose_cuts, halve, make_prefix_evaluate, spared

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from haqjax.allocation import allocate as allocate_function
+from haqjax.allocation import quiet
 from haqjax.allocation._highs_output import without_chatter
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget
-from haqjax.search import allocate as allocate_function
-from haqjax.search import quiet
 from search_world import make_table
 
 LINE = (

@@ -9,8 +9,8 @@ import pytest
 
 from haqjax.data import Split
 from haqjax.quantizers import calibrate
-from haqjax.search import search
-from haqjax.search.rounds import judge
+from haqjax.searchers import search
+from haqjax.searchers.driver import judge
 from haqjax.train import make_evaluate
 from haqjax.train.policies import only_finite
 from haqjax.train.racing import Tally, make_race, reachable

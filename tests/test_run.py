@@ -34,7 +34,7 @@ from haqjax.run import (
     run_search,
     run_train,
 )
-from haqjax.search import loop, make_problem
+from haqjax.searchers import loop, make_problem
 from haqjax.train import make_evaluate, policies
 
 EPISODES = 10  # not a multiple of the 4 policies of a round

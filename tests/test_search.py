@@ -14,11 +14,11 @@ from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import best_uniform
-from haqjax.search import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
-from haqjax.search.base import Problem
-from haqjax.search.features import describe, observe
-from haqjax.search.greedy import GreedyState
-from haqjax.search.ilp import ILPState
+from haqjax.searchers import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
+from haqjax.searchers.base import Problem
+from haqjax.searchers.greedy import GreedyState
+from haqjax.searchers.haq_features import describe, observe
+from haqjax.searchers.ilp import ILPState
 from haqjax.types import Cost, CostTable, LayerTable
 
 TINY = HAQ(DDPG(hidden=(16, 12), batch=8, warmup=2))

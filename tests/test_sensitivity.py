@@ -12,8 +12,8 @@ import haqjax
 from haqjax.allocation.additive import guard, predict, rank_correlation
 from haqjax.data import Split
 from haqjax.policies.bounds import bounds
-from haqjax.search import ILP, make_ilp, search
-from haqjax.search.ilp import check_additivity
+from haqjax.searchers import ILP, make_ilp, search
+from haqjax.searchers.ilp import check_additivity
 from haqjax.train import curvature, sensitivity
 from haqjax.train.curvature import fisher_sensitivity, hessian_sensitivity
 from haqjax.train.policies import make_evaluate

@@ -12,8 +12,8 @@ from haqjax.report.costs import Spent
 from haqjax.report.figures import layer_kinds, short_names
 from haqjax.report.roofline import Rooflines
 from haqjax.report.tables import Row, unit_of
-from haqjax.search.base import Record
-from haqjax.search.front import front
+from haqjax.searchers.base import Record
+from haqjax.searchers.front import front
 from haqjax.types import ACTIVATION, WEIGHT, Cost
 
 
@@ -118,7 +118,7 @@ def front_resources(facts: Facts, always: str | None = None) -> list[str]:
 
 
 def find_front(episodes: Episodes, resource: str) -> Int[np.ndarray, "F"]:
-    """The episodes that no other one beats, within the budget or not; see `haqjax.search.front.front`."""
+    """The episodes that no other one beats, within the budget or not; see `haqjax.searchers.front.front`."""
     count = len(episodes.accuracy)
     nothing: Any = np.zeros((count, 0, 2))
     told: dict[str, Any] = dict.fromkeys(Record._fields, nothing)

@@ -23,8 +23,8 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.folder import UNITS, cost_of, in_units, write_episodes
 from haqjax.run.outcome import Outcome, make_title, say, summarise, write_bits, write_figure
 from haqjax.run.task import Task, leave_activations, measure
-from haqjax.search import SearchResult
-from haqjax.search.front import Front
+from haqjax.searchers import SearchResult
+from haqjax.searchers.front import Front
 from haqjax.types import WIDTHS, Budget, Cost
 
 RULE = "the cheapest policy within one standard error of the best, by the search split"

@@ -16,10 +16,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import open_folder, write_episodes
 from haqjax.run.hosts import from_first, is_first
-from haqjax.search import Problem, Record, Searcher, SearchResult
-from haqjax.search.base import choose_best
-from haqjax.search.legs import Course
-from haqjax.search.transfer import begin_with
+from haqjax.searchers import Problem, Record, Searcher, SearchResult
+from haqjax.searchers.base import choose_best
+from haqjax.searchers.stages import Course
+from haqjax.searchers.warm_start import begin_with
 from haqjax.train.checkpoints import Checkpoints, open_checkpoints, telling
 from haqjax.types import Cost
 

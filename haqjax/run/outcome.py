@@ -17,9 +17,9 @@ from haqjax.report.front_figure import Marks, front_figure
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import best_so_far, cost_of, in_units, write_episodes
 from haqjax.run.task import Task
-from haqjax.search import SearchResult
-from haqjax.search.base import Record
-from haqjax.search.drop import Drop
+from haqjax.searchers import SearchResult
+from haqjax.searchers.accuracy_constrained import Drop
+from haqjax.searchers.base import Record
 from haqjax.types import Budget, Cost
 
 

@@ -19,14 +19,14 @@ from haqjax.run.hosts import from_first, is_first
 from haqjax.run.journal import Journal, open_journal, read_back, warm_start
 from haqjax.run.network import make_progress
 from haqjax.run.task import Task
-from haqjax.search import Problem, SearchResult, search
-from haqjax.search.base import Searcher
-from haqjax.search.drop import PROBES, Drop, search_drop
-from haqjax.search.front import Front, FrontState, search_front
-from haqjax.search.haq import HAQ, make_haq
-from haqjax.search.improve import improve
-from haqjax.search.legs import Course
-from haqjax.search.loop import find_searcher
+from haqjax.searchers import Problem, SearchResult, search
+from haqjax.searchers.accuracy_constrained import PROBES, Drop, search_drop
+from haqjax.searchers.base import Searcher
+from haqjax.searchers.front import Front, FrontState, search_front
+from haqjax.searchers.haq import HAQ, make_haq
+from haqjax.searchers.improve import improve
+from haqjax.searchers.loop import find_searcher
+from haqjax.searchers.stages import Course
 from haqjax.train.checkpoints import telling
 
 Found = SearchResult | Drop | Front

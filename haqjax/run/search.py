@@ -37,9 +37,9 @@ from haqjax.run.task import (
     prepare,
     settle_batches,
 )
-from haqjax.search import Problem, make_problem
-from haqjax.search.drop import ROUNDING
-from haqjax.search.front import Front
+from haqjax.searchers import Problem, make_problem
+from haqjax.searchers.accuracy_constrained import ROUNDING
+from haqjax.searchers.front import Front
 from haqjax.train.checkpoints import fingerprint
 from haqjax.train.policies import only_finite
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges

@@ -11,9 +11,9 @@ from haqjax.quantizers.clipping import METHODS
 from haqjax.run.checks import check_one_of, check_seed
 from haqjax.run.hosts import read_hosts
 from haqjax.run.limits import read_limits, read_metrics
-from haqjax.search import SEARCHERS
-from haqjax.search.front import BUDGETS
-from haqjax.search.improve import ADDITIONS
+from haqjax.searchers import SEARCHERS
+from haqjax.searchers.front import BUDGETS
+from haqjax.searchers.improve import ADDITIONS
 from haqjax.types import Cost
 
 SIZE_WEIGHTS_ONLY = ((2, 8), (8, 8))  # a size budget leaves activations at 8 bits: they take no room in storage

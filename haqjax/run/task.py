@@ -21,7 +21,7 @@ from haqjax.quantizers.codebook import make_bank
 from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network
-from haqjax.search.front import spread_fractions
+from haqjax.searchers.front import spread_fractions
 from haqjax.tracing.hooks import layers
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate

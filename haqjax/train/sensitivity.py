@@ -35,7 +35,7 @@ def measure_sensitivities(
     kinds: Sequence[str] = KINDS,
     names: Sequence[str] | None = None,
 ) -> dict[str, Float[np.ndarray, "L 2 8"]]:
-    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or `haqjax.search.make_ilp`.
+    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or `haqjax.searchers.make_ilp`.
 
     "loss": what the loss rises by with one entry quantised, evaluated. "kl": how far the answers move from the float
     network's then. "fisher" and "hessian": half the second derivative times the squared quantisation error.

@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from haqjax.agent.ddpg import AgentState
-from haqjax.search.base import Problem, Record, Searcher, SearchResult
-from haqjax.search.rounds import start
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult
+from haqjax.searchers.driver import start
 from haqjax.types import Cost
 
 LEARNED = ("actor", "critic", "target_actor", "target_critic")
 
 
 def begin_with(learned: AgentState, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
-    """A search that has played nothing yet, to be given to `haqjax.search.search` as `resume`.
+    """A search that has played nothing yet, to be given to `haqjax.searchers.search` as `resume`.
 
     Args:
       learned: agent at the end of another search, perhaps of another network; its moments and its baseline stay behind.

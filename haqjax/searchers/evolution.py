@@ -12,9 +12,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import ladder, to_rank
 from haqjax.policies.budget_fill import as_shares, fill, spent
-from haqjax.search.base import MOST_LOSS, Problem, Searcher
-from haqjax.search.pareto import crowding, sort_fronts
-from haqjax.search.seen import Seen, first_new, is_new, note, nothing
+from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
+from haqjax.searchers.history import Seen, first_new, is_new, note, nothing
+from haqjax.searchers.pareto import crowding, sort_fronts
 from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable
 
 ALWAYS = 0.5  # spread of the random fractions that decide which entries give way to the budget first, in ranks

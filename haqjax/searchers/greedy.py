@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from haqjax.allocation.choices import allowed, limited
 from haqjax.allocation.integer_program import is_within
 from haqjax.policies.actions import to_actions
-from haqjax.search.base import Problem, Searcher
+from haqjax.searchers.base import Problem, Searcher
 from haqjax.types import ACTIVATION, WEIGHT, Bounds, Budget, CostTable
 
 FACTOR = 4.0  # a bit less has four times the squared error

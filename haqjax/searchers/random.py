@@ -5,7 +5,7 @@ import functools
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from haqjax.search.base import Problem, Searcher
+from haqjax.searchers.base import Problem, Searcher
 from haqjax.types import Bounds
 
 

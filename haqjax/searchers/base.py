@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from haqjax.search.features import describe
+from haqjax.searchers.haq_features import describe
 from haqjax.types import Bounds, Budget, Cost, CostTable, Judgement, LayerTable
 
 MOST_LOSS = 100.0  # nats: what a loss that is no number, or a greater one, counts as
@@ -28,7 +28,7 @@ class Problem:
     arguments of a `jax.tree_util.Partial`, because an array that a function captures becomes a constant of the program.
     """
 
-    features: Float[Array, "2L 9"]  # what an agent sees of each decision; haqjax.search.features
+    features: Float[Array, "2L 9"]  # what an agent sees of each decision; haqjax.searchers.haq_features
     table: CostTable
     bounds: Bounds
     budget: Budget

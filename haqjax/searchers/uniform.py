@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import clip_policy
 from haqjax.policies.budget_fill import as_shares, is_within, spent
-from haqjax.search.base import Problem, Searcher
-from haqjax.search.seen import is_new, nothing
+from haqjax.searchers.base import Problem, Searcher
+from haqjax.searchers.history import is_new, nothing
 from haqjax.types import WIDTHS
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from haqjax.policies.feasibility import check_reachable
-from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.search.evolution import Evolution, make_evolution
-from haqjax.search.gradient import Gradient, make_gradient
-from haqjax.search.greedy import make_greedy
-from haqjax.search.haq import HAQ, make_haq
-from haqjax.search.ilp import ILP, make_ilp
-from haqjax.search.random import make_random
-from haqjax.search.rounds import Known, judge, play_round, remember, start
-from haqjax.search.uniform import make_uniform
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
+from haqjax.searchers.driver import Known, judge, play_round, remember, start
+from haqjax.searchers.evolution import Evolution, make_evolution
+from haqjax.searchers.gradient import Gradient, make_gradient
+from haqjax.searchers.greedy import make_greedy
+from haqjax.searchers.haq import HAQ, make_haq
+from haqjax.searchers.ilp import ILP, make_ilp
+from haqjax.searchers.random import make_random
+from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 
 __all__ = ["OBJECTIVES", "SEARCHERS", "find_searcher", "judge", "play_round", "search", "start"]

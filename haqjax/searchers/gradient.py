@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import to_rank
 from haqjax.policies.budget_fill import as_shares, fill
-from haqjax.search.base import MOST_LOSS, Problem, Searcher
-from haqjax.search.descent import STEPS, descend
-from haqjax.search.seen import Seen, first_new, note, nothing
+from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
+from haqjax.searchers.history import Seen, first_new, note, nothing
+from haqjax.searchers.relaxation import STEPS, descend
 from haqjax.types import Bounds, Budget, CostTable
 
 WOBBLE = 0.3  # of the first roundings: ranks to either side

@@ -6,8 +6,8 @@ from collections.abc import Collection
 import numpy as np
 
 from haqjax.allocation.integer_program import allocate
-from haqjax.search.base import Problem
-from haqjax.search.haq import HAQ
+from haqjax.searchers.base import Problem
+from haqjax.searchers.haq import HAQ
 from haqjax.types import WIDTHS
 
 ADDITIONS = ("costs", "exchange", "retain", "start", "twin")

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from haqjax.agent.ddpg import DDPG, AgentState, make_agent
 from haqjax.agent.replay import ReplayState, add, make_replay
 from haqjax.policies.actions import to_actions, to_bits
-from haqjax.search.additions import (
+from haqjax.searchers.base import Problem, Searcher
+from haqjax.searchers.haq_extensions import (
     LOWEST,
     Best,
     Kept,
@@ -22,8 +23,7 @@ from haqjax.search.additions import (
     update_best,
     with_kept,
 )
-from haqjax.search.base import Problem, Searcher
-from haqjax.search.features import COSTS, FIRST, describe_costs, observe
+from haqjax.searchers.haq_features import COSTS, FIRST, describe_costs, observe
 from haqjax.types import WIDTHS, Bounds, Transition
 
 REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import cost_64
 from haqjax.policies.feasibility import check_reachable
-from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.search.gradient import begin, start_front
-from haqjax.search.legs import Course, Leg, OnRound, play
-from haqjax.search.loop import find_searcher
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
+from haqjax.searchers.gradient import begin, start_front
+from haqjax.searchers.loop import find_searcher
+from haqjax.searchers.stages import Course, Leg, OnRound, play
 from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable
 
 BUDGETS = 8  # of a front, where none are given
@@ -143,7 +143,7 @@ def spread_fractions(table: CostTable, bounds: Bounds, resource: str, count: int
 
 
 def choose_within(records: Record, budget: Budget) -> int | None:
-    """`haqjax.search.base.choose_best` among all that fit a budget, whichever budget they were found for."""
+    """`haqjax.searchers.base.choose_best` among all that fit a budget, whichever budget they were found for."""
     feasible: Any = np.asarray(fits(records.cost, budget))
     return choose_best(records._replace(feasible=feasible), budget)
 

@@ -13,9 +13,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from haqjax.policies.actions import to_bits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import project
-from haqjax.search.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.search.loop import find_searcher
-from haqjax.search.rounds import ask, gains, judge, start, tell
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
+from haqjax.searchers.driver import ask, gains, judge, start, tell
+from haqjax.searchers.loop import find_searcher
 from haqjax.types import Bounds, Budget, Cost, CostTable, Projection
 
 

@@ -14,10 +14,10 @@ from haqjax.policies.budgets import TOLERANCE
 from haqjax.policies.cost import cost_64
 from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.projection import project
-from haqjax.search.base import Problem, Record, Searcher, SearchResult
-from haqjax.search.legs import Course, Leg, OnRound, head, play
-from haqjax.search.loop import find_searcher
-from haqjax.search.rounds import gains, judge
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult
+from haqjax.searchers.driver import gains, judge
+from haqjax.searchers.loop import find_searcher
+from haqjax.searchers.stages import Course, Leg, OnRound, head, play
 from haqjax.types import Cost
 
 PROBES = 6  # limits that a search tries
@@ -56,7 +56,7 @@ def search_drop(
     Args:
       problem: its limits hold, too; that of the resource is the most that may be spent.
       max_drop: points of accuracy: 0.5 allows 0.9 to become 0.895.
-      searcher, key, parallel, on_round: as for `haqjax.search.front.search_front`.
+      searcher, key, parallel, on_round: as for `haqjax.searchers.front.search_front`.
       resource: what is to be cheap.
       episodes: policies to evaluate, all in all.
       resume: records and state of a search to go on from, with the same arguments: the rest is as if it had never

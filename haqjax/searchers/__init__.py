@@ -2,12 +2,12 @@
 
 from haqjax.allocation.integer_program import Allocation, allocate
 from haqjax.allocation.lagrangian import Curve, lagrangian
-from haqjax.search.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
-from haqjax.search.greedy import make_greedy
-from haqjax.search.haq import HAQ, make_haq
-from haqjax.search.ilp import ILP, make_ilp
-from haqjax.search.loop import SEARCHERS, search
-from haqjax.search.random import make_random
+from haqjax.searchers.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
+from haqjax.searchers.greedy import make_greedy
+from haqjax.searchers.haq import HAQ, make_haq
+from haqjax.searchers.ilp import ILP, make_ilp
+from haqjax.searchers.loop import SEARCHERS, search
+from haqjax.searchers.random import make_random
 
 __all__ = [
     "HAQ",

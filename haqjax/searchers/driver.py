@@ -12,7 +12,7 @@ from haqjax.policies.actions import to_bits
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import project
-from haqjax.search.base import MOST_LOSS, Judgement, Problem, Record, Searcher
+from haqjax.searchers.base import MOST_LOSS, Judgement, Problem, Record, Searcher
 from haqjax.types import Projection
 
 Known = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
-from haqjax.search.base import Problem, Record, Searcher
-from haqjax.search.rounds import play_round, remember, start
+from haqjax.searchers.base import Problem, Record, Searcher
+from haqjax.searchers.driver import play_round, remember, start
 from haqjax.types import Budget
 
 
@@ -55,7 +55,7 @@ def play(
     What was evaluated in one leg is known to the next ones.
 
     Args:
-      searcher, problem: as for `haqjax.search.search`; the problem's own budget is not looked at.
+      searcher, problem: as for `haqjax.searchers.search`; the problem's own budget is not looked at.
       plan: asked for one leg after another; it must give the same answers for the same records.
       before: what was played already, of the same plan; its legs are not looked at. Where its state is None, only its
         records before the first leg count.

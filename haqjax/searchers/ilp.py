@@ -17,8 +17,8 @@ from haqjax.allocation.choices import allowed
 from haqjax.allocation.integer_program import allocate, is_within
 from haqjax.allocation.local_search import Space, as_policy, exchanges, lay_out, make_space, settle
 from haqjax.policies.actions import to_actions
-from haqjax.search.archive import Archive, make_archive, record
-from haqjax.search.base import Problem, Searcher
+from haqjax.searchers.archive import Archive, make_archive, record
+from haqjax.searchers.base import Problem, Searcher
 from haqjax.types import WIDTHS, Bounds, Budget, CostTable
 
 TURN = 8  # one episode in so many tries the allocation while entries are probed
