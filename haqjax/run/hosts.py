@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from haqjax.data import Split
-from haqjax.train.mesh import make_mesh, suggest_policies
+from haqjax.sharding import make_mesh, suggest_policies
 from haqjax.train.policies import fill_evenly
 
 AUTO = "auto"  # what the launcher's environment says

@@ -22,10 +22,10 @@ from haqjax.run.config import SearchConfig
 from haqjax.run.hosts import share_devices
 from haqjax.run.network import cache_folder, empty_network
 from haqjax.searchers.front import spread_fractions
+from haqjax.sharding import share_policies
 from haqjax.tracing.hooks import layers
 from haqjax.train import make_evaluate
 from haqjax.train.briefly import make_finetuned_evaluate
-from haqjax.train.mesh import share_policies
 from haqjax.train.policies import only_finite
 from haqjax.train.prefix import choose_cuts, make_prefix_evaluate
 from haqjax.train.racing import make_race

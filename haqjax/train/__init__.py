@@ -1,11 +1,11 @@
 """Training float networks, measuring them, keeping them."""
 
+from haqjax.sharding import make_mesh
 from haqjax.train.augment import augment
 from haqjax.train.briefly import finetune_policies, make_finetuned_evaluate
 from haqjax.train.evaluate import Accuracy, accuracy
 from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
 from haqjax.train.fit import RECIPES, Recipe, fit
-from haqjax.train.mesh import make_mesh
 from haqjax.train.policies import make_evaluate
 from haqjax.train.racing import make_race
 from haqjax.train.soft import make_soft_loss

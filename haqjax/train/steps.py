@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
+from haqjax.sharding import make_mesh, replicate, share
 from haqjax.train.augment import augment
 from haqjax.train.checkpoints import Checkpoints
-from haqjax.train.mesh import make_mesh, replicate, share
 
 # (learned, images, labels, context) -> (loss, (learned with statistics moved, [loss, share of right answers]))
 Objective = Callable[[PyTree, Array, Array, Any], tuple[Array, tuple[PyTree, Array]]]
@@ -84,7 +84,7 @@ def run_steps(
       split: the images, in memory or on disk.
       key: order of the images and their augmentation.
       context: arrays that are read and not trained.
-      mesh: devices that share each batch, see `haqjax.train.mesh.make_mesh`; None is one device.
+      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
       checkpoints: where the state is saved on the way; what was saved there before is gone on from.
       on_epoch: called after each epoch.
 
