@@ -18,9 +18,9 @@ import search_quality
 import tyro
 from search_problems import pose
 
+from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluate, spared
 from haqjax.searchers.driver import judge
 from haqjax.searchers.ilp import list_probes
-from haqjax.train.prefix import choose_cuts, make_prefix_evaluate, spared
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,10 +36,10 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget
+from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SEARCHERS, SearchResult
-from haqjax.train.soft import make_soft_loss
 
 STYLES = {"ilp": "-", "gradient": "--", "haq": "-", "evolution": "-.", "greedy": ":", "uniform": ":", "random": "--"}
 COLOURS = {"ilp": "#23679e", "gradient": "#c8590a", "haq": "#111111", "evolution": "#4a9a62", "greedy": "#8c5aa8",

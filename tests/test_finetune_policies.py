@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from finetune_world import TUNING, apply, apply_train, make_world
+from haqjax.evaluation.finetuned import draw
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, spread
 from haqjax.train import finetune_policies, make_evaluate, make_finetuned_evaluate
-from haqjax.train.briefly import draw
 from haqjax.train.finetune import make_program
 from haqjax.train.steps import State, take_step
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import fill_evenly
 from haqjax.sharding import make_mesh, suggest_policies
-from haqjax.train.policies import fill_evenly
 
 AUTO = "auto"  # what the launcher's environment says
 HOW = "give ADDRESS:PORT,PROCESS/PROCESSES such as 10.0.0.1:8476,0/2, or auto under SLURM, Open MPI or on a TPU pod"

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int
 from rich.console import Console
 
+from haqjax.evaluation.evaluator import only_finite
 from haqjax.models import Network
 from haqjax.policies.actions import uniform
 from haqjax.policies.budgets import fits
@@ -41,7 +42,6 @@ from haqjax.searchers import Problem, make_problem
 from haqjax.searchers.accuracy_constrained import ROUNDING
 from haqjax.searchers.front import Front
 from haqjax.train.checkpoints import fingerprint
-from haqjax.train.policies import only_finite
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 __all__ = ["find_folder", "make_searcher", "prepare", "run_search"]

@@ -11,6 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from haqjax.data import Dataset, Source, Split, load
+from haqjax.evaluation.batch_tuning import choose_batches
+from haqjax.evaluation.evaluator import only_finite
+from haqjax.evaluation.finetuned import make_finetuned_evaluate
+from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluate
+from haqjax.evaluation.racing import make_race
+from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.hardware import available_widths, cost_table, find_lifetimes
 from haqjax.models import Network, is_pretrained_source, load_pretrained
 from haqjax.policies.budgets import budget
@@ -25,12 +31,6 @@ from haqjax.searchers.front import spread_fractions
 from haqjax.sharding import share_policies
 from haqjax.tracing.hooks import layers
 from haqjax.train import make_evaluate
-from haqjax.train.briefly import make_finetuned_evaluate
-from haqjax.train.policies import only_finite
-from haqjax.train.prefix import choose_cuts, make_prefix_evaluate
-from haqjax.train.racing import make_race
-from haqjax.train.soft import make_soft_loss
-from haqjax.train.trial import choose_batches
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
 
 CALIBRATION_IMAGES = 256  # of the training split

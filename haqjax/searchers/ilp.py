@@ -69,7 +69,7 @@ def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None
 
     Args:
       config: the method's numbers.
-      sensitivity: of each entry at each width, in nats, such as `haqjax.train.sensitivity` gives. The search starts
+      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.sensitivity` gives. The search starts
         from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
 
     >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))

@@ -1,14 +1,14 @@
 """Training float networks, measuring them, keeping them."""
 
+from haqjax.evaluation.accuracy import Accuracy, accuracy
+from haqjax.evaluation.evaluator import make_evaluate
+from haqjax.evaluation.finetuned import finetune_policies, make_finetuned_evaluate
+from haqjax.evaluation.racing import make_race
+from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.sharding import make_mesh
 from haqjax.train.augment import augment
-from haqjax.train.briefly import finetune_policies, make_finetuned_evaluate
-from haqjax.train.evaluate import Accuracy, accuracy
 from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
 from haqjax.train.fit import RECIPES, Recipe, fit
-from haqjax.train.policies import make_evaluate
-from haqjax.train.racing import make_race
-from haqjax.train.soft import make_soft_loss
 from haqjax.train.statistics import reestimate_statistics
 from haqjax.train.steps import Progress
 from haqjax.train.weights import load_params, save_params

@@ -12,12 +12,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.allocation.additive import guard, rank_correlation
 from haqjax.allocation.choices import allowed
 from haqjax.data import Split
+from haqjax.evaluation.curvature import fisher_sensitivity, hessian_sensitivity
+from haqjax.evaluation.evaluator import in_batches, make_evaluate, suggest_batch
+from haqjax.evaluation.judging import under_policy
 from haqjax.policies.actions import to_bits
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, with_hook
-from haqjax.train.curvature import fisher_sensitivity, hessian_sensitivity
-from haqjax.train.judging import under_policy
-from haqjax.train.policies import in_batches, make_evaluate, suggest_batch
 from haqjax.types import FULL_PRECISION, Bounds, Ranges
 
 KINDS = ("loss", "fisher", "hessian", "kl")

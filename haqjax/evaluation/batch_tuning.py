@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
 from haqjax.files import write_json
 from haqjax.tracing.hooks import Apply, layers, map_weights
-from haqjax.train.policies import make_evaluate, suggest_batch
 from haqjax.types import WIDTHS, Ranges
 
 VERSION = 1  # of the file: raise it when the evaluation changes

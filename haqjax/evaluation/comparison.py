@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.quantizers.fake_quantize import make_hook, quantize_weights
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, with_records
 from haqjax.tracing.jaxpr import Layer
-from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import Ranges
 
 TOP = 5  # an answer is among the best so many

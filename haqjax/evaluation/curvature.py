@@ -10,12 +10,12 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.linear import make_grid, snap
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
-from haqjax.train.policies import in_batches, suggest_batch
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
 Pairs = tuple[tuple[Array, Array], ...]  # one a layer: (of the weight, of the activation)

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
+from haqjax.evaluation.evaluator import make_evaluate
 from haqjax.quantizers.trainable import Learned, begin, spread
 from haqjax.tracing.conv_gradients import lower_for_training
 from haqjax.tracing.hooks import Apply
 from haqjax.train.augment import augment
 from haqjax.train.finetune import ApplyTrain, Tuning, make_program
-from haqjax.train.policies import make_evaluate
 from haqjax.train.steps import State, take_step
 from haqjax.types import Ranges
 

@@ -12,10 +12,10 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import add_up, fill_evenly, in_batches
+from haqjax.evaluation.judging import count_answers, operands_under
 from haqjax.quantizers.fake_quantize import Operands, hook_with
 from haqjax.tracing.hooks import Apply, run_equation, with_hook
-from haqjax.train.judging import count_answers, operands_under
-from haqjax.train.policies import add_up, fill_evenly, in_batches
 from haqjax.types import Judgement, LayerTable, Ranges
 
 CUTS = 3  # each one compiles the rest of the network again

@@ -10,9 +10,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.judging import count_answers, under_policy
 from haqjax.sharding import IMAGE, POLICY, fill_up, place
 from haqjax.tracing.hooks import Apply
-from haqjax.train.judging import count_answers, under_policy
 from haqjax.types import Judgement, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache

@@ -9,10 +9,10 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import in_batches
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.tracing.conv_gradients import lower_for_training
 from haqjax.tracing.hooks import Apply
-from haqjax.train.policies import in_batches
 from haqjax.types import Ranges
 
 BATCH = 64  # images a step

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.evaluation.evaluator import fill_evenly, in_batches
+from haqjax.evaluation.judging import count_answers, under_policy
 from haqjax.tracing.hooks import Apply
-from haqjax.train.judging import count_answers, under_policy
-from haqjax.train.policies import fill_evenly, in_batches
 from haqjax.types import Judgement, Ranges
 
 
