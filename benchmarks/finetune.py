@@ -20,12 +20,13 @@ import records
 
 from haqjax import calibrate, layers
 from haqjax.data import load
+from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
 from haqjax.models import load_pretrained
 from haqjax.quantizers.codebook import make_bank
 from haqjax.quantizers.trainable import begin
-from haqjax.train import Tuning, finetune_all, make_evaluate, make_finetuned_evaluate
-from haqjax.train.finetune import make_program
-from haqjax.train.steps import State, take_step
+from haqjax.training import Tuning, finetune_all
+from haqjax.training.finetuning import make_program
+from haqjax.training.steps import State, take_step
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TUNING = Tuning(

@@ -16,11 +16,11 @@ import records
 
 from haqjax import calibrate, layers
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.models import build
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train import make_evaluate
 
 IMAGES = {32: 256, 96: 64, 224: 16}
 POLICIES = 4

@@ -26,11 +26,12 @@ import tyro
 from haqjax import calibrate
 from haqjax.cli import keep_compiled_programs
 from haqjax.data import Split, load
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.models import Network, equalise, load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train import make_evaluate, reestimate_statistics
+from haqjax.training import reestimate_statistics
 from haqjax.types import FULL_PRECISION, WIDTHS
 
 NEAREST, OUTPUT = dict(rounding="nearest", correct_bias=False), dict(rounding="output", correct_bias=False)

@@ -19,6 +19,7 @@ import optax
 
 from haqjax import budget, calibrate, cost_table, layers, machine
 from haqjax.data import Split, load
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.racing import make_race
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.models import load_pretrained
@@ -28,7 +29,6 @@ from haqjax.policies.cost import price
 from haqjax.quantizers.codebook import make_bank
 from haqjax.searchers import make_problem
 from haqjax.searchers.base import Problem
-from haqjax.train import make_evaluate
 from haqjax.types import ACTIVATION, FULL_PRECISION, LayerTable, Ranges
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

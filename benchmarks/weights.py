@@ -16,11 +16,11 @@ import numpy as np
 import records
 
 from haqjax.data import load
+from haqjax.evaluation import accuracy
 from haqjax.evaluation.evaluator import suggest_batch
 from haqjax.models import load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train import accuracy
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 # file: network, top-1 in PyTorch (%), on how many images of which these are a part; how far off ours may be (points)

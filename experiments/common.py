@@ -12,6 +12,7 @@ from rich.console import Console
 
 from haqjax import calibrate, cost_table, layers, machine
 from haqjax.data import Dataset, Split, load, stratified
+from haqjax.evaluation import make_evaluate
 from haqjax.hardware import Machine
 from haqjax.models import Network, build, is_pretrained_source, outline, restore_batchnorm
 from haqjax.policies.bounds import bounds
@@ -25,7 +26,7 @@ from haqjax.run.task import calibration_batches, open_network
 from haqjax.searchers import SEARCHERS, Problem, Searcher, SearchResult, make_haq, make_problem, search
 from haqjax.searchers.driver import judge
 from haqjax.searchers.haq import HAQ
-from haqjax.train import RECIPES, Tuning, finetune_all, fit, load_params, make_evaluate, save_params
+from haqjax.training import RECIPES, Tuning, finetune_all, fit, load_params, save_params
 from haqjax.types import (
     ACTIVATION,
     FULL_PRECISION,

@@ -37,7 +37,7 @@ from results import Results, spread
 from haqjax import budget
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
-from haqjax.train import Tuning
+from haqjax.training import Tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from haqjax import budget
 from haqjax.policies.actions import uniform
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
-from haqjax.train import Tuning
+from haqjax.training import Tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from results import Results, spread
 from haqjax import budget
 from haqjax.policies.bounds import bounds
 from haqjax.report.figures import WIDTH
-from haqjax.train import Tuning
+from haqjax.training import Tuning
 from haqjax.types import FULL_PRECISION, CostTable
 
 MIB = 2.0**20

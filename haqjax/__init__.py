@@ -6,7 +6,7 @@ from haqjax.policies.projection import project
 from haqjax.quantizers import calibrate, quantize
 from haqjax.searchers import search
 from haqjax.tracing.hooks import layers
-from haqjax.train.finetune import finetune
+from haqjax.training.finetuning import finetune
 
 __all__ = [
     "budget",

@@ -97,7 +97,7 @@ def share(batch: Split, mesh: Mesh) -> tuple[Array, Array]:
 def share_policies(judge: jax.tree_util.Partial, mesh: Mesh) -> jax.tree_util.Partial:
     """The same judge of policies with each device judging its part of them, on all images.
 
-    For a judge that cannot cut its images, such as one that fine-tunes; `haqjax.train.make_evaluate` takes a mesh.
+    For a judge that cannot cut its images, such as one that fine-tunes; `haqjax.evaluation.make_evaluate` takes a mesh.
 
     >>> judge = jax.tree_util.Partial(lambda scale, policies: scale * policies.sum((1, 2)), jnp.float32(0.5))
     >>> share_policies(judge, make_mesh(1))(jnp.ones((3, 2, 2))).tolist()

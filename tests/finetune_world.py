@@ -9,7 +9,8 @@ import numpy as np
 
 from haqjax import calibrate
 from haqjax.data import Split
-from haqjax.train import Tuning, finetune_all, make_mesh
+from haqjax.sharding import make_mesh
+from haqjax.training import Tuning, finetune_all
 
 LAST = ("NHWC", "HWIO", "NHWC")
 POLICY = np.array([[3, 8], [2, 4]])

@@ -15,9 +15,10 @@ from rich.console import Console
 import haqjax.run.outcome
 import haqjax.run.task
 from haqjax import calibrate
+from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
 from haqjax.searchers import rounds
-from haqjax.train import make_evaluate, make_mesh
+from haqjax.sharding import make_mesh
 from run_world import apply, install, make_data, make_network
 
 POLICIES, AT_ONCE = 5, 16  # neither divides by eight, nor do the micro-batches

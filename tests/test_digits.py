@@ -7,9 +7,10 @@ import pytest
 
 from haqjax import calibrate
 from haqjax.data import load
+from haqjax.evaluation import make_evaluate
 from haqjax.models import build
 from haqjax.quantizers.clipping import METHODS
-from haqjax.train import fit, make_evaluate
+from haqjax.training import fit
 
 WIDTHS = (32, 8, 6, 5, 4, 3, 2)
 

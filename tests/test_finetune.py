@@ -10,12 +10,13 @@ import pytest
 from finetune_world import POLICY, TUNING, apply, apply_train, make_world
 from haqjax import calibrate, finetune
 from haqjax.data import Split, load
+from haqjax.evaluation import make_evaluate
 from haqjax.models import build
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
-from haqjax.train import Tuning, finetune_all, fit, make_evaluate
-from haqjax.train.finetune import make_program
-from haqjax.train.steps import _make_step
+from haqjax.training import Tuning, finetune_all, fit
+from haqjax.training.finetuning import make_program
+from haqjax.training.steps import _make_step
 
 
 @pytest.fixture(scope="module")

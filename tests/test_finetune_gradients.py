@@ -14,7 +14,7 @@ from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, end, look_up, nearest, quantize_learned, scale_gradient, settle
 from haqjax.tracing.conv_gradients import LAST, lower_for_training
 from haqjax.tracing.hooks import with_hook
-from haqjax.train.distill import cross_entropy, divergence
+from haqjax.training.distillation import cross_entropy, divergence
 from haqjax.types import ACTIVATION, WEIGHT, Bank, Ranges
 
 STEP = 1e-6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune_world import TUNING
-from haqjax.train import make_mesh
+from haqjax.sharding import make_mesh
 
 
 def test_one_two_and_four_devices_have_the_same_loss():

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from finetune_world import TUNING, apply, apply_train, make_world
+from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
 from haqjax.evaluation.finetuned import draw
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, spread
-from haqjax.train import finetune_policies, make_evaluate, make_finetuned_evaluate
-from haqjax.train.finetune import make_program
-from haqjax.train.steps import State, take_step
+from haqjax.training import finetune_policies
+from haqjax.training.finetuning import make_program
+from haqjax.training.steps import State, take_step
 
 POLICIES = jnp.array([[[3, 8], [2, 4]], [[8, 8], [8, 8]], [[2, 3], [32, 2]]])
 STEPS = 7  # more than the 5 of an epoch

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split, load
+from haqjax.evaluation import accuracy
 from haqjax.models import MODELS, Network, build, outline
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train import RECIPES, accuracy, augment, fit, load_params, save_params
+from haqjax.training import RECIPES, augment, fit, load_params, save_params
 
 VARY = jax.jit(augment, static_argnames=("shift", "flip"))
 

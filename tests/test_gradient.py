@@ -9,6 +9,7 @@ import pytest
 
 from haqjax import calibrate, cost_table, layers, machine, quantize
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget, fits
@@ -19,7 +20,6 @@ from haqjax.searchers import make_problem, search
 from haqjax.searchers.front import search_front
 from haqjax.searchers.gradient import Gradient, make_gradient
 from haqjax.searchers.relaxation import optimise_bits, soft_bits
-from haqjax.train import make_evaluate
 from haqjax.types import Budget, Cost, CostTable
 from search_world import every_policy, make_world
 

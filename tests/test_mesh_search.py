@@ -13,8 +13,7 @@ import pytest
 
 import mesh_search
 from haqjax.run.hosts import from_first, is_first, read_hosts
-from haqjax.sharding import share_policies, suggest_policies
-from haqjax.train import make_mesh
+from haqjax.sharding import make_mesh, share_policies, suggest_policies
 
 SCRIPT = Path(mesh_search.__file__)
 

@@ -13,12 +13,12 @@ import haqjax
 import haqjax.run.outcome
 import haqjax.run.task
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate, prefix
 from haqjax.evaluation.judging import operands_under
 from haqjax.evaluation.prefix_reuse import choose_cuts, halve, make_prefix_evaluate, spared
 from haqjax.models import outline
 from haqjax.run import SearchConfig, run_search
 from haqjax.searchers.ilp import list_probes
-from haqjax.train import make_evaluate, prefix
 from run_world import install
 
 IMAGES, SIZE, WIDTH, CLASSES = 11, 6, 8, 5

@@ -7,10 +7,10 @@ from PIL import Image
 
 from haqjax.data import PREPROCESSING, load
 from haqjax.data.preprocess import reshape, scale
+from haqjax.evaluation import accuracy
 from haqjax.models import load_pretrained
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train import accuracy
 
 
 def network_of(shared, name, data):

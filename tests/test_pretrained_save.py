@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import pytest
 
-from haqjax.train import load_params, save_params
-from haqjax.train.weights import ABANDONED
+from haqjax.training import load_params, save_params
+from haqjax.training.weights import ABANDONED
 
 LIKE = {"kernel": jnp.zeros(3)}
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate
 from haqjax.quantizers import calibrate, quantize
 from haqjax.quantizers.comq import SHARES, round_levels
 from haqjax.quantizers.fake_quantize import quantize_weights
@@ -17,7 +18,6 @@ from haqjax.quantizers.input_moments import LARGEST, parts
 from haqjax.quantizers.per_channel import input_energy, spread_outputs
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.tracing.hooks import with_records
-from haqjax.train import make_evaluate
 from references_quantize import best_levels, nearest_error
 
 EVERY = 10**6  # rows: all of them

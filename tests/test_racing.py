@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.evaluator import only_finite
 from haqjax.evaluation.racing import Tally, make_race, reachable
 from haqjax.quantizers import calibrate
 from haqjax.searchers import search
 from haqjax.searchers.driver import judge
-from haqjax.train import make_evaluate
 from search_world import judge as judge_plainly
 from search_world import make_world
 

@@ -22,6 +22,7 @@ import haqjax.run.task
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
+from haqjax.evaluation import make_evaluate, policies
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.run import (
@@ -35,7 +36,6 @@ from haqjax.run import (
     run_train,
 )
 from haqjax.searchers import loop, make_problem
-from haqjax.train import make_evaluate, policies
 
 EPISODES = 10  # not a multiple of the 4 policies of a round
 

@@ -22,10 +22,10 @@ import haqjax.run.task
 from haqjax import calibrate
 from haqjax.cli import main
 from haqjax.data import Split
+from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.search import find_folder
-from haqjax.train import make_evaluate
-from haqjax.train.checkpoints import open_checkpoints
+from haqjax.training.checkpoints import open_checkpoints
 from haqjax.types import Judgement
 from run_world import install
 

@@ -11,6 +11,7 @@ from scipy.special import log_softmax, softmax
 import haqjax
 from haqjax.allocation.additive import guard, predict, rank_correlation
 from haqjax.data import Split
+from haqjax.evaluation import curvature, sensitivity
 from haqjax.evaluation.curvature import fisher_sensitivity, hessian_sensitivity
 from haqjax.evaluation.evaluator import make_evaluate
 from haqjax.evaluation.sensitivity import (
@@ -26,7 +27,6 @@ from haqjax.evaluation.sensitivity import (
 from haqjax.policies.bounds import bounds
 from haqjax.searchers import ILP, make_ilp, search
 from haqjax.searchers.ilp import check_additivity
-from haqjax.train import curvature, sensitivity
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT
 from references_quantize import quantize_value
 from search_world import every_policy, make_world

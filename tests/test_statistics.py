@@ -6,7 +6,7 @@ import numpy as np
 
 from haqjax import calibrate
 from haqjax.quantizers.fake_quantize import quantize_weights
-from haqjax.train import reestimate_statistics
+from haqjax.training import reestimate_statistics
 
 MOMENTUM = 0.9
 

@@ -13,12 +13,12 @@ import haqjax
 import haqjax.run.outcome
 import haqjax.run.task
 from haqjax.data import Split
+from haqjax.evaluation import trial
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
 from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
 from haqjax.evaluation.sensitivity import random_policies
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.folder import open_folder
-from haqjax.train import trial
 from run_world import install
 
 QUIET = Console(quiet=True)

@@ -13,9 +13,9 @@ from haqjax.evaluation.evaluator import make_evaluate
 from haqjax.quantizers.trainable import Learned, begin, spread
 from haqjax.tracing.conv_gradients import lower_for_training
 from haqjax.tracing.hooks import Apply
-from haqjax.train.augment import augment
-from haqjax.train.finetune import ApplyTrain, Tuning, make_program
-from haqjax.train.steps import State, take_step
+from haqjax.training.augmentation import augment
+from haqjax.training.finetuning import ApplyTrain, Tuning, make_program
+from haqjax.training.steps import State, take_step
 from haqjax.types import Ranges
 
 Tune = Callable[..., Learned]  # (params, ranges, images, labels, policy)
@@ -71,12 +71,12 @@ def make_finetuned_evaluate(
     """Makes the function that a search judges policies by, after a few steps of fine-tuning under each.
 
     Args:
-      split, batch_size, policies_at_once: as for `haqjax.train.make_evaluate`, which judges.
+      split, batch_size, policies_at_once: as for `haqjax.evaluation.make_evaluate`, which judges.
       data: the images to fine-tune on.
       apply, params, ranges, tuning, steps, key, apply_train: as for `finetune_policies`.
 
     Returns:
-      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, as `haqjax.train.make_evaluate`.
+      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, as `haqjax.evaluation.make_evaluate`.
 
     Raises:
       ValueError: as `finetune_policies` and `make_evaluate`.

@@ -48,7 +48,7 @@ def make_prefix_evaluate(
     first layer where it differs.
 
     Args:
-      apply, params, split, ranges, batch_size: as for `haqjax.train.make_evaluate`.
+      apply, params, split, ranges, batch_size: as for `haqjax.evaluation.make_evaluate`.
       base: the known policy.
       cuts: numbers of first layers whose results are kept, ascending; such as `choose_cuts` gives.
 

@@ -36,7 +36,7 @@ def make_race(
     2, 1974), shared among the batches. A policy that was given up is told by the images it saw, below what was asked.
 
     Args:
-      apply, params, split, ranges: as for `haqjax.train.make_evaluate`.
+      apply, params, split, ranges: as for `haqjax.evaluation.make_evaluate`.
       error: chance of giving up a policy that reaches the accuracy, 0 to below 1.
       batch_size: images at a time at most; None picks what suits the device.
 

@@ -15,7 +15,7 @@ PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pkl")  # what PyTorc
 
 
 def is_pretrained_source(text: str) -> bool:
-    """Whether `load_pretrained` is the one to read this, rather than `haqjax.train.load_params` a folder of our own.
+    """Whether `load_pretrained` is the one to read this, rather than `haqjax.training.load_params` a folder of our own.
 
     >>> [is_pretrained_source(text) for text in ("timm:resnet50.a1_in1k", "a/b.safetensors", "a/b.pth", "weights/mine")]
     [True, True, True, False]

@@ -8,7 +8,7 @@ from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
 from haqjax.run.checks import check_one_of, check_seed
 from haqjax.run.search_config import SearchConfig
-from haqjax.train import Tuning
+from haqjax.training import Tuning
 
 __all__ = [
     "EvaluateConfig",

@@ -20,7 +20,7 @@ from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
 from haqjax.searchers.stages import Course
 from haqjax.searchers.warm_start import begin_with
-from haqjax.train.checkpoints import Checkpoints, open_checkpoints, telling
+from haqjax.training.checkpoints import Checkpoints, open_checkpoints, telling
 from haqjax.types import Cost
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
@@ -67,7 +67,7 @@ class Journal:
         self._draw(result.records)
 
     def newest(self) -> tuple[list[np.ndarray], int] | None:
-        """What was kept last; see `haqjax.train.checkpoints.Checkpoints.newest`."""
+        """What was kept last; see `haqjax.training.checkpoints.Checkpoints.newest`."""
         return None if self.checkpoints is None else self.checkpoints.newest()
 
     def complaints(self) -> list[str]:

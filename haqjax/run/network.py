@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from haqjax.data import Dataset
 from haqjax.models import Network, build, outline
-from haqjax.train import RECIPES, fit, load_params, save_params
-from haqjax.train import Progress as Epoch
-from haqjax.train.checkpoints import fingerprint
+from haqjax.training import RECIPES, fit, load_params, save_params
+from haqjax.training import Progress as Epoch
+from haqjax.training.checkpoints import fingerprint
 
 VERSION = 1  # of the cache: raise it when training or a network changes
 

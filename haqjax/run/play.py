@@ -27,7 +27,7 @@ from haqjax.searchers.haq import HAQ, make_haq
 from haqjax.searchers.improve import improve
 from haqjax.searchers.loop import find_searcher
 from haqjax.searchers.stages import Course
-from haqjax.train.checkpoints import telling
+from haqjax.training.checkpoints import telling
 
 Found = SearchResult | Drop | Front
 OnRound = Callable[[Any], None]  # given a SearchResult, or the Course of several searches

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 from rich.console import Console
 
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.comparison import as_document, compare, tell
 from haqjax.files import check_free, write_json
 from haqjax.models import Network
@@ -21,7 +22,7 @@ from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
 from haqjax.run.folder import cost_of, open_folder, read_file
 from haqjax.run.network import fingerprint, load_network, make_progress
 from haqjax.run.task import Task, find_ranges, leave_activations, measure, prepare
-from haqjax.train import Progress, Tuned, finetune_all, load_params, make_evaluate, save_params
+from haqjax.training import Progress, Tuned, finetune_all, load_params, save_params
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 FINETUNED, FINETUNING = "finetuned", "finetuning"  # folders within the run folder: the result, and its checkpoints

@@ -41,7 +41,7 @@ from haqjax.run.task import (
 from haqjax.searchers import Problem, make_problem
 from haqjax.searchers.accuracy_constrained import ROUNDING
 from haqjax.searchers.front import Front
-from haqjax.train.checkpoints import fingerprint
+from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 __all__ = ["find_folder", "make_searcher", "prepare", "run_search"]

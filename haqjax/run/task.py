@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from haqjax.data import Dataset, Source, Split, load
+from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.batch_tuning import choose_batches
 from haqjax.evaluation.evaluator import only_finite
 from haqjax.evaluation.finetuned import make_finetuned_evaluate
@@ -30,7 +31,6 @@ from haqjax.run.network import cache_folder, empty_network
 from haqjax.searchers.front import spread_fractions
 from haqjax.sharding import share_policies
 from haqjax.tracing.hooks import layers
-from haqjax.train import make_evaluate
 from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
 
 CALIBRATION_IMAGES = 256  # of the training split

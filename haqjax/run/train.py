@@ -5,9 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from haqjax.data import load
+from haqjax.evaluation import accuracy
 from haqjax.run.config import TrainConfig, free_folder
 from haqjax.run.network import empty_network, train_network
-from haqjax.train import accuracy, save_params
+from haqjax.training import save_params
 
 
 def run_train(config: TrainConfig, console: Console) -> Path:

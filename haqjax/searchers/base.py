@@ -63,7 +63,7 @@ def make_problem(
       reference: accuracy of the unquantised network on the same images.
       reference_loss: its loss on them, in nats.
       soft_loss: loss of a policy with fractional bits, for searches that follow its gradient.
-      race: of `haqjax.train.make_race`: judges in place of `evaluate` and gives up policies that cannot be the best.
+      race: of `haqjax.evaluation.make_race`: judges in place of `evaluate` and gives up policies that cannot be the best.
 
     Raises:
       ValueError: another number of layers in the table or the bounds, or an accuracy outside 0..1.

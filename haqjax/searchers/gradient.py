@@ -134,6 +134,6 @@ def _exchanges(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Arr
 def _check(problem: Problem) -> None:
     if problem.soft_loss is None:
         raise ValueError(
-            "a search by gradients needs a differentiable loss: give make_problem soft_loss=haqjax.train.make_soft_loss"
+            "a search by gradients needs a differentiable loss: give make_problem soft_loss=haqjax.evaluation.make_soft_loss"
             "(apply, params, split, ranges), or choose another search"
         )

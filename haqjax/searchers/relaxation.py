@@ -39,7 +39,7 @@ def optimise_bits(
     """Continuous bits of low loss under each of some budgets: loss and cost in one gradient, a front in one call.
 
     Args:
-      soft_loss: bits float [L, 2] and the number of a step -> loss, not negative; see `haqjax.train.make_soft_loss`.
+      soft_loss: bits float [L, 2] and the number of a step -> loss, not negative; see `haqjax.evaluation.make_soft_loss`.
       table, bounds: as for `haqjax.project`.
       budgets: limits, each [B].
       key: of the batches' order.

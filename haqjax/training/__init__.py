@@ -6,12 +6,12 @@ from haqjax.evaluation.finetuned import finetune_policies, make_finetuned_evalua
 from haqjax.evaluation.racing import make_race
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.sharding import make_mesh
-from haqjax.train.augment import augment
-from haqjax.train.finetune import Tuned, Tuning, finetune, finetune_all
-from haqjax.train.fit import RECIPES, Recipe, fit
-from haqjax.train.statistics import reestimate_statistics
-from haqjax.train.steps import Progress
-from haqjax.train.weights import load_params, save_params
+from haqjax.training.augmentation import augment
+from haqjax.training.batchnorm_statistics import reestimate_statistics
+from haqjax.training.finetuning import Tuned, Tuning, finetune, finetune_all
+from haqjax.training.fitting import RECIPES, Recipe, fit
+from haqjax.training.steps import Progress
+from haqjax.training.weights import load_params, save_params
 
 __all__ = [
     "RECIPES", "Accuracy", "Progress", "Recipe", "Tuned", "Tuning", "accuracy", "augment", "finetune", "finetune_all",

@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
 from haqjax.sharding import make_mesh, replicate, share
-from haqjax.train.augment import augment
-from haqjax.train.checkpoints import Checkpoints
+from haqjax.training.augmentation import augment
+from haqjax.training.checkpoints import Checkpoints
 
 # (learned, images, labels, context) -> (loss, (learned with statistics moved, [loss, share of right answers]))
 Objective = Callable[[PyTree, Array, Array, Any], tuple[Array, tuple[PyTree, Array]]]

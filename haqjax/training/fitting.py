@@ -14,8 +14,8 @@ from haqjax.models import Network
 from haqjax.models.network import Params
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
-from haqjax.train.distill import cross_entropy
-from haqjax.train.steps import Objective, Passes, Progress, run_steps
+from haqjax.training.distillation import cross_entropy
+from haqjax.training.steps import Objective, Passes, Progress, run_steps
 
 MOMENTUM = 0.9
 WARMUP = 0.15  # share of the steps over which the learning rate rises from zero
@@ -71,7 +71,7 @@ def fit(
       flip: whether images are mirrored at random; not for digits or text.
       hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`; the default picks the fastest equal form, None
         leaves layers as they are.
-      mesh: devices that share each batch, see `haqjax.train.make_mesh`; None is one device.
+      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
       on_epoch: called after each epoch.
 
     Returns:

@@ -17,10 +17,10 @@ from haqjax.data import Source, Split
 from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
-from haqjax.train.checkpoints import fingerprint, open_checkpoints
-from haqjax.train.distill import cross_entropy, divergence
-from haqjax.train.fit import SMOOTHING, descend, kernels
-from haqjax.train.steps import Objective, Passes, Progress, run_steps
+from haqjax.training.checkpoints import fingerprint, open_checkpoints
+from haqjax.training.distillation import cross_entropy, divergence
+from haqjax.training.fitting import SMOOTHING, descend, kernels
+from haqjax.training.steps import Objective, Passes, Progress, run_steps
 from haqjax.types import Ranges
 
 ApplyTrain = Callable[..., tuple[Array, PyTree]]
@@ -142,7 +142,7 @@ def finetune_all(
       key: order of the images and their augmentation.
       apply_train: `(params, images) -> (logits, params with statistics moved)`: batch normalisation by the batch, as
         `haqjax.models.Network` has it. None: by the running statistics, which stay as they are.
-      mesh: devices that share each batch, see `haqjax.train.make_mesh`; None is one device.
+      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
       checkpoints: folder to save the training in on the way. Where one of the same configuration stopped, it goes on
         from there, and ends as if it had never stopped, to the last bit.
       every: steps between two checkpoints.
