@@ -5,7 +5,7 @@ import pytest
 import references_hardware as references
 from haqjax.hardware import bismo, cost_table, machine
 from haqjax.hardware.bismo import Bismo
-from haqjax.hardware.products import Products
+from haqjax.hardware.gemm import Products
 from references_hardware import conv, dense, table
 
 CLOUD, EDGE = machine("cloud").numbers, machine("edge").numbers

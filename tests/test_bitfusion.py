@@ -6,8 +6,8 @@ import pytest
 
 import references_hardware as references
 from haqjax.hardware import bitfusion, cost_table, machine
-from haqjax.hardware.tile import Shape
-from haqjax.hardware.tiling import NEVER, energies, layer_work, loop_orders
+from haqjax.hardware.bitfusion_tile import Shape
+from haqjax.hardware.bitfusion_tiling import NEVER, energies, layer_work, loop_orders
 from references_hardware import conv, dense, table
 
 PUBLISHED = machine("bitfusion").numbers

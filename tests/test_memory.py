@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import references_hardware as references
-from haqjax.hardware.bops import bop_table
-from haqjax.hardware.memory import find_lifetimes
+from haqjax.hardware.peak_memory import find_lifetimes
+from haqjax.hardware.proxy_costs import bop_table
 from haqjax.models import outline
 from haqjax.policies.cost import peak_memory
 from references_hardware import conv, dense, table

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from haqjax.hardware import cost_table, find_bounds, machine
-from haqjax.hardware.products import Products
+from haqjax.hardware.gemm import Products
 from haqjax.hardware.roofline import Fetched, layer_use, use
 from haqjax.hardware.usage import LIMITS
 from references_hardware import ceil_div, conv, dense, mobilenet_v2, table

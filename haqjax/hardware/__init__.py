@@ -1,7 +1,7 @@
 """Accelerator models: from a layer table to what each layer costs at every pair of bit-widths."""
 
 from haqjax.hardware.machines import Machine, machine
-from haqjax.hardware.memory import find_lifetimes
+from haqjax.hardware.peak_memory import find_lifetimes
 from haqjax.hardware.table import available_widths, cost_table, find_bounds, total_cost
 from haqjax.hardware.table_files import save_table
 

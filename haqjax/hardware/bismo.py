@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from haqjax.hardware.fields import Amount, Count, Positive
-from haqjax.hardware.products import Products, as_products
+from haqjax.hardware.gemm import Products, as_products
+from haqjax.hardware.spec import Amount, Count, Positive
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, LayerTable
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from haqjax.hardware.tile import Bitfusion, Shape, as_tile, summed, tile_fits
-from haqjax.hardware.tiling import NEVER, Work, energies, layer_work, loop_orders
+from haqjax.hardware.bitfusion_tile import Bitfusion, Shape, as_tile, summed, tile_fits
+from haqjax.hardware.bitfusion_tiling import NEVER, Work, energies, layer_work, loop_orders
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
 

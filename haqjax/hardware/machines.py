@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from haqjax.hardware import bismo, bitfusion, lookup, roofline
-from haqjax.hardware.fields import read_fields
+from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
 from haqjax.types import LayerTable

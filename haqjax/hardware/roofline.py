@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.hardware.fields import Amount, Count, Positive, Switch
-from haqjax.hardware.products import Products, as_products
+from haqjax.hardware.gemm import Products, as_products
+from haqjax.hardware.spec import Amount, Count, Positive, Switch
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
 

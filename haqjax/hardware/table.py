@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import lookup
-from haqjax.hardware.bops import bop_table
 from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.proxy_costs import bop_table
 from haqjax.hardware.size import PARAMETER_BYTES, size_table
 from haqjax.hardware.usage import Bounds
 from haqjax.policies.cost import price

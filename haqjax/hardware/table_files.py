@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 
 from haqjax.files import write_bytes, write_text
-from haqjax.hardware.lookup import Measured, shape_text
+from haqjax.hardware.measured import Measured, shape_text
 from haqjax.types import WIDTHS, CostTable, LayerTable
 
 SECONDS = {"latency_s": 1.0, "latency_ms": 1e-3, "latency_us": 1e-6, "latency_ns": 1e-9}

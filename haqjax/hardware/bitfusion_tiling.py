@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.hardware.tile import (
+from haqjax.hardware.bitfusion_tile import (
     Bitfusion,
     Operands,
     Shape,

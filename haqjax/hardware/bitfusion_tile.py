@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from haqjax.hardware.fields import Amount, Count, Positive, Switch
+from haqjax.hardware.spec import Amount, Count, Positive, Switch
 
 
 class Bitfusion(NamedTuple):
