@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from haqjax.data import PREPROCESSING, Source, Split, batches
-from haqjax.data.folder import Files
+from haqjax.data.image_folder import Files
 from haqjax.data.source import make_source
 
 COUNT = 23

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
 from haqjax.data import load, prepare
-from haqjax.data.tfds import tfds
+from haqjax.data.tfds_reader import tfds
 
 PARTS = ("train", "search", "report")
 FEATURES = "tensorflow_datasets.core.features."

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from haqjax.data.arrays import npz
-from haqjax.data.batches import batches
 from haqjax.data.cut import MEMORY, Cut
 from haqjax.data.dataset import Dataset
-from haqjax.data.digits import digits
-from haqjax.data.folder import folder
-from haqjax.data.prepare import prepare
+from haqjax.data.image_folder import folder
+from haqjax.data.loader import batches
 from haqjax.data.preprocess import PREPROCESSING, Preprocessing, find_preprocessing
+from haqjax.data.scanned_digits import digits
 from haqjax.data.source import Source
 from haqjax.data.splits import Split, stratified
-from haqjax.data.tfds import tfds
+from haqjax.data.tfds_download import prepare
+from haqjax.data.tfds_reader import tfds
 
 __all__ = [
     "PREPROCESSING", "Dataset", "Preprocessing", "Source", "Split", "batches",

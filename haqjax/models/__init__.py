@@ -1,6 +1,6 @@
 """Networks to search: MobileNets and residual networks in Flax NNX, used as pure functions."""
 
-from haqjax.models.equalise import equalise
+from haqjax.models.equalisation import equalise
 from haqjax.models.network import MODELS, Network, build, count_learned, outline
 from haqjax.models.pretrained import Pretrained, load_pretrained
 from haqjax.models.restore import restore_batchnorm

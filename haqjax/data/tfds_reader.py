@@ -50,7 +50,7 @@ def tfds(
     """Reads a prepared data set of `image` and `label`, such as "cifar10".
 
     The set must be on disk in a format of random access (`array_record` or `parquet`); nothing is downloaded. See
-    `haqjax.data.prepare` for sets that are not there yet.
+    `haqjax.data.tfds_download` for sets that are not there yet.
 
     Args:
       name: as TensorFlow Datasets calls it.
@@ -86,7 +86,7 @@ def tfds(
 
 
 def _prepare(name: str) -> str:
-    return f"prepare it with haqjax.data.prepare({name!r}, data_dir), after pip install 'haqjax[prepare]'"
+    return f"prepare it with haqjax.data.tfds_download({name!r}, data_dir), after pip install 'haqjax[prepare]'"
 
 
 def _whole(split: str) -> str:

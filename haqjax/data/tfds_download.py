@@ -7,7 +7,7 @@ def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     """Downloads and writes a data set in the format that `load("tfds:NAME")` reads.
 
     The one place that needs TensorFlow and a network; `pip install 'haqjax[prepare]'` brings the former. From a shell:
-    `python -c "import haqjax.data; haqjax.data.prepare('cifar10', 'data')"`.
+    `python -c "import haqjax.data; haqjax.data.tfds_download('cifar10', 'data')"`.
 
     Args:
       name: as TensorFlow Datasets calls it.
