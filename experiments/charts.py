@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from haqjax.report.figures import TEXT, outline_axes
+from haqjax.report.static.bits import TEXT, outline_axes
 
 STYLES = {"uniform": ("#c8590a", "s"), "found": ("#23679e", "o")}  # colour, mark
 LEAST_SPAN = 0.1  # of the values, that an axis shows at least, so that equal budgets look equal

@@ -44,7 +44,7 @@ from results import Results, spread
 from haqjax import budget, cost_table, machine
 from haqjax.hardware.bismo import Bismo
 from haqjax.policies.bounds import bounds
-from haqjax.report.figures import TEXT, WIDTH, outline_axes
+from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SearchResult
 from haqjax.searchers.codesign import codesign, price_all, stack_tables
 from haqjax.types import Bounds, Budget, CostTable

@@ -38,7 +38,7 @@ from results import Results, spread
 from haqjax import budget
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.policies.bounds import bounds
-from haqjax.report.figures import TEXT, WIDTH, outline_axes
+from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SEARCHERS, SearchResult
 
 STYLES = {"ilp": "-", "gradient": "--", "haq": "-", "evolution": "-.", "greedy": ":", "uniform": ":", "random": "--"}

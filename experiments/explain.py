@@ -29,7 +29,7 @@ from haqjax.hardware import find_bounds
 from haqjax.hardware.usage import LIMITS
 from haqjax.policies.bounds import bounds
 from haqjax.report import bits_figure
-from haqjax.report.roofline import move_figure
+from haqjax.report.static.roofline import move_figure
 from haqjax.run.facts import find_rooflines
 from haqjax.types import CostTable
 

@@ -28,7 +28,7 @@ from results import Results, spread
 from haqjax import budget
 from haqjax.policies.actions import uniform
 from haqjax.policies.bounds import bounds
-from haqjax.report.figures import WIDTH
+from haqjax.report.static.bits import WIDTH
 from haqjax.training import Tuning
 
 

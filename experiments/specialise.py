@@ -26,7 +26,7 @@ from results import Results, spread
 
 from haqjax import budget
 from haqjax.policies.bounds import bounds
-from haqjax.report.figures import TEXT, WIDTH
+from haqjax.report.static.bits import TEXT, WIDTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from results import Results, spread
 
 from haqjax import budget, search
 from haqjax.policies.bounds import bounds
-from haqjax.report.figures import TEXT, WIDTH, outline_axes
+from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.searchers.warm_start import begin_with
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from haqjax.report.facts import describe, labels
-from haqjax.report.layer_charts import bits_chart, cost_chart, roofline_chart
+from haqjax.report.catalogue import PICTURES
+from haqjax.report.interactive.layers import bits_chart, cost_chart, roofline_chart
+from haqjax.report.interactive.search import front_chart, search_chart
 from haqjax.report.page import make_page
-from haqjax.report.pictures import PICTURES
-from haqjax.report.search_charts import front_chart, search_chart
+from haqjax.report.run_data import describe, labels
 from haqjax.run.config import ReportConfig
 from haqjax.run.facts import read_facts
 from haqjax.run.report import run_report

@@ -17,8 +17,8 @@ from rich.console import Console
 
 import haqjax.run.report
 from haqjax.hardware import machine, save_table, total_cost
-from haqjax.report.facts import best_gain, find_front, front_resources
-from haqjax.report.figures import KINDS
+from haqjax.report.run_data import best_gain, find_front, front_resources
+from haqjax.report.static.bits import KINDS
 from haqjax.run.config import ReportConfig
 from haqjax.run.facts import find_rooflines, read_facts
 from haqjax.run.report import run_report

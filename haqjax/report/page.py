@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from haqjax.report.facts import Facts, kinds
-from haqjax.report.pictures import PICTURES, chart_runs
+from haqjax.report.catalogue import PICTURES, chart_runs
+from haqjax.report.run_data import Facts, kinds
 from haqjax.report.tables import comparison_columns, unit_of
 from haqjax.types import ACTIVATION, WEIGHT
 

@@ -15,9 +15,9 @@ from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS, Usage
 from haqjax.models import is_pretrained_source
 from haqjax.policies.cost import entries
-from haqjax.report.costs import Spent
-from haqjax.report.facts import Episodes, Facts, Layers
-from haqjax.report.roofline import DASHES, Place, Rooflines
+from haqjax.report.run_data import Episodes, Facts, Layers
+from haqjax.report.static.costs import Spent
+from haqjax.report.static.roofline import DASHES, Place, Rooflines
 from haqjax.report.tables import Row
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import EPISODES, UNITS, open_folder, read_file

@@ -18,7 +18,7 @@ from haqjax.policies.actions import to_rows
 from haqjax.policies.feasibility import SHOWN
 from haqjax.policies.projection import best_uniform
 from haqjax.report import standard_error
-from haqjax.report.front_figure import Marks, front_figure
+from haqjax.report.static.front import Marks, front_figure
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import UNITS, cost_of, in_units, write_episodes
 from haqjax.run.outcome import Outcome, make_title, say, summarise, write_bits, write_figure

@@ -12,7 +12,7 @@ from haqjax.hardware import Machine, cost_table, find_bounds, machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
-from haqjax.report.roofline import roofline_figure, share_figure
+from haqjax.report.static.roofline import roofline_figure, share_figure
 from haqjax.run.config import HardwareConfig
 from haqjax.run.table import find_network
 from haqjax.tracing.hooks import layers

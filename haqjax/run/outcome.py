@@ -13,7 +13,7 @@ from rich.console import Console
 from haqjax.files import write_json
 from haqjax.policies.actions import to_rows
 from haqjax.report import Row, bits_figure, comparison_table, save, search_figure
-from haqjax.report.front_figure import Marks, front_figure
+from haqjax.report.static.front import Marks, front_figure
 from haqjax.run.config import SearchConfig
 from haqjax.run.folder import best_so_far, cost_of, in_units, write_episodes
 from haqjax.run.task import Task

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from haqjax.files import write_bytes, write_text
-from haqjax.report.facts import Facts
-from haqjax.report.figures import as_bytes
+from haqjax.report.catalogue import PICTURES, draw_runs
 from haqjax.report.page import make_page
-from haqjax.report.pictures import PICTURES, draw_runs
+from haqjax.report.run_data import Facts
+from haqjax.report.static.bits import as_bytes
 from haqjax.run.config import ReportConfig
 from haqjax.run.facts import read_facts
 

@@ -4,10 +4,10 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
-from haqjax.report.facts import Facts, describe, kinds, labels
-from haqjax.report.figures import KINDS
-from haqjax.report.roofline import MARKS, Place, roofs
-from haqjax.report.screen import HOVER, INK, lay_out, panels, plain
+from haqjax.report.interactive.style import HOVER, INK, lay_out, panels, plain
+from haqjax.report.run_data import Facts, describe, kinds, labels
+from haqjax.report.static.bits import KINDS
+from haqjax.report.static.roofline import MARKS, Place, roofs
 from haqjax.report.tables import unit_of
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from haqjax.report.costs import Spent
-from haqjax.report.figures import layer_kinds, short_names
-from haqjax.report.roofline import Rooflines
+from haqjax.report.static.bits import layer_kinds, short_names
+from haqjax.report.static.costs import Spent
+from haqjax.report.static.roofline import Rooflines
 from haqjax.report.tables import Row, unit_of
 from haqjax.searchers.base import Record
 from haqjax.searchers.front import front
@@ -70,7 +70,7 @@ def labels(layers: Layers) -> list[str]:
 
 
 def kinds(layers: Layers) -> list[str]:
-    """The kind of each layer, a key of `haqjax.report.figures.KINDS`."""
+    """The kind of each layer, a key of `haqjax.report.static.bits.KINDS`."""
     return layer_kinds(layers.depthwise, layers.pointwise)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from haqjax.report.figures import GRID, KINDS, TEXT, TITLE, WIDTH, layer_kinds, outline_axes
+from haqjax.report.static.bits import GRID, KINDS, TEXT, TITLE, WIDTH, layer_kinds, outline_axes
 
 MARKS = {"depthwise": "D", "pointwise (1×1)": "o", "other": "^"}
 DASHES = {8: "-", 4: "--", 2: ":"}  # of the roofs, by bits

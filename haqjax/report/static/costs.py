@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from haqjax.report.figures import FEWEST, KINDS, TEXT, TITLE, WIDTH, layer_kinds, name_layers, outline_axes
+from haqjax.report.static.bits import FEWEST, KINDS, TEXT, TITLE, WIDTH, layer_kinds, name_layers, outline_axes
 from haqjax.report.tables import unit_of
 
 BEFORE: dict[str, Any] = {"facecolor": "0.92", "edgecolor": "0.45", "linewidth": 0.5}  # the bar behind

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from haqjax.report.figures import TEXT, TITLE, WIDTH, outline_axes
+from haqjax.report.static.bits import TEXT, TITLE, WIDTH, outline_axes
 from haqjax.report.tables import unit_of
 
 DOTS, LINE = "#8fb3d3", "#123a5e"  # of policies, of the best ones

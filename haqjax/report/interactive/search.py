@@ -7,9 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Int
 
-from haqjax.report.facts import Facts, best_gain, describe_policies, find_front, front_resources, references
-from haqjax.report.progress import DOTS, LINE
-from haqjax.report.screen import HOVER, INK, lay_out, panels, plain
+from haqjax.report.interactive.style import HOVER, INK, lay_out, panels, plain
+from haqjax.report.run_data import Facts, best_gain, describe_policies, find_front, front_resources, references
+from haqjax.report.static.search import DOTS, LINE
 from haqjax.report.tables import unit_of
 
 FITS = {"symbol": "circle", "size": 5, "color": DOTS, "line": {"color": "#3d6a92", "width": 0.5}}

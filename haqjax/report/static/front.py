@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from haqjax.policies.feasibility import SHOWN
-from haqjax.report.figures import TEXT, WIDTH, outline_axes
+from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.report.tables import standard_error
 
 FOUND, EVEN, EVALUATED = "#123a5e", "#c8590a", "#8fb3d3"  # told apart by lightness and by shape, too

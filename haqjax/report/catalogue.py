@@ -7,13 +7,13 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
-from haqjax.report.costs import cost_figure
-from haqjax.report.facts import Facts, best_gain, find_front, front_resources, references
-from haqjax.report.figures import bits_figure
-from haqjax.report.layer_charts import bits_chart, cost_chart, roofline_chart
-from haqjax.report.progress import Costs, front_figure, runs_figure, search_figure
-from haqjax.report.roofline import move_figure
-from haqjax.report.search_charts import front_chart, runs_chart, search_chart
+from haqjax.report.interactive.layers import bits_chart, cost_chart, roofline_chart
+from haqjax.report.interactive.search import front_chart, runs_chart, search_chart
+from haqjax.report.run_data import Facts, best_gain, find_front, front_resources, references
+from haqjax.report.static.bits import bits_figure
+from haqjax.report.static.costs import cost_figure
+from haqjax.report.static.roofline import move_figure
+from haqjax.report.static.search import Costs, front_figure, runs_figure, search_figure
 
 
 class Picture(NamedTuple):

@@ -1,0 +1,1 @@
+"""Figures that answer the pointer, by plotly."""
