@@ -21,8 +21,8 @@ from haqjax.policies.projection import best_uniform
 from haqjax.quantizers.codebook import make_bank
 from haqjax.report import standard_error
 from haqjax.run import SearchConfig
-from haqjax.run.network import cache_folder, load_network
-from haqjax.run.task import calibration_batches, open_network
+from haqjax.run.float_network import cache_folder, load_network
+from haqjax.run.setup import calibration_batches, open_network
 from haqjax.searchers import SEARCHERS, Problem, Searcher, SearchResult, make_haq, make_problem, search
 from haqjax.searchers.driver import judge
 from haqjax.searchers.haq import HAQ

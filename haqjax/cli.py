@@ -26,10 +26,10 @@ from haqjax.run import (
     run_table,
     run_train,
 )
-from haqjax.run.config import ReportConfig
-from haqjax.run.hosts import leave
-from haqjax.run.network import cache_folder
-from haqjax.run.report import run_report
+from haqjax.run.commands.report import run_report
+from haqjax.run.config.commands import ReportConfig
+from haqjax.run.distributed import leave
+from haqjax.run.float_network import cache_folder
 
 COMMANDS: dict[str, tuple[type, Callable]] = {
     "search": (SearchConfig, run_search),

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import haqjax.run.outcome
-import haqjax.run.task
+import haqjax.run.folder.result
+import haqjax.run.setup
 from haqjax import calibrate
 from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
@@ -29,9 +29,9 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
     """Plays two rounds, and goes on with a third from what is on disk."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
-        patch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)  # takes seconds
+        patch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)  # takes seconds
         if hosts is None:
-            patch.setattr(haqjax.run.task, "share_devices", lambda *asked: mesh)
+            patch.setattr(haqjax.run.setup, "share_devices", lambda *asked: mesh)
         asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
         console = Console(quiet=True)
         run_search(SearchConfig(**asked), console)

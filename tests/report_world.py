@@ -10,7 +10,7 @@ import yaml
 from haqjax.hardware import total_cost
 from haqjax.policies.projection import project
 from haqjax.run import SearchConfig
-from haqjax.run.task import prepare
+from haqjax.run.setup import prepare
 
 EPISODES = 9
 UNITS = ("latency_s", "energy_j", "size_bytes", "bops", "memory_bytes")

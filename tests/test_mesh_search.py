@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mesh_search
-from haqjax.run.hosts import from_first, is_first, read_hosts
+from haqjax.run.distributed import from_first, is_first, read_hosts
 from haqjax.sharding import make_mesh, share_policies, suggest_policies
 
 SCRIPT = Path(mesh_search.__file__)

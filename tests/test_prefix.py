@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import haqjax
-import haqjax.run.outcome
-import haqjax.run.task
+import haqjax.run.folder.result
+import haqjax.run.setup
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluate, prefix
 from haqjax.evaluation.judging import operands_under
@@ -168,14 +168,14 @@ def test_cuts_outside_the_network_are_told(world):
 def tiny(monkeypatch):
     """Searches of a network of four layers; tells what judges were made of."""
     install(monkeypatch)
-    monkeypatch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)
+    monkeypatch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)
     made = []
 
     def make(*world, **options):
         made.append(world[4:])
         return make_prefix_evaluate(*world, **options)
 
-    monkeypatch.setattr(haqjax.run.task, "make_prefix_evaluate", make)
+    monkeypatch.setattr(haqjax.run.setup, "make_prefix_evaluate", make)
     return made
 
 
@@ -210,4 +210,4 @@ def test_cuts_are_for_probes_on_one_device(monkeypatch):
             SearchConfig(cuts=3, **asked).check()
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     with pytest.raises(ValueError, match="cuts 3 are for one device, here are 8: leave them out"):
-        haqjax.run.task.make_probing_judge(SearchConfig(cuts=3), None, None, None)
+        haqjax.run.setup.make_probing_judge(SearchConfig(cuts=3), None, None, None)

@@ -18,9 +18,9 @@ from haqjax.report.interactive.layers import bits_chart, cost_chart, roofline_ch
 from haqjax.report.interactive.search import front_chart, search_chart
 from haqjax.report.page import make_page
 from haqjax.report.run_data import describe, labels
-from haqjax.run.config import ReportConfig
-from haqjax.run.facts import read_facts
-from haqjax.run.report import run_report
+from haqjax.run.commands.report import run_report
+from haqjax.run.config.commands import ReportConfig
+from haqjax.run.folder.run_data import read_facts
 from report_world import EPISODES, make_task, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

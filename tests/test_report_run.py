@@ -15,14 +15,14 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-import haqjax.run.report
+import haqjax.run.commands.report
 from haqjax.hardware import machine, save_table, total_cost
 from haqjax.report.run_data import best_gain, find_front, front_resources
 from haqjax.report.static.bits import KINDS
-from haqjax.run.config import ReportConfig
-from haqjax.run.facts import find_rooflines, read_facts
-from haqjax.run.report import run_report
-from haqjax.run.table import find_network
+from haqjax.run.commands.report import run_report
+from haqjax.run.commands.table import find_network
+from haqjax.run.config.commands import ReportConfig
+from haqjax.run.folder.run_data import find_rooflines, read_facts
 from haqjax.tracing.hooks import layers
 from report_world import EPISODES, make_task, price_of, write_run
 
@@ -41,7 +41,7 @@ def drawn(folder):
 @pytest.fixture
 def quick(monkeypatch):
     """Figures for paper are not drawn: most of a report's time."""
-    monkeypatch.setattr(haqjax.run.report, "as_bytes", lambda figure, ending: b"<svg/>")
+    monkeypatch.setattr(haqjax.run.commands.report, "as_bytes", lambda figure, ending: b"<svg/>")
 
 
 @pytest.fixture(scope="module")

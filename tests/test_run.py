@@ -14,11 +14,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-import haqjax.run.folder
-import haqjax.run.journal
-import haqjax.run.network
-import haqjax.run.search
-import haqjax.run.task
+import haqjax.run.commands.search
+import haqjax.run.float_network
+import haqjax.run.folder.files
+import haqjax.run.folder.journal
+import haqjax.run.setup
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
@@ -45,8 +45,8 @@ def world(tmp_path_factory):
     """Digits of 8 pixels and two epochs of training, with a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        recipe = haqjax.run.network.RECIPES["resnet20"] | {"epochs": 2}
-        patch.setitem(haqjax.run.network.RECIPES, "resnet20", recipe)
+        recipe = haqjax.run.float_network.RECIPES["resnet20"] | {"epochs": 2}
+        patch.setitem(haqjax.run.float_network.RECIPES, "resnet20", recipe)
         yield tmp_path_factory.mktemp("runs")
 
 
@@ -114,7 +114,7 @@ def test_the_folder_is_complete(finished):
 
 
 def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
-    monkeypatch.setattr(haqjax.run.network, "train_network", None)  # calling it would fail
+    monkeypatch.setattr(haqjax.run.float_network, "train_network", None)  # calling it would fail
     compiled = loop.judge._cache_size()
     run(world / "again")
     assert read(world / "again") == read(finished)
@@ -221,12 +221,12 @@ def test_additions_to_the_agent_change_what_it_proposes(world, finished):
 def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
     run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
     config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
-    task = haqjax.run.task.prepare(config)
+    task = haqjax.run.setup.prepare(config)
     problem = make_problem(task.layers, task.table, task.bounds, task.budget, lambda policies: policies[:, 0, 0], 0.5)
-    searcher = haqjax.run.search.make_searcher(config)
-    begun = haqjax.run.journal.warm_start(finished, searcher, problem, jax.random.key(5)).state.agent
-    with haqjax.run.journal.open_journal(finished, haqjax.run.folder.open_folder(finished)) as journal:
-        learned = haqjax.run.journal.read_back(journal, searcher, problem).state.agent
+    searcher = haqjax.run.commands.search.make_searcher(config)
+    begun = haqjax.run.folder.journal.warm_start(finished, searcher, problem, jax.random.key(5)).state.agent
+    with haqjax.run.folder.journal.open_journal(finished, haqjax.run.folder.files.open_folder(finished)) as journal:
+        learned = haqjax.run.folder.journal.read_back(journal, searcher, problem).state.agent
     for new, old in zip(jax.tree.leaves(begun.actor), jax.tree.leaves(learned.actor), strict=True):
         np.testing.assert_array_equal(new, old)
     assert int(begun.updates) == 0 < int(learned.updates)
@@ -270,7 +270,7 @@ def weights(world, finished):
 
 
 def test_trained_weights_serve_a_search(world, finished, weights, monkeypatch):
-    monkeypatch.setattr(haqjax.run.network, "train_network", None)
+    monkeypatch.setattr(haqjax.run.float_network, "train_network", None)
     run(world / "own", weights=str(weights))
     assert read(world / "own")["layers"] == read(finished)["layers"]  # the cached network is that of seed 0, too
 
@@ -374,7 +374,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, monk
 
 def test_a_budget_below_the_floor_says_what_holds_it(tmp_path):
     with pytest.raises(ValueError, match=r"latency budget .* ms is below the floor .* ms .* held by \S+ \d+ %"):
-        haqjax.run.search.prepare(SearchConfig(model="mobilenet_v2", budget=0.02))
+        haqjax.run.commands.search.prepare(SearchConfig(model="mobilenet_v2", budget=0.02))
 
 
 def test_judge_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
@@ -401,7 +401,7 @@ def test_the_last_batch_is_filled_up_with_images_that_do_not_count():
 def test_images_that_are_not_square_are_refused():
     tall = Split(np.zeros((4, 8, 6, 3), np.float32), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="images of tall are 8 x 6 pixels"):
-        haqjax.run.network.empty_network("resnet20", Dataset("tall", 10, tall, tall, tall))
+        haqjax.run.float_network.empty_network("resnet20", Dataset("tall", 10, tall, tall, tall))
 
 
 def test_a_budget_is_a_fraction_of_the_full_cost():

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import haqjax.run.journal
-import haqjax.run.outcome
-import haqjax.run.play
-import haqjax.run.task
+import haqjax.run.folder.journal
+import haqjax.run.folder.result
+import haqjax.run.resumable
+import haqjax.run.setup
 from haqjax import calibrate
 from haqjax.cli import main
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
-from haqjax.run.search import find_folder
+from haqjax.run.commands.search import find_folder
 from haqjax.training.checkpoints import open_checkpoints
 from haqjax.types import Judgement
 from run_world import install
@@ -37,8 +37,8 @@ ASKED = dict(search="random", layers="*=2-8", rounding="nearest", episodes=EPISO
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)  # takes seconds
-        patch.setattr(haqjax.run.journal, "EVERY", 0.0)
+        patch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)  # takes seconds
+        patch.setattr(haqjax.run.folder.journal, "EVERY", 0.0)
         install(patch)
         yield tmp_path_factory.mktemp("runs")
 
@@ -76,9 +76,9 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_later(world, finished, w
     """Each kind of file is the first that cannot be written, in the third round."""
     out, stack = world / f"full_{what}", contextlib.ExitStack()
     place, name = {
-        "checkpoints": (haqjax.run.journal.Checkpoints, "save"),
-        "episodes": (haqjax.run.journal, "write_episodes"),
-        "curves": (haqjax.run.journal.Journal, "_draw"),
+        "checkpoints": (haqjax.run.folder.journal.Checkpoints, "save"),
+        "episodes": (haqjax.run.folder.journal, "write_episodes"),
+        "curves": (haqjax.run.folder.journal.Journal, "_draw"),
     }[what]
     write, calls = getattr(place, name), []
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_later(world, finished, w
 
 def test_a_disk_that_is_full_from_the_first_leaves_nothing(world, monkeypatch):
     with full_disk(0), pytest.raises(OSError, match=r"cannot be written \(File too large\)"):
-        haqjax.run.play._open_journal(SearchConfig(), world / "never").__enter__()
+        haqjax.run.resumable._open_journal(SearchConfig(), world / "never").__enter__()
     assert not (world / "never").exists()
 
 
@@ -200,7 +200,7 @@ def test_policies_with_outputs_that_are_not_finite_are_counted_and_never_win(wor
         few = policies[:, 0, 0] <= 5  # bits of the first layer's weights
         return Judgement(jnp.where(few, 1.0, 0.5), jnp.where(few, jnp.inf, 1.0))
 
-    monkeypatch.setattr(haqjax.run.task, "make_evaluate", lambda *rest, **options: jax.tree_util.Partial(judge))
+    monkeypatch.setattr(haqjax.run.setup, "make_evaluate", lambda *rest, **options: jax.tree_util.Partial(judge))
     with open(world / "said.txt", "w+") as file:
         out = run_search(SearchConfig(**ASKED, out=str(world / "infinite")), Console(file=file, width=200))
         file.seek(0)

@@ -10,7 +10,7 @@ from rich.console import Console
 from haqjax.hardware import cost_table, machine
 from haqjax.models import outline
 from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
-from haqjax.run.search import prepare
+from haqjax.run.commands.search import prepare
 from haqjax.tracing.hooks import layers
 
 OWN = """

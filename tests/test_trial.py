@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 
 import haqjax
-import haqjax.run.outcome
-import haqjax.run.task
+import haqjax.run.folder.result
+import haqjax.run.setup
 from haqjax.data import Split
 from haqjax.evaluation import trial
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
 from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
 from haqjax.evaluation.sensitivity import random_policies
 from haqjax.run import SearchConfig, run_search
-from haqjax.run.folder import open_folder
+from haqjax.run.folder.files import open_folder
 from run_world import install
 
 QUIET = Console(quiet=True)
@@ -138,7 +138,7 @@ def test_mistakes_are_told(world):
 
 def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
     install(monkeypatch)
-    monkeypatch.setattr(haqjax.run.outcome, "write_figure", lambda *told: None)
+    monkeypatch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)
     tried, used = [], []
 
     def choose(*world, policies, cache):
@@ -149,8 +149,8 @@ def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
         used.append((options["batch_size"], options["policies_at_once"]))
         return make_evaluate(*world, **options)
 
-    monkeypatch.setattr(haqjax.run.task, "choose_batches", choose)
-    monkeypatch.setattr(haqjax.run.task, "make_evaluate", make)
+    monkeypatch.setattr(haqjax.run.setup, "choose_batches", choose)
+    monkeypatch.setattr(haqjax.run.setup, "make_evaluate", make)
     out = str(tmp_path / "run")
     run_search(SearchConfig(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
     run_search(SearchConfig(resume=out, episodes=8), QUIET)
@@ -160,9 +160,9 @@ def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
 
 
 def test_what_is_said_is_not_tried(monkeypatch):
-    monkeypatch.setattr(haqjax.run.task, "choose_batches", pytest.fail)
+    monkeypatch.setattr(haqjax.run.setup, "choose_batches", pytest.fail)
     for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0)):
         config = SearchConfig(**asked)
-        assert haqjax.run.task.settle_batches(config, None, None, None) is config
+        assert haqjax.run.setup.settle_batches(config, None, None, None) is config
     with pytest.raises(ValueError, match="policies_at_once is 0: give at least 1"):
         SearchConfig(policies_at_once=0).check()

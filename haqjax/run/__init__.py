@@ -1,11 +1,18 @@
 """Whole runs: from a configuration to a folder with the result."""
 
-from haqjax.run.config import EvaluateConfig, FinetuneConfig, HardwareConfig, SearchConfig, TableConfig, TrainConfig
-from haqjax.run.hardware import run_hardware
-from haqjax.run.saved import run_evaluate, run_finetune
-from haqjax.run.search import run_search
-from haqjax.run.table import run_table
-from haqjax.run.train import run_train
+from haqjax.run.commands.evaluate import run_evaluate, run_finetune
+from haqjax.run.commands.hardware import run_hardware
+from haqjax.run.commands.search import run_search
+from haqjax.run.commands.table import run_table
+from haqjax.run.commands.train import run_train
+from haqjax.run.config.commands import (
+    EvaluateConfig,
+    FinetuneConfig,
+    HardwareConfig,
+    SearchConfig,
+    TableConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "EvaluateConfig", "FinetuneConfig", "HardwareConfig", "SearchConfig", "TableConfig", "TrainConfig",

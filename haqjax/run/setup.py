@@ -25,9 +25,9 @@ from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.rules import bounds_by_rules
 from haqjax.quantizers import calibrate
 from haqjax.quantizers.codebook import make_bank
-from haqjax.run.config import SearchConfig
-from haqjax.run.hosts import share_devices
-from haqjax.run.network import cache_folder, empty_network
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.distributed import share_devices
+from haqjax.run.float_network import cache_folder, empty_network
 from haqjax.searchers.front import spread_fractions
 from haqjax.sharding import share_policies
 from haqjax.tracing.hooks import layers

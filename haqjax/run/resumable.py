@@ -13,12 +13,12 @@ from jaxtyping import PRNGKeyArray
 from rich.console import Console
 
 from haqjax.files import new_folder
-from haqjax.run.config import SearchConfig
-from haqjax.run.folder import EPISODES, open_folder, write_config
-from haqjax.run.hosts import from_first, is_first
-from haqjax.run.journal import Journal, open_journal, read_back, warm_start
-from haqjax.run.network import make_progress
-from haqjax.run.task import Task
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.distributed import from_first, is_first
+from haqjax.run.float_network import make_progress
+from haqjax.run.folder.files import EPISODES, open_folder, write_config
+from haqjax.run.folder.journal import Journal, open_journal, read_back, warm_start
+from haqjax.run.setup import Task
 from haqjax.searchers import Problem, SearchResult, search
 from haqjax.searchers.accuracy_constrained import PROBES, Drop, search_drop
 from haqjax.searchers.base import Searcher

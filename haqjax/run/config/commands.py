@@ -6,8 +6,8 @@ from pathlib import Path
 from haqjax.files import check_free
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
-from haqjax.run.checks import check_one_of, check_seed
-from haqjax.run.search_config import SearchConfig
+from haqjax.run.config.checks import check_one_of, check_seed
+from haqjax.run.config.search import SearchConfig
 from haqjax.training import Tuning
 
 __all__ = [

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from haqjax.data import load
 from haqjax.evaluation import accuracy
-from haqjax.run.config import TrainConfig, free_folder
-from haqjax.run.network import empty_network, train_network
+from haqjax.run.config.commands import TrainConfig, free_folder
+from haqjax.run.float_network import empty_network, train_network
 from haqjax.training import save_params
 
 

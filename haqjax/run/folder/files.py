@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from haqjax.files import write_csv, write_yaml
 from haqjax.policies.cost import price
-from haqjax.run.config import SearchConfig
+from haqjax.run.config.commands import SearchConfig
 from haqjax.searchers import Record
 from haqjax.types import WIDTHS, AnyArray, Cost, CostTable
 

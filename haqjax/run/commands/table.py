@@ -14,7 +14,7 @@ from rich.console import Console
 from haqjax.files import check_free
 from haqjax.hardware import cost_table, save_table
 from haqjax.models import MODELS, outline
-from haqjax.run.config import TableConfig
+from haqjax.run.config.commands import TableConfig
 from haqjax.tracing.hooks import layers
 
 

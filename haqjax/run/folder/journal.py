@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from haqjax.run.config import SearchConfig
-from haqjax.run.folder import open_folder, write_episodes
-from haqjax.run.hosts import from_first, is_first
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.distributed import from_first, is_first
+from haqjax.run.folder.files import open_folder, write_episodes
 from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
 from haqjax.searchers.stages import Course

@@ -19,9 +19,9 @@ from haqjax.report.run_data import Episodes, Facts, Layers
 from haqjax.report.static.costs import Spent
 from haqjax.report.static.roofline import DASHES, Place, Rooflines
 from haqjax.report.tables import Row
-from haqjax.run.config import SearchConfig
-from haqjax.run.folder import EPISODES, UNITS, open_folder, read_file
-from haqjax.run.task import Task, prepare
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.folder.files import EPISODES, UNITS, open_folder, read_file
+from haqjax.run.setup import Task, prepare
 from haqjax.types import WIDTHS, Cost, LayerTable
 
 NAMES = {"8_bits": "8 bits", "uniform": "uniform {}", "policy": "found by {}"}  # of the rows of a comparison

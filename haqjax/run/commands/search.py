@@ -17,15 +17,15 @@ from haqjax.policies.actions import uniform
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import price
 from haqjax.policies.projection import best_uniform
-from haqjax.run.config import SearchConfig, free_folder
-from haqjax.run.folder import open_folder
-from haqjax.run.front import conclude_front, name_one, show_front, write_front
-from haqjax.run.hosts import from_first, is_first, join, speaker
-from haqjax.run.network import load_network
-from haqjax.run.outcome import Outcome, count_not_finite, show_result, write_result
-from haqjax.run.play import make_searcher, play
-from haqjax.run.search_config import USUAL_BUDGET
-from haqjax.run.task import (
+from haqjax.run.config.commands import SearchConfig, free_folder
+from haqjax.run.config.search import USUAL_BUDGET
+from haqjax.run.distributed import from_first, is_first, join, speaker
+from haqjax.run.float_network import load_network
+from haqjax.run.folder.files import open_folder
+from haqjax.run.folder.front import conclude_front, name_one, show_front, write_front
+from haqjax.run.folder.result import Outcome, count_not_finite, show_result, write_result
+from haqjax.run.resumable import make_searcher, play
+from haqjax.run.setup import (
     Task,
     find_ranges,
     judge_all,

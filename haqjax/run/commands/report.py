@@ -12,8 +12,8 @@ from haqjax.report.catalogue import PICTURES, draw_runs
 from haqjax.report.page import make_page
 from haqjax.report.run_data import Facts
 from haqjax.report.static.bits import as_bytes
-from haqjax.run.config import ReportConfig
-from haqjax.run.facts import read_facts
+from haqjax.run.config.commands import ReportConfig
+from haqjax.run.folder.run_data import read_facts
 
 PAGE = "report.html"
 

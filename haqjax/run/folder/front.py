@@ -19,10 +19,10 @@ from haqjax.policies.feasibility import SHOWN
 from haqjax.policies.projection import best_uniform
 from haqjax.report import standard_error
 from haqjax.report.static.front import Marks, front_figure
-from haqjax.run.config import SearchConfig
-from haqjax.run.folder import UNITS, cost_of, in_units, write_episodes
-from haqjax.run.outcome import Outcome, make_title, say, summarise, write_bits, write_figure
-from haqjax.run.task import Task, leave_activations, measure
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.folder.files import UNITS, cost_of, in_units, write_episodes
+from haqjax.run.folder.result import Outcome, make_title, say, summarise, write_bits, write_figure
+from haqjax.run.setup import Task, leave_activations, measure
 from haqjax.searchers import SearchResult
 from haqjax.searchers.front import Front
 from haqjax.types import WIDTHS, Budget, Cost

@@ -13,8 +13,8 @@ from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
 from haqjax.report.static.roofline import roofline_figure, share_figure
-from haqjax.run.config import HardwareConfig
-from haqjax.run.table import find_network
+from haqjax.run.commands.table import find_network
+from haqjax.run.config.commands import HardwareConfig
 from haqjax.tracing.hooks import layers
 from haqjax.types import LayerTable
 

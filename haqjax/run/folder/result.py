@@ -14,9 +14,9 @@ from haqjax.files import write_json
 from haqjax.policies.actions import to_rows
 from haqjax.report import Row, bits_figure, comparison_table, save, search_figure
 from haqjax.report.static.front import Marks, front_figure
-from haqjax.run.config import SearchConfig
-from haqjax.run.folder import best_so_far, cost_of, in_units, write_episodes
-from haqjax.run.task import Task
+from haqjax.run.config.commands import SearchConfig
+from haqjax.run.folder.files import best_so_far, cost_of, in_units, write_episodes
+from haqjax.run.setup import Task
 from haqjax.searchers import SearchResult
 from haqjax.searchers.accuracy_constrained import Drop
 from haqjax.searchers.base import Record

@@ -8,9 +8,9 @@ from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS, is_pretrained_source
 from haqjax.quantizers.calibration import ROUNDINGS
 from haqjax.quantizers.clipping import METHODS
-from haqjax.run.checks import check_one_of, check_seed
-from haqjax.run.hosts import read_hosts
-from haqjax.run.limits import read_limits, read_metrics
+from haqjax.run.config.checks import check_one_of, check_seed
+from haqjax.run.config.limits import read_limits, read_metrics
+from haqjax.run.distributed import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.front import BUDGETS
 from haqjax.searchers.improve import ADDITIONS

@@ -18,10 +18,10 @@ from haqjax.models import Network
 from haqjax.policies.actions import from_rows, uniform
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.report import Row, comparison_table
-from haqjax.run.config import EvaluateConfig, FinetuneConfig, SearchConfig
-from haqjax.run.folder import cost_of, open_folder, read_file
-from haqjax.run.network import fingerprint, load_network, make_progress
-from haqjax.run.task import Task, find_ranges, leave_activations, measure, prepare
+from haqjax.run.config.commands import EvaluateConfig, FinetuneConfig, SearchConfig
+from haqjax.run.float_network import fingerprint, load_network, make_progress
+from haqjax.run.folder.files import cost_of, open_folder, read_file
+from haqjax.run.setup import Task, find_ranges, leave_activations, measure, prepare
 from haqjax.training import Progress, Tuned, finetune_all, load_params, save_params
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
