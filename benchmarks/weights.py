@@ -16,7 +16,7 @@ import numpy as np
 import records
 
 from haqjax.data import load
-from haqjax.evaluation import accuracy
+from haqjax.evaluation import measure_accuracy
 from haqjax.evaluation.evaluator import suggest_batch
 from haqjax.models import load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import lower
@@ -48,7 +48,7 @@ def bench(folder, file):
     data = data_of(folder, file.rpartition("_")[2], preprocessing)
     batch = suggest_batch(network.image_size**2)
     apply = with_hook(network.apply, lower)
-    found = accuracy(apply, network.params, data.report, batch_size=batch)
+    found = measure_accuracy(apply, network.params, data.report, batch_size=batch)
     figures = {
         "file": file,
         "network": name,
@@ -71,7 +71,7 @@ def restored(network, apply, data, batch):
     batches = (data.train.take(np.array(rows[at : at + batch])).images for at in range(0, len(rows), batch))
     params = restore_batchnorm(network, network.params, batches)
     logits = [np.asarray(jax.jit(apply)(p, data.report.images[:32])) for p in (network.params, params)]
-    found = accuracy(apply, params, data.report, batch_size=batch)
+    found = measure_accuracy(apply, params, data.report, batch_size=batch)
     return {
         "restored_from_images": len(rows),
         "restored_top1_percent": 100 * found.value,

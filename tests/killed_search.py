@@ -13,7 +13,8 @@ import numpy as np
 
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget
-from haqjax.run import SearchConfig, journal
+from haqjax.run import SearchConfig
+from haqjax.run.folder import journal
 from haqjax.searchers import HAQ, make_haq, make_problem, search
 from haqjax.types import Cost, CostTable, LayerTable
 

@@ -17,7 +17,7 @@ import haqjax.run.setup
 from haqjax import calibrate
 from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
-from haqjax.searchers import rounds
+from haqjax.searchers import driver
 from haqjax.sharding import make_mesh
 from run_world import apply, install, make_data, make_network
 
@@ -35,7 +35,7 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
         asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
         console = Console(quiet=True)
         run_search(SearchConfig(**asked), console)
-        np.save(out.with_name("programs.npy"), [rounds._ask._cache_size(), rounds._tell._cache_size()])
+        np.save(out.with_name("programs.npy"), [driver._ask._cache_size(), driver._tell._cache_size()])
         return run_search(SearchConfig(resume=str(out), episodes=12, hosts=hosts), console)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from haqjax import capture, models
+from haqjax import models
+from haqjax.tracing import hooks
 
 IDENTITY = lambda layer, activation, weight, compute: compute(activation, weight)  # noqa: E731
 
@@ -102,7 +103,7 @@ def fill(params):
 def test_identity_hook_changes_no_bit(name):
     apply, params, shape = NETS[name]()
     params, x = fill(params), draw(*shape)
-    hooked = capture.with_hook(apply, IDENTITY)
+    hooked = hooks.with_hook(apply, IDENTITY)
     np.testing.assert_array_equal(jax.jit(hooked)(params, x), jax.jit(apply)(params, x))
 
 
@@ -110,7 +111,7 @@ def test_identity_hook_changes_no_bit(name):
 def test_identity_hook_under_eager_vmap_and_grad(name):
     apply, params, shape = NETS[name]()
     params, x = fill(params), draw(*shape)
-    hooked = capture.with_hook(apply, IDENTITY)
+    hooked = hooks.with_hook(apply, IDENTITY)
     np.testing.assert_array_equal(hooked(params, x), apply(params, x))
     xs = jnp.stack([x, 2 * x])
     mapped = [jax.jit(jax.vmap(f, in_axes=(None, 0)))(params, xs) for f in (hooked, apply)]
@@ -121,7 +122,7 @@ def test_identity_hook_under_eager_vmap_and_grad(name):
 
 def test_names_and_geometry_of_each_kind():
     apply, params, shape = grouped_net()
-    table = capture.layers(apply, params, jnp.ones(shape))
+    table = hooks.layers(apply, params, jnp.ones(shape))
     assert table.names == ("grouped", "line", "experts")
     np.testing.assert_array_equal(table.kernel, [(3, 5), (1, 3), (1, 1)])
     np.testing.assert_array_equal(table.stride, [(2, 1), (1, 1), (1, 1)])
@@ -137,7 +138,7 @@ def test_names_and_geometry_of_each_kind():
 
 def test_attention_products_are_no_layers():
     apply, params, shape = attention_net()
-    table = capture.layers(apply, params, jnp.ones(shape))
+    table = hooks.layers(apply, params, jnp.ones(shape))
     heads = ("attention.query", "attention.key", "attention.value", "attention.out")
     assert sorted(table.names) == sorted(("patches", *heads, "up", "down", "head"))
     assert table.names[0] == "patches" and table.names[-3:] == ("up", "down", "head")
@@ -146,7 +147,7 @@ def test_attention_products_are_no_layers():
 
 def test_linen_names_depthwise_and_learned_parameters():
     apply, params, shape = linen_net()
-    table = capture.layers(apply, params, jnp.ones(shape))
+    table = hooks.layers(apply, params, jnp.ones(shape))
     assert table.names == ("stem", "depthwise", "head")
     np.testing.assert_array_equal(table.depthwise, [False, True, False])
     assert table.other_parameters == 8 + (8 + 8) + 8 + 5  # biases, and batch norm's scale and shift without statistics
@@ -155,13 +156,13 @@ def test_linen_names_depthwise_and_learned_parameters():
 @pytest.mark.parametrize("name", SMALL)
 def test_batch_size_does_not_matter(name):
     apply, params, shape = NETS[name]()
-    one, many = (capture.layers(apply, params, jax.ShapeDtypeStruct((n, *shape[1:]), "float32")) for n in (1, 6))
+    one, many = (hooks.layers(apply, params, jax.ShapeDtypeStruct((n, *shape[1:]), "float32")) for n in (1, 6))
     jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
 def test_hook_sees_the_weight_as_it_is_used():
     apply, params, shape = plain_net()
-    weights = capture.map_weights(lambda layer, weight: weight, apply, params, jax.ShapeDtypeStruct(shape, "float32"))
+    weights = hooks.map_weights(lambda layer, weight: weight, apply, params, jax.ShapeDtypeStruct(shape, "float32"))
     expected = (params["left"], params["a"], 2 * params["b"].T, params["last"])
     for weight, wanted in zip(weights, expected, strict=True):
         np.testing.assert_array_equal(weight, wanted)
@@ -181,10 +182,10 @@ def barrier(params, x):
 @pytest.mark.parametrize("apply", [mixed_call, barrier])
 def test_a_weight_is_followed_through_calls_that_mix(apply):
     params, x = {"w": draw(4, 3)}, draw(2, 4)
-    assert capture.layers(apply, params, x).names == ("w",)
-    (weight,) = capture.map_weights(lambda layer, weight: weight, apply, params, x)
+    assert hooks.layers(apply, params, x).names == ("w",)
+    (weight,) = hooks.map_weights(lambda layer, weight: weight, apply, params, x)
     np.testing.assert_array_equal(weight, 2 * params["w"])
-    np.testing.assert_array_equal(capture.with_hook(apply, IDENTITY)(params, x), apply(params, x))
+    np.testing.assert_array_equal(hooks.with_hook(apply, IDENTITY)(params, x), apply(params, x))
 
 
 def test_channel_axes_count_outputs():
@@ -195,7 +196,7 @@ def test_channel_axes_count_outputs():
         return compute(activation, weight)
 
     for apply, params, shape in (plain_net(), grouped_net()):
-        capture.with_hook(apply, hook)(params, jnp.ones(shape))
+        hooks.with_hook(apply, hook)(params, jnp.ones(shape))
     assert seen == {"left": (0,), "a": (1,), "b": (1,), "last": (1,), "grouped": (0,), "line": (0,), "experts": (0, 2)}
 
 
@@ -237,13 +238,13 @@ def branched(params, x):
 def test_faults_name_the_parameter(apply, message):
     params, x = {"stack": draw(3, 4, 4)}, draw(4, 4)
     if message is None:
-        assert capture.layers(apply, params, x).names == ("stack",)
+        assert hooks.layers(apply, params, x).names == ("stack",)
     else:
         with pytest.raises(ValueError, match=message):
-            capture.layers(apply, params, x)
+            hooks.layers(apply, params, x)
 
 
 def test_an_activation_mixed_over_the_batch_is_named():
     apply = lambda params, x: x.reshape(-1)[:10].reshape(5, 2) @ params["w"]  # noqa: E731
     with pytest.raises(ValueError, match="'w' does not treat the 3 examples"):
-        capture.layers(apply, {"w": draw(2, 2)}, draw(3, 4))
+        hooks.layers(apply, {"w": draw(2, 2)}, draw(3, 4))

@@ -13,7 +13,7 @@ from haqjax.evaluation.finetuned import draw
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, spread
-from haqjax.training import finetune_policies
+from haqjax.evaluation.finetuned import finetune_policies
 from haqjax.training.finetuning import make_program
 from haqjax.training.steps import State, take_step
 

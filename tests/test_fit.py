@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split, load
-from haqjax.evaluation import accuracy
+from haqjax.evaluation import measure_accuracy
 from haqjax.models import MODELS, Network, build, outline
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
@@ -36,7 +36,7 @@ def trained(digits, network):
 
 
 def test_small_network_learns_the_digits(digits, network, trained):
-    value, error = accuracy(with_hook(network.apply, lower), trained[0], digits.search)
+    value, error = measure_accuracy(with_hook(network.apply, lower), trained[0], digits.search)
     assert value > 0.85
     assert error == pytest.approx((value * (1 - value) / 360) ** 0.5)
 
@@ -138,7 +138,7 @@ def test_accuracy_counts_every_image_once_and_non_finite_logits_as_wrong():
     logits = np.array([[2, 1], [1, 2], [np.nan, 0], [0, np.inf], [3, 3]], np.float32)  # the tie goes to class 0
     split = Split(logits.reshape(5, 1, 1, 2), np.array([0, 0, 0, 1, 0], np.int32))
     for batch_size in (1, 2, 5, 8):
-        found = accuracy(_read_logits, None, split, batch_size=batch_size)
+        found = measure_accuracy(_read_logits, None, split, batch_size=batch_size)
         assert found == pytest.approx((2 / 5, (0.4 * 0.6 / 5) ** 0.5))
 
 
@@ -151,13 +151,13 @@ def test_accuracy_is_compiled_once():
 
     split = Split(np.zeros((7, 1, 1, 2), np.float32), np.zeros(7, np.int32))
     for _ in range(2):
-        accuracy(apply, None, split, batch_size=3)
+        measure_accuracy(apply, None, split, batch_size=3)
     assert traces == [(3, 1, 1, 2)]
 
 
 def test_accuracy_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no images"):
-        accuracy(_read_logits, None, Split(np.zeros((0, 1, 1, 2), np.float32), np.zeros(0, np.int32)))
+        measure_accuracy(_read_logits, None, Split(np.zeros((0, 1, 1, 2), np.float32), np.zeros(0, np.int32)))
 
 
 def test_augmented_images_are_the_images_moved():

@@ -14,7 +14,7 @@ from haqjax import calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.policies.actions import from_rows
 from haqjax.run import EvaluateConfig, SearchConfig, run_evaluate, run_search
-from haqjax.searchers import SEARCHERS, legs
+from haqjax.searchers import SEARCHERS, stages
 from haqjax.searchers import front as fronts
 from run_world import IMAGES, apply, install, make_data, make_network
 
@@ -176,7 +176,7 @@ def test_the_cheapest_accurate_policy_keeps_to_the_other_budget(world):
 
 def stop_after(rounds):
     """Raises Ctrl-C in a later round."""
-    played, calls = legs.play_round, []
+    played, calls = stages.play_round, []
 
     def play_round(*arguments):
         calls.append(1)
@@ -201,7 +201,7 @@ def test_a_stopped_front_or_drop_goes_on_as_if_it_had_not_stopped(world, asked, 
     with pytest.raises(ValueError, match=f"was started with {name}"):
         other = {"front": "size"} if name == "front" else {"max_drop": 1.0}
         run_search(SearchConfig(resume=str(halted), **other), Console(quiet=True))
-    calls, played = [], legs.play_round
+    calls, played = [], stages.play_round
     monkeypatch.setattr(legs, "play_round", lambda *arguments: calls.append(1) or played(*arguments))
     run_search(SearchConfig(resume=str(halted)), Console(quiet=True))
     assert len(calls) == _rounds(whole) - 5

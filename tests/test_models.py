@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax import capture
+from haqjax.tracing import hooks
 from haqjax.models import MODELS, build, count_learned, outline
 from haqjax.tracing.hooks import is_statistic
 
@@ -78,7 +78,7 @@ PUBLISHED = {
 def published(request):
     classes, image_size, *truth = PUBLISHED[request.param]
     network = outline(request.param, classes=classes, image_size=image_size)
-    return network, capture.layers(network.apply, network.params, network.example), truth
+    return network, hooks.layers(network.apply, network.params, network.example), truth
 
 
 def test_parameters_are_the_published_number(published):
@@ -114,14 +114,14 @@ def test_every_layer_has_its_own_kernel(published):
 
 
 def test_names_say_where_a_layer_is():
-    names = capture.layers(*_parts(outline("mobilenet_v2", image_size=32))).names
+    names = hooks.layers(*_parts(outline("mobilenet_v2", image_size=32))).names
     assert [name.removesuffix(".kernel") for name in (*names[:4], *names[-2:])] == [
         "stem", "blocks.0.depthwise", "blocks.0.project", "blocks.1.expand", "head", "classifier",
     ]  # fmt: skip
 
 
 def test_resnet50_strides_on_the_3x3():
-    layers = capture.layers(*_parts(outline("resnet50")))
+    layers = hooks.layers(*_parts(outline("resnet50")))
     strided = [
         (name.split(".")[2], int(kernel))
         for name, (kernel, _), (stride, _) in zip(layers.names, layers.kernel, layers.stride, strict=True)

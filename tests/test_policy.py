@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax import policy
+from haqjax.policies.actions import load, save, to_actions, to_bits, uniform
 from haqjax.policies.bounds import bounds
 from haqjax.types import Bounds
 
@@ -15,7 +15,7 @@ NAMES = ("stem", "block/depthwise", "head")
 @pytest.mark.parametrize(("low", "high"), [(2, 8), (1, 8), (3, 5), (4, 4)])
 def test_every_width_owns_an_equal_share_of_the_actions(low, high):
     actions = (np.arange(4200) + 0.5) / 4200  # 4200 is a multiple of 1..7: no action falls on an edge
-    bits = policy.to_bits(jnp.asarray(actions)[:, None, None].repeat(2, -1), bounds(1, low, high, pinned={}))
+    bits = to_bits(jnp.asarray(actions)[:, None, None].repeat(2, -1), bounds(1, low, high, pinned={}))
     width, count = np.unique(bits[:, 0, 0], return_counts=True)
     expected = low + np.floor(actions * (high - low + 1))
     np.testing.assert_array_equal(bits[:, 0, 1], expected)
@@ -26,7 +26,7 @@ def test_every_width_owns_an_equal_share_of_the_actions(low, high):
 @pytest.mark.parametrize("action", [0.0, 1.0, -3.0, 7.0])
 def test_actions_at_and_beyond_the_ends_stay_within_the_bounds(action):
     """With low = 1, half-to-even rounding alone would give 0 bits."""
-    bits = policy.to_bits(jnp.full((2, 2), action), bounds(2, low=1, pinned={1: 6}))
+    bits = to_bits(jnp.full((2, 2), action), bounds(2, low=1, pinned={1: 6}))
     end = 8 if action >= 1 else 1
     assert bits.dtype == jnp.int32
     assert bits.tolist() == [[end, end], [6, 6]]
@@ -36,8 +36,8 @@ def test_actions_and_bits_are_inverse_for_batches_and_uneven_bounds():
     key = jax.random.key(0)
     limits = Bounds(jnp.asarray([[1, 2], [8, 8], [3, 5]]), jnp.asarray([[8, 7], [8, 8], [4, 5]]))
     bits = jax.random.randint(key, (50, 4, 3, 2), limits.low[None, None], limits.high[None, None] + 1)
-    actions = policy.to_actions(bits, limits)
-    np.testing.assert_array_equal(policy.to_bits(actions, limits), bits)
+    actions = to_actions(bits, limits)
+    np.testing.assert_array_equal(to_bits(actions, limits), bits)
     middle = (np.asarray(bits) - np.asarray(limits.low) + 0.5) / np.asarray(limits.high - limits.low + 1)
     np.testing.assert_allclose(actions, middle, rtol=1e-6)
 
@@ -48,15 +48,15 @@ def test_some_widths_own_equal_shares_of_the_actions():
     limits = bounds(1, pinned={}, allowed=allowed)
     assert (limits.low.tolist(), limits.high.tolist()) == ([[2, 4]], [[8, 8]])
     actions = jnp.linspace(0, 1, 601)[:, None, None] * jnp.ones((1, 1, 2))
-    bits = np.asarray(policy.to_bits(actions, limits))
+    bits = np.asarray(to_bits(actions, limits))
     for column, widths in ((0, (2, 4, 8)), (1, (4, 8))):
         found, counts = np.unique(bits[:, 0, column], return_counts=True)
         assert found.tolist() == list(widths)
         np.testing.assert_allclose(counts, 601 / len(widths), atol=2)
-        back = policy.to_bits(policy.to_actions(jnp.asarray(bits), limits), limits)
+        back = to_bits(to_actions(jnp.asarray(bits), limits), limits)
         np.testing.assert_array_equal(back[..., column], bits[..., column])
-    assert policy.uniform(5, limits).tolist() == [[4, 4]]
-    assert policy.uniform(3, limits).tolist() == [[2, 4]], "the nearest below, else the fewest"
+    assert uniform(5, limits).tolist() == [[4, 4]]
+    assert uniform(3, limits).tolist() == [[2, 4]], "the nearest below, else the fewest"
 
 
 def test_layers_pinned_by_default_get_the_widest_that_there_is():
@@ -71,7 +71,7 @@ def test_tied_layers_share_what_all_of_them_may_have():
     allowed[3, 0, 5:] = False
     limits = bounds(4, pinned={}, allowed=allowed, tied=[(1, -1)])
     assert limits.high.tolist() == [[8, 8], [5, 8], [8, 8], [5, 8]]
-    bits = policy.to_bits(jax.random.uniform(jax.random.key(0), (50, 4, 2)), limits)
+    bits = to_bits(jax.random.uniform(jax.random.key(0), (50, 4, 2)), limits)
     np.testing.assert_array_equal(bits[:, 1], bits[:, 3])
     assert len(np.unique(np.asarray(bits[:, 1, 0]))) == 4
     with pytest.raises(ValueError, match="in another group already"):
@@ -108,13 +108,13 @@ def test_impossible_bounds_are_refused(arguments, message):
 def test_uniform_stays_within_the_bounds_for_traced_bits_too(bits):
     limits = bounds(3, low=2, high=6)
     expected = min(max(bits, 2), 6)
-    assert jax.jit(policy.uniform)(bits, limits).tolist() == [[8, 8], [expected, expected], [8, 8]]
+    assert jax.jit(uniform)(bits, limits).tolist() == [[8, 8], [expected, expected], [8, 8]]
 
 
 def test_a_saved_policy_comes_back_with_what_was_written_about_it(tmp_path):
     bits = np.array([[8, 8], [2, 7], [3, 32]], np.int32)
-    policy.save(tmp_path / "policy.json", bits, NAMES, network="tiny", cost={"latency_s": 0.5})
-    np.testing.assert_array_equal(policy.load(tmp_path / "policy.json", NAMES), bits)
+    save(tmp_path / "policy.json", bits, NAMES, network="tiny", cost={"latency_s": 0.5})
+    np.testing.assert_array_equal(load(tmp_path / "policy.json", NAMES), bits)
     document = json.loads((tmp_path / "policy.json").read_text())
     assert document["network"] == "tiny" and document["cost"] == {"latency_s": 0.5}
     assert document["layers"][1] == {"name": "block/depthwise", "weight_bits": 2, "activation_bits": 7}
@@ -141,10 +141,10 @@ def test_a_policy_of_another_network_is_refused_in_one_line(tmp_path, text, mess
     path = tmp_path / "policy.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as error:
-        policy.load(path, NAMES)
+        load(path, NAMES)
     assert "policy.json" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_rows_need_one_name_a_layer():
     with pytest.raises(ValueError, match=r"shape \(2, 2\), the network has 3 layers"):
-        policy.to_rows(np.full((2, 2), 8), NAMES)
+        actions.to_rows(np.full((2, 2), 8), NAMES)

@@ -13,7 +13,7 @@ import haqjax
 import haqjax.run.folder.result
 import haqjax.run.setup
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate, prefix
+from haqjax.evaluation import make_evaluate, prefix_reuse
 from haqjax.evaluation.judging import operands_under
 from haqjax.evaluation.prefix_reuse import choose_cuts, halve, make_prefix_evaluate, spared
 from haqjax.models import outline
@@ -106,7 +106,7 @@ def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
     operands = operands_under(apply, params, images[0], policy, ranges)
     work = []
     for cut in (0, *CUTS):
-        halves = prefix._halves(apply, cut, params, images, ranges, operands)
+        halves = prefix_reuse._halves(apply, cut, params, images, ranges, operands)
         kept = jax.eval_shape(halves.head, params, (images[0], operands[:cut]))
         tail = jax.jit(halves.tail).lower(params, kept, operands[cut:]).compile().cost_analysis()
         work.append(tail["flops"])

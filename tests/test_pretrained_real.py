@@ -7,7 +7,7 @@ from PIL import Image
 
 from haqjax.data import PREPROCESSING, load
 from haqjax.data.preprocess import reshape, scale
-from haqjax.evaluation import accuracy
+from haqjax.evaluation import measure_accuracy
 from haqjax.models import load_pretrained
 from haqjax.tracing.cpu_kernels import lower
 from haqjax.tracing.hooks import with_hook
@@ -38,7 +38,7 @@ def test_cifar_networks_are_as_accurate_as_published(shared, cifar, name, publis
     """All 10,000 test images in PyTorch, against 400 of them; chance is 10 %."""
     network, preprocessing = network_of(shared, name, "cifar10")
     assert preprocessing == "cifar"
-    found = accuracy(with_hook(network.apply, lower), network.params, cifar)
+    found = measure_accuracy(with_hook(network.apply, lower), network.params, cifar)
     assert 100 * found.value == pytest.approx(published, abs=100 * 3 * found.error)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from haqjax.allocation import allocate as allocate_function
-from haqjax.allocation import quiet
+from haqjax.allocation import _highs_output
 from haqjax.allocation._highs_output import without_chatter
 from haqjax.policies.bounds import bounds
 from haqjax.policies.budgets import budget
@@ -55,6 +55,6 @@ def test_the_allocation_is_silent(capfd, monkeypatch):
 
 
 def test_a_process_without_standard_output_goes_on():
-    load = f"import os, runpy; os.close(1); quiet = runpy.run_path({quiet.__file__!r})['without_chatter']"
+    load = f"import os, runpy; os.close(1); quiet = runpy.run_path({_highs_output.__file__!r})['without_chatter']"
     code = load + "\nwith quiet(): os._exit(7)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7

@@ -9,7 +9,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from haqjax.report import figures, progress, tables
+from haqjax.report import tables
+from haqjax.report.static import bits as figures
+from haqjax.report.static import search as progress
 from haqjax.types import Cost
 
 

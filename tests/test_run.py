@@ -22,7 +22,7 @@ import haqjax.run.setup
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
-from haqjax.evaluation import make_evaluate, policies
+from haqjax.evaluation import evaluator, make_evaluate
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.run import (
@@ -394,7 +394,7 @@ def test_judge_equals_the_quantised_network_and_counts_nothing_that_is_not_finit
 
 
 def test_the_last_batch_is_filled_up_with_images_that_do_not_count():
-    images, labels = policies.in_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
+    images, labels = evaluator.in_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
     assert images.shape == (2, 3, 1, 1, 1) and labels.tolist() == [[0, 1, 2], [3, 4, -1]]
 
 

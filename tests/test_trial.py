@@ -13,7 +13,7 @@ import haqjax
 import haqjax.run.folder.result
 import haqjax.run.setup
 from haqjax.data import Split
-from haqjax.evaluation import trial
+from haqjax.evaluation import batch_tuning
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
 from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
 from haqjax.evaluation.sensitivity import random_policies
@@ -40,7 +40,7 @@ def world():
 
 def make_clock(seconds):
     """Says that each evaluation of the i-th candidate took `seconds[i]`."""
-    times = itertools.chain.from_iterable((0.0, each) for each in np.repeat(seconds, trial.REPEATS))
+    times = itertools.chain.from_iterable((0.0, each) for each in np.repeat(seconds, batch_tuning.REPEATS))
     return lambda: float(next(times))
 
 
@@ -76,10 +76,10 @@ def test_another_process_finds_what_was_remembered(world, tmp_path):
     names = set()
     for _ in range(2):
         other = lambda params, x: apply(params, x)  # noqa: E731 - another object, the same network
-        names.add(trial._describe(other, params, split, 2, TRIED))
-    names.add(trial._describe(function, jax.tree.map(lambda leaf: leaf + 1, params), split, 2, TRIED))
+        names.add(batch_tuning._describe(other, params, split, 2, TRIED))
+    names.add(batch_tuning._describe(function, jax.tree.map(lambda leaf: leaf + 1, params), split, 2, TRIED))
     assert len(names) == 1
-    assert trial._describe(function, params, split.take(np.arange(3)), 2, TRIED) not in names
+    assert batch_tuning._describe(function, params, split.take(np.arange(3)), 2, TRIED) not in names
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(world, tmp_path):
@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(world, tmp_path):
 
 
 def test_what_does_not_fit_the_memory_is_not_chosen(world, monkeypatch):
-    judge_all = trial._judge_all
+    judge_all = batch_tuning._judge_all
 
     def limited(judge, policies):
         if judge.args[1].shape[1] > 2:  # images in a batch

@@ -19,7 +19,7 @@ class Accuracy(NamedTuple):
     error: float
 
 
-def accuracy(apply: Callable[[Any, Array], Array], params: Any, split: Split, *, batch_size: int = 64) -> Accuracy:
+def measure_accuracy(apply: Callable[[Any, Array], Array], params: Any, split: Split, *, batch_size: int = 64) -> Accuracy:
     """Measures the share of images whose largest logit is at the label.
 
     An image with a logit that is not finite counts as wrong, whatever its label.
@@ -39,7 +39,7 @@ def accuracy(apply: Callable[[Any, Array], Array], params: Any, split: Split, *,
       ValueError: the split is empty.
 
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
-    >>> accuracy(lambda params, x: x.reshape(-1, 4), None, split, batch_size=3)
+    >>> measure_accuracy(lambda params, x: x.reshape(-1, 4), None, split, batch_size=3)
     Accuracy(value=0.75, error=0.21650635094610965)
     """
     if not len(split):

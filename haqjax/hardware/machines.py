@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from haqjax.hardware import bismo, bitfusion, lookup, roofline
+from haqjax.hardware import bismo, bitfusion, measured, roofline
 from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
@@ -29,7 +29,7 @@ MODELS = {
     "bitfusion": Model(bitfusion.Bitfusion, bitfusion.use),
     "roofline": Model(roofline.Roofline, roofline.use),
     "systolic": Model(roofline.Systolic, roofline.use),
-    "measured": Model(None, lookup.use),
+    "measured": Model(None, measured.use),
 }
 
 

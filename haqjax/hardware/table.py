@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from haqjax.hardware import lookup
+from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
 from haqjax.hardware.proxy_costs import bop_table
 from haqjax.hardware.size import PARAMETER_BYTES, size_table
@@ -56,7 +56,7 @@ def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "
     Raises:
       ValueError: the table is of another network.
     """
-    return lookup.available(machine.numbers, layers) if machine.model == "measured" else None
+    return measured.available(machine.numbers, layers) if machine.model == "measured" else None
 
 
 def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:

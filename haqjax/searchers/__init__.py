@@ -1,7 +1,5 @@
 """Searches for a policy: what all share, and one file for each method."""
 
-from haqjax.allocation.integer_program import Allocation, allocate
-from haqjax.allocation.lagrangian import Curve, lagrangian
 from haqjax.searchers.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
 from haqjax.searchers.greedy import make_greedy
 from haqjax.searchers.haq import HAQ, make_haq
@@ -13,15 +11,11 @@ __all__ = [
     "HAQ",
     "ILP",
     "SEARCHERS",
-    "Allocation",
-    "Curve",
     "Judgement",
     "Problem",
     "Record",
     "SearchResult",
     "Searcher",
-    "allocate",
-    "lagrangian",
     "make_greedy",
     "make_haq",
     "make_ilp",

@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from haqjax.data import load
-from haqjax.evaluation import accuracy
+from haqjax.evaluation import measure_accuracy
 from haqjax.run.config.commands import TrainConfig, free_folder
 from haqjax.run.float_network import empty_network, train_network
 from haqjax.training import save_params
@@ -22,7 +22,7 @@ def run_train(config: TrainConfig, console: Console) -> Path:
     out = Path(config.out) if config.out is not None else free_folder(name)
     data = load(config.data, data_dir=config.data_dir, preprocessing=config.preprocessing, image_size=config.image_size)
     network = train_network(empty_network(config.model, data), data, config.seed, console)
-    measured = accuracy(network.apply, network.params, data.report)
+    measured = measure_accuracy(network.apply, network.params, data.report)
     save_params(out, network.params)
     console.print(
         f"{config.model} on {data.name}: {100 * measured.value:.1f} ± {100 * measured.error:.1f} % on the "
