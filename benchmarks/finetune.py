@@ -22,7 +22,7 @@ from haqjax import calibrate, layers
 from haqjax.data import load
 from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
 from haqjax.models import load_pretrained
-from haqjax.quantizers.codebook import make_bank
+from haqjax.quantizers.codebook import make_codebook
 from haqjax.quantizers.trainable import begin
 from haqjax.training import Tuning, finetune_all
 from haqjax.training.finetuning import make_program
@@ -45,7 +45,7 @@ def read(folder):
     data = load("tfds:cifar10", data_dir=str(folder / "tfds"), preprocessing=preprocessing)
     few = [data.train.images[start : start + 128] for start in range(0, 512, 128)]
     linear = calibrate(network.apply, network.params, few)
-    banked = dataclasses.replace(linear, bank=make_bank(network.apply, network.params, network.example))
+    banked = dataclasses.replace(linear, codebook=make_codebook(network.apply, network.params, network.example))
     return network, data, linear, banked
 
 

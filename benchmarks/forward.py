@@ -19,7 +19,7 @@ from haqjax.data import Split
 from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.models import build
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 
 IMAGES = {32: 256, 96: 64, 224: 16}
@@ -89,7 +89,10 @@ def bench(size):
 
     floats = {
         name: functools.partial(jax.jit(functools.partial(over_batches, apply)), network.params, batches)
-        for name, apply in (("float", with_hook(network.apply, lower)), ("float_as_xla_compiles_it", network.apply))
+        for name, apply in (
+            ("float", with_hook(network.apply, use_cpu_kernels)),
+            ("float_as_xla_compiles_it", network.apply),
+        )
     }
     runs = {"quantised": lambda: judge(evaluate, policies), **floats, **torch_run(size, min(batch, count))}
     images_of = {"quantised": count * POLICIES, "pytorch_float": min(batch, count)}

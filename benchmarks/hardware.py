@@ -50,7 +50,7 @@ def bench(model):
     policies = jax.random.randint(jax.random.key(0), (max(COUNTS), len(table_of), 2), 2, 9)
     priced = {str(n): n / records.measure(lambda n=n: total_cost(table, policies[:n])) for n in COUNTS}
     looped = loop_in_numpy(table.latency, np.asarray(policies[:200]))
-    edge = machine("edge").numbers
+    edge = machine("edge").spec
     family = jax.tree.map(lambda x: np.broadcast_to(x, (VARIANTS,)), edge)
     family = family._replace(buffer_words=np.arange(1, VARIANTS + 1) * 16)
     one = np.asarray(policies[0])

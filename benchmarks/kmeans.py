@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from haqjax.models import build, load_pretrained
-from haqjax.quantizers.codebook import make_bank
+from haqjax.quantizers.codebook import make_codebook
 from haqjax.tracing.hooks import map_weights
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "mobilenet_v2_imagenet.safetensors"
@@ -94,21 +94,21 @@ def scikit_error(values, bits):
     return float((count * (value - nearest) ** 2).sum()), time.process_time() - start
 
 
-def our_errors(weight, codebooks, codes):
+def our_errors(weight, codebooks, assignments):
     """Squared error at 1..8 bits."""
-    codebooks, codes = np.asarray(codebooks, np.float64), np.asarray(codes)
-    return [float(((weight - codebooks[bits - 1][codes[bits - 1]]) ** 2).sum()) for bits in WIDTHS]
+    codebooks, assignments = np.asarray(codebooks, np.float64), np.asarray(assignments)
+    return [float(((weight - codebooks[bits - 1][assignments[bits - 1]]) ** 2).sum()) for bits in WIDTHS]
 
 
 def timed_bank(network):
     """The bank, and seconds with and without compilation."""
-    make, times = lambda: jax.block_until_ready(make_bank(network.apply, network.params, network.example)), []
+    make, times = lambda: jax.block_until_ready(make_codebook(network.apply, network.params, network.example)), []
     for _ in range(4):
         start, start_cpu = time.perf_counter(), time.process_time()
-        bank = make()
+        codebook = make()
         times.append((time.perf_counter() - start, time.process_time() - start_cpu))
     first, again = times[0], min(times[1:])
-    return bank, {
+    return codebook, {
         "bank_seconds_with_compilation": first[0],
         "bank_seconds": again[0],
         "bank_cpu_seconds_with_compilation": first[1],
@@ -116,11 +116,14 @@ def timed_bank(network):
     }
 
 
-def least_of(name, weight, bank, index):
+def least_of(name, weight, codebook, index):
     """What is recorded of a layer before scikit-learn has seen it."""
     start = time.process_time()
     layer = {"name": name, "weights": weight.size, "distinct": len(np.unique(weight)), "values": weight}
-    layer |= {"error": our_errors(weight, bank.codebooks[index], bank.codes[index]), "least": least_errors(weight)}
+    layer |= {
+        "error": our_errors(weight, codebook.codebooks[index], codebook.assignments[index]),
+        "least": least_errors(weight),
+    }
     print(f"{name}: least error in {time.process_time() - start:.1f} s", flush=True)
     return layer | {"scikit": [None] * len(WIDTHS)}
 
@@ -182,13 +185,13 @@ def main():
     parser.add_argument("--quick", action="store_true", help="compare small layers alone, and write nothing")
     arguments = parser.parse_args()
     network, source = network_of(arguments.weights)
-    bank, seconds = timed_bank(network)
+    codebook, seconds = timed_bank(network)
     print(seconds, flush=True)
     named = map_weights(
         lambda layer, weight: (layer.name, np.asarray(weight)), network.apply, network.params, network.example
     )
     limit = SMALL if arguments.quick else float("inf")
-    layers = [least_of(*named[index], bank, index) for index in range(len(named)) if named[index][1].size <= limit]
+    layers = [least_of(*named[index], codebook, index) for index in range(len(named)) if named[index][1].size <= limit]
     spent = compare(layers, 30 if arguments.quick else arguments.budget)
     figures = {"weights": source, "layers": len(named), "total_weights": sum(weight.size for _, weight in named)}
     figures |= seconds | {"scikit_cpu_seconds": spent} | summary(layers)

@@ -14,7 +14,7 @@ from haqjax.agent import make_agent
 from haqjax.agent.ddpg import DDPG
 from haqjax.agent.replay import add, make_replay
 from haqjax.models import outline
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.types import Transition
 
 PRICED, PROJECTED, DECISIONS = 1 << 20, 1 << 16, 106
@@ -49,7 +49,7 @@ def main():
     network = outline("mobilenet_v2")
     table_of = layers(network.apply, network.params, network.example)
     table = cost_table(machine("edge"), table_of)
-    limits, spendable = bounds(table_of), budget(table, latency=0.6)
+    limits, spendable = make_bounds(table_of), budget(table, latency=0.6)
     draw = jax.jit(lambda key, n: jax.random.randint(key, (n, len(table_of), 2), 2, 9), static_argnums=1)
     policies = draw(jax.random.key(0), PRICED)
     lower = jax.jit(jax.vmap(project, (0, None, None, None)))

@@ -29,7 +29,7 @@ from haqjax.data import Split, load
 from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.models import Network, equalise, load_pretrained, restore_batchnorm
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 from haqjax.training import reestimate_statistics
 from haqjax.types import FULL_PRECISION, WIDTHS
@@ -158,7 +158,7 @@ def bench_time(network: Network, few: list, split: Split) -> dict:
     ranges = calibrate(network.apply, network.params, few[:4])
     judge = make_evaluate(network.apply, network.params, split, ranges)
     batches, labels = in_batches(split, judge.args[1].shape[1])
-    apply = with_hook(network.apply, lower)
+    apply = with_hook(network.apply, use_cpu_kernels)
 
     @jax.jit
     def count(params: Any, batches: jax.Array, labels: jax.Array) -> jax.Array:

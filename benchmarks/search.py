@@ -20,9 +20,9 @@ from haqjax.cli import keep_compiled_programs
 from haqjax.evaluation import make_evaluate
 from haqjax.policies.projection import best_uniform
 from haqjax.run import SearchConfig
+from haqjax.run.float_network import load_network
 from haqjax.run.resumable import make_searcher
 from haqjax.run.setup import calibration_batches, prepare
-from haqjax.run.float_network import load_network
 from haqjax.searchers import make_problem
 
 TASKS = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 100))  # with the episodes of each search

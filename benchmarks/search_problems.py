@@ -23,10 +23,10 @@ from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.racing import make_race
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.models import load_pretrained
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import price
-from haqjax.quantizers.codebook import make_bank
+from haqjax.policies.cost import policy_cost
+from haqjax.quantizers.codebook import make_codebook
 from haqjax.searchers import make_problem
 from haqjax.searchers.base import Problem
 from haqjax.types import ACTIVATION, FULL_PRECISION, LayerTable, Ranges
@@ -69,11 +69,11 @@ def within(problem: Problem, config: Any, limit: float) -> Problem:
     if config.metric == "size":
         even = jnp.full_like(problem.bounds.low, round(limit))
         return dataclasses.replace(
-            problem, budget=budget(problem.table, size_bytes=float(price(problem.table, even).size))
+            problem, budget=budget(problem.table, size_bytes=float(policy_cost(problem.table, even).size))
         )
     if config.problem != "a":
         return dataclasses.replace(problem, budget=budget(problem.table, latency=limit))
-    low, high = (float(price(problem.table, end).latency) for end in (problem.bounds.low, problem.bounds.high))
+    low, high = (float(policy_cost(problem.table, end).latency) for end in (problem.bounds.low, problem.bounds.high))
     return dataclasses.replace(problem, budget=budget(problem.table, latency_s=low + limit * (high - low)))
 
 
@@ -82,7 +82,7 @@ def best_of_all(problem: Problem) -> dict[str, Any]:
     there = np.asarray(problem.bounds.allowed)
     widths = [np.flatnonzero(row) + 1 for row in there.reshape(-1, there.shape[-1])]
     policies = np.array(list(itertools.product(*widths)), np.int32).reshape(-1, len(there), 2)
-    fitting = policies[np.asarray(fits(price(problem.table, jnp.asarray(policies)), problem.budget))]
+    fitting = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
     accuracy = np.asarray(judge_all(problem.evaluate, jnp.asarray(fitting)).accuracy)
     best = float(accuracy.max())
     return {"policies": len(policies), "within": len(fitting), "optimum": best, "optima": int((accuracy == best).sum())}
@@ -131,7 +131,7 @@ def pose_small(config: Any) -> Posed:
     there = np.isin(np.arange(1, 9), (2, 4)) & np.ones((len(table_of), 2, 1), bool)
     if config.by_layer:
         there[:, ACTIVATION] = np.arange(1, 9) == 4
-    limits = bounds(table_of, pinned={}, allowed=there)
+    limits = make_bounds(table_of, pinned={}, allowed=there)
     return _put_together(config, table_of, "edge", limits, small_network, params, data, ranges)
 
 
@@ -148,9 +148,9 @@ def pose_network(config: Any) -> Posed:
     few = [images[at : at + batch] for at in range(0, len(images), batch)]
     ranges = calibrate(network.apply, network.params, few, rounding=config.rounding)
     if config.metric == "size":
-        ranges = dataclasses.replace(ranges, bank=make_bank(network.apply, network.params, network.example))
+        ranges = dataclasses.replace(ranges, codebook=make_codebook(network.apply, network.params, network.example))
     table_of = layers(network.apply, network.params, network.example)
-    limits = bounds(table_of, low=(1, 8) if config.metric == "size" else 2)
+    limits = make_bounds(table_of, low=(1, 8) if config.metric == "size" else 2)
     return _put_together(config, table_of, "cloud", limits, network.apply, network.params, data, ranges)
 
 

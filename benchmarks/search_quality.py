@@ -28,7 +28,7 @@ from haqjax.policies.projection import best_uniform
 from haqjax.searchers import HAQ, Searcher, SearchResult, make_haq, search
 from haqjax.searchers.base import Problem, choose_best
 from haqjax.searchers.driver import Known
-from haqjax.searchers.improve import improve
+from haqjax.searchers.improve import extend
 from haqjax.searchers.loop import find_searcher
 
 MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # problem b: plain clips, additive milp
@@ -147,12 +147,12 @@ def measure(posed: Posed, policies: list[np.ndarray], reported: dict[bytes, floa
 
 def make_searcher(name: str, problem: Problem, config: Config) -> Searcher:
     """The searcher of a name, with additions to HAQ."""
-    base, *added = name.split("+")
-    if not added:
+    base, *extension_names = name.split("+")
+    if not extension_names:
         return find_searcher(base, config.parallel)
     if base != "haq":
         raise SystemExit(f"{name}: additions are to haq")
-    return make_haq(improve(HAQ(parallel=config.parallel), added, problem, config.episodes))
+    return make_haq(extend(HAQ(parallel=config.parallel), extension_names, problem, config.episodes))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from haqjax import budget, cost_table, layers, machine, search
 from haqjax.allocation import allocate
 from haqjax.cli import keep_compiled_programs
 from haqjax.models import outline
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.searchers.driver import judge, play_round, start
 from haqjax.searchers.loop import find_searcher
 from haqjax.searchers.relaxation import optimise_bits
@@ -95,7 +95,7 @@ def time_programmes(config: Config) -> dict[str, Any]:
     """Seconds of the exact allocation of ResNet-50 within latency and size."""
     network = outline("resnet50", classes=1000, image_size=224)
     table_of = layers(network.apply, network.params, network.example)
-    table, limits = cost_table(machine("cloud"), table_of), bounds(table_of)
+    table, limits = cost_table(machine("cloud"), table_of), make_bounds(table_of)
     random = np.random.default_rng(0)
     seconds = []
     for _ in range(config.programmes):

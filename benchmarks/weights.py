@@ -19,7 +19,7 @@ from haqjax.data import load
 from haqjax.evaluation import measure_accuracy
 from haqjax.evaluation.evaluator import suggest_batch
 from haqjax.models import load_pretrained, restore_batchnorm
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -47,7 +47,7 @@ def bench(folder, file):
     network, preprocessing = load_pretrained(str(folder / f"{file}.safetensors"), name)
     data = data_of(folder, file.rpartition("_")[2], preprocessing)
     batch = suggest_batch(network.image_size**2)
-    apply = with_hook(network.apply, lower)
+    apply = with_hook(network.apply, use_cpu_kernels)
     found = measure_accuracy(apply, network.params, data.report, batch_size=batch)
     figures = {
         "file": file,

@@ -43,10 +43,10 @@ from results import Results, spread
 
 from haqjax import budget, cost_table, machine
 from haqjax.hardware.bismo import Bismo
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SearchResult
-from haqjax.searchers.codesign import codesign, price_all, stack_tables
+from haqjax.searchers.codesign import codesign, cost_on_machines, stack_tables
 from haqjax.types import Bounds, Budget, CostTable
 
 SIZES = {
@@ -95,11 +95,11 @@ def main(config: Config) -> dict:
     start = time.perf_counter()
     family = make_family(config, subject)
     made = time.perf_counter() - start
-    limits, table = bounds(subject.layers), price_table(subject, "edge")
+    limits, table = make_bounds(subject.layers), price_table(subject, "edge")
     limit = budget(table, latency_s=limit_between(table, limits, config.place))
     for seed in range(config.seeds):
         on_edge = find(config, pose(subject, table, limit), seed)
-        keep(results, subject, "edge alone", seed, on_edge, machine("edge").numbers, 1.0)
+        keep(results, subject, "edge alone", seed, on_edge, machine("edge").spec, 1.0)
         for most in config.areas:
             together(results, config, subject, family, limit, most, seed)
     best = max((r for r in results.records if r["name"] != "edge alone"), key=lambda r: (r["search"], -r["loss"]))
@@ -125,9 +125,9 @@ def make_family(config: Config, subject: Subject) -> Family:
     """All combinations of the sizes, priced."""
     edge, sizes = machine("edge"), QUICK_SIZES if config.quick else SIZES
     combinations = itertools.product(*sizes.values())
-    numbers = [edge.numbers._replace(**dict(zip(sizes, values, strict=True))) for values in combinations]
+    numbers = [edge.spec._replace(**dict(zip(sizes, values, strict=True))) for values in combinations]
     tables = [cost_table(dataclasses.replace(edge, numbers=each), subject.layers) for each in numbers]
-    areas = np.array([area(config, each) for each in numbers]) / area(config, edge.numbers)
+    areas = np.array([area(config, each) for each in numbers]) / area(config, edge.spec)
     return Family(numbers, areas, stack_tables(tables))
 
 
@@ -139,7 +139,7 @@ def together(
     if not len(within):
         raise ValueError(f"areas {most:g}: the smallest machine has {family.areas.min():.2g} of the edge accelerator's")
     there = jax.tree.map(lambda leaf: leaf[within], family.tables)
-    plan = quickest(there, bounds(subject.layers))
+    plan = quickest(there, make_bounds(subject.layers))
     problem = pose(subject, jax.tree.map(lambda leaf: leaf[plan], there), limit)
     searcher = method(config.searcher, config.episodes)
     found = codesign(problem, there, searcher, episodes=config.episodes, key=jax.random.key(seed))
@@ -157,7 +157,7 @@ def area(config: Config, numbers: Bismo) -> float:
 def quickest(tables: CostTable, limits: Bounds) -> int:
     """The machine on which uniform 4 bits take the least time: what an evolution plans by."""
     even = jnp.clip(jnp.full_like(limits.low, 4), limits.low, limits.high)
-    return int(np.argmin(price_all(tables, even).latency))
+    return int(np.argmin(cost_on_machines(tables, even).latency))
 
 
 def time_pricing(tables: CostTable, policy: np.ndarray) -> float:
@@ -166,7 +166,7 @@ def time_pricing(tables: CostTable, policy: np.ndarray) -> float:
     times = []
     for _ in range(6):
         start = time.perf_counter()
-        jax.block_until_ready(price_all(on_device, jnp.asarray(policy)))
+        jax.block_until_ready(cost_on_machines(on_device, jnp.asarray(policy)))
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -195,7 +195,7 @@ def draw(records: Sequence[dict], family: Family, best: dict, limit: float) -> F
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("area, share of the edge accelerator's", fontsize=TEXT)
-    latency = 1e3 * np.asarray(price_all(family.tables, best["policy"]).latency)
+    latency = 1e3 * np.asarray(cost_on_machines(family.tables, best["policy"]).latency)
     axes.plot(family.areas, latency, ".", color="0.7", ms=3, label="the chosen policy on every machine")
     axes.plot(best["area"], 1e3 * best["latency"], "o", color="#23679e", ms=7, label=f"chosen ({best['name']})")
     edge = next(r for r in records if r["name"] == "edge alone")

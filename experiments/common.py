@@ -15,10 +15,10 @@ from haqjax.data import Dataset, Split, load, stratified
 from haqjax.evaluation import make_evaluate
 from haqjax.hardware import Machine
 from haqjax.models import Network, build, is_pretrained_source, outline, restore_batchnorm
-from haqjax.policies.bounds import bounds
-from haqjax.policies.cost import cost_64
+from haqjax.policies.bounds import make_bounds
+from haqjax.policies.cost import policy_cost_64
 from haqjax.policies.projection import best_uniform
-from haqjax.quantizers.codebook import make_bank
+from haqjax.quantizers.codebook import make_codebook
 from haqjax.report import standard_error
 from haqjax.run import SearchConfig
 from haqjax.run.float_network import cache_folder, load_network
@@ -35,7 +35,7 @@ from haqjax.types import (
     Budget,
     Cost,
     CostTable,
-    Judgement,
+    Evaluation,
     LayerTable,
     Ranges,
 )
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
     ranges: Ranges
     judge: jax.tree_util.Partial  # on the search split
     report: jax.tree_util.Partial  # on the report split
-    reference: Judgement  # of the float network on the search split
+    reference: Evaluation  # of the float network on the search split
     weights_only: bool  # k-means weights, activations left alone
 
 
@@ -74,13 +74,13 @@ def prepare(config: Options, model: str, codebooks: bool = False) -> Subject:
     few = calibration_batches(data.train)
     ranges = calibrate(network.apply, network.params, few, rounding="nearest")
     if codebooks:
-        ranges = dataclasses.replace(ranges, bank=make_bank(network.apply, network.params, network.example))
+        ranges = dataclasses.replace(ranges, codebook=make_codebook(network.apply, network.params, network.example))
     judges = [_make_judge(network.apply, network.params, s, ranges, codebooks) for s in (data.search, data.report)]
     pixels, classes = _priced_size(model)
     priced = outline(model, classes=classes, image_size=pixels, width=network.width, padding=network.padding)
     subject = Subject(
         network, data, layers(priced.apply, priced.params, priced.example), ranges, *judges,
-        Judgement(jnp.float32(0), jnp.float32(0)), codebooks,
+        Evaluation(jnp.float32(0), jnp.float32(0)), codebooks,
     )  # fmt: skip
     floating = jnp.full((len(subject.layers), 2), FULL_PRECISION)
     told = measure(subject, [floating], split="search")
@@ -100,7 +100,7 @@ def open_machine(hw: str) -> Machine:
     take 93 % of MobileNet-V1's time whatever their bits, and no policy saves more than 3 %.
     """
     found = machine(hw)
-    merged = {"numbers": found.numbers._replace(merge_depthwise=True)} if hw == "bitfusion" else {}
+    merged = {"spec": found.spec._replace(merge_depthwise=True)} if hw == "bitfusion" else {}
     return dataclasses.replace(found, **merged)
 
 
@@ -117,7 +117,7 @@ def limit_between(table: CostTable, limits: Bounds, place: float, resource: str 
 
 def pose(subject: Subject, table: CostTable, limit: Budget, limits: Bounds | None = None, **more: Any) -> Problem:
     """The problem of a search."""
-    limits = bounds(subject.layers) if limits is None else limits
+    limits = make_bounds(subject.layers) if limits is None else limits
     reference, loss = subject.reference
     return make_problem(subject.layers, table, limits, limit, subject.judge, reference, reference_loss=loss, **more)
 
@@ -142,7 +142,7 @@ def uniform_policy(problem: Problem) -> np.ndarray:
     return np.asarray(best_uniform(problem.table, problem.bounds, problem.budget).policy)
 
 
-def measure(subject: Subject, policies: Sequence[np.ndarray], split: str = "report", judged: Any = None) -> Judgement:
+def measure(subject: Subject, policies: Sequence[np.ndarray], split: str = "report", judged: Any = None) -> Evaluation:
     """Accuracies and losses of policies on a split; by another judge where one is given, such as a fine-tuned one."""
     by = judged or (subject.judge if split == "search" else subject.report)
     nothing = cost_table(machine("edge"), subject.layers)
@@ -152,7 +152,7 @@ def measure(subject: Subject, policies: Sequence[np.ndarray], split: str = "repo
     rows += rows[-1:] * (-len(rows) % BATCH)
     told = [judge(problem, jnp.stack(rows[at : at + BATCH])) for at in range(0, len(rows), BATCH)]
     accuracy, loss = (np.concatenate(parts)[: len(policies)] for parts in zip(*told, strict=True))
-    return Judgement(accuracy, loss)
+    return Evaluation(accuracy, loss)
 
 
 def tune(subject: Subject, policy: np.ndarray, tuning: Tuning, seed: int = 0) -> float:
@@ -174,7 +174,7 @@ def as_judged(subject: Subject, policy: np.ndarray) -> jax.Array:
 
 def cost(table: CostTable, policy: np.ndarray) -> Cost:
     """What a policy costs, in 64 bits."""
-    return Cost(*cost_64(table, np.asarray(policy)))
+    return Cost(*policy_cost_64(table, np.asarray(policy)))
 
 
 def inner_latency(table: CostTable, policy: np.ndarray) -> float:
@@ -257,5 +257,5 @@ def _make_judge(
     return jax.tree_util.Partial(_judge_weights, made) if weights_only else made
 
 
-def _judge_weights(judge: jax.tree_util.Partial, policies: jax.Array) -> Judgement:
+def _judge_weights(judge: jax.tree_util.Partial, policies: jax.Array) -> Evaluation:
     return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION))

@@ -37,7 +37,7 @@ from results import Results, spread
 
 from haqjax import budget
 from haqjax.evaluation.soft_loss import make_soft_loss
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SEARCHERS, SearchResult
 
@@ -66,7 +66,7 @@ def main(config: Config) -> dict:
     for name in config.searchers:
         check_searcher(name)
     subject = prepare(config, config.model)
-    table, limits = price_table(subject, config.machine), bounds(subject.layers)
+    table, limits = price_table(subject, config.machine), make_bounds(subject.layers)
     network, train = subject.network, subject.data.train
     soft = make_soft_loss(network.apply, network.params, train.take(np.arange(min(1024, len(train)))), subject.ranges)
     curves: dict[tuple[float, str], list[np.ndarray]] = {}

@@ -35,7 +35,7 @@ from published import ENERGY, ENERGY_8_BITS
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import WIDTH
 from haqjax.training import Tuning
 
@@ -57,7 +57,7 @@ def main(config: Config) -> dict:
     config = config.small(places=config.places[:1], epochs=1)
     results = Results(config)
     subject = prepare(config, config.model)
-    table, limits = price_table(subject, "bitfusion"), bounds(subject.layers)
+    table, limits = price_table(subject, "bitfusion"), make_bounds(subject.layers)
     eight = np.asarray(limits.high)
     whole, plain = measure(subject, [np.full_like(eight, 32), eight]).accuracy.tolist()
     results.add(name="float", report=whole, tuned=[])

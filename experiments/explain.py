@@ -25,9 +25,9 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.hardware import find_bounds
+from haqjax.hardware import find_limits
 from haqjax.hardware.usage import LIMITS
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report import bits_figure
 from haqjax.report.static.roofline import move_figure
 from haqjax.run.folder.run_data import find_rooflines
@@ -58,7 +58,7 @@ def main(config: Config) -> dict:
             f"model {config.model!r} has no depthwise layers to look at: give mobilenet_v1 or mobilenet_v2"
         )
     subject = prepare(config, config.model)
-    limits = bounds(subject.layers)
+    limits = make_bounds(subject.layers)
     best: dict[str, np.ndarray] = {}
     for hw in MACHINES:
         table = price_table(subject, hw)
@@ -118,7 +118,7 @@ def judge_claims(records: Sequence[dict]) -> list[tuple[str, bool, str]]:
 
 def explain(subject: Subject, hw: str, table: CostTable) -> list[str]:
     """What the time of each kind of layer goes by on a machine: what takes the longest, and what fewer bits save."""
-    latency, limit = np.asarray(table.latency), find_bounds(open_machine(hw), subject.layers).limit
+    latency, limit = np.asarray(table.latency), find_limits(open_machine(hw), subject.layers).limit
     lines = []
     for kind in KINDS:
         flags = np.asarray(getattr(subject.layers, kind))
@@ -135,7 +135,7 @@ def explain(subject: Subject, hw: str, table: CostTable) -> list[str]:
 
 def draw(subject: Subject, best: dict[str, np.ndarray]) -> dict[str, Figure]:
     """The bits per layer and the roofline, on each machine."""
-    network, limits = subject.layers, bounds(subject.layers)
+    network, limits = subject.layers, make_bounds(subject.layers)
     depthwise, pointwise = np.asarray(network.depthwise), np.asarray(network.pointwise)
     pinned = np.asarray(limits.low == limits.high)
     figures = {}

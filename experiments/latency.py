@@ -27,7 +27,7 @@ from results import Results, spread
 
 from haqjax import budget
 from haqjax.policies.actions import uniform
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import WIDTH
 from haqjax.training import Tuning
 
@@ -64,13 +64,13 @@ def main(config: Config) -> dict:
                "uniform tuned, %", "found tuned, %", "PACT", "HAQ")  # fmt: skip
     return results.finish(
         "Accuracy at the latency of uniform bits", headers, rows, [text],
-        {"latency": draw(results.records, config)}, gains=[_gain(results.records, row) for row in rows],
+        {"latency": draw(results.records, config)}, rewards=[_gain(results.records, row) for row in rows],
     )  # fmt: skip
 
 
 def baseline(results: Results, config: Config, subject: Subject) -> None:
     """The float network and the uniform policies, which do not depend on the machine."""
-    limits = bounds(subject.layers)
+    limits = make_bounds(subject.layers)
     policies = {bits: np.asarray(uniform(bits, limits)) for bits in config.bits}
     told = measure(subject, [np.full_like(next(iter(policies.values())), 32), *policies.values()])
     accuracies = told.accuracy.tolist()
@@ -84,7 +84,7 @@ def baseline(results: Results, config: Config, subject: Subject) -> None:
 def searched(results: Results, config: Config, subject: Subject, hw: str, bits: int) -> None:
     """Policies found at the latency of a uniform one."""
     table = price_table(subject, hw)
-    limits = bounds(subject.layers)
+    limits = make_bounds(subject.layers)
     same = np.asarray(uniform(bits, limits))
     limit = budget(table, latency=_share(table, same))
     for seed in range(config.seeds):

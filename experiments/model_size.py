@@ -26,7 +26,7 @@ from published import SIZE, tell
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import WIDTH
 from haqjax.training import Tuning
 from haqjax.types import FULL_PRECISION, CostTable
@@ -87,7 +87,7 @@ def compare(results: Results, config: Config, subject: Subject, table: CostTable
     """The uniform policy of a size, and what is found at it."""
     same = np.full((len(table), 2), 8)
     same[:, 0] = bits
-    limits = bounds(subject.layers, low=(1, 8), pinned={})
+    limits = make_bounds(subject.layers, low=(1, 8), pinned={})
     problem = pose(subject, table, budget(table, size_bytes=cost(table, same).size), limits)
     found = [find(config, problem, seed).policy for seed in range(config.seeds)]
     for name, policies in (("uniform", [same]), ("found", found)):

@@ -25,7 +25,7 @@ from published import MACHINES, SPECIALISED
 from results import Results, spread
 
 from haqjax import budget
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import TEXT, WIDTH
 
 
@@ -45,7 +45,7 @@ def main(config: Config) -> dict:
     results = Results(config)
     subject = prepare(config, config.model)
     tables = {hw: price_table(subject, hw) for hw in MACHINES}
-    limits = bounds(subject.layers)
+    limits = make_bounds(subject.layers)
     budgets = {hw: limit_between(table, limits, config.place) for hw, table in tables.items()}
     for seed in range(config.seeds):
         found = {}

@@ -25,9 +25,9 @@ from options import Options, launch
 from results import Results, spread
 
 from haqjax import budget, search
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
-from haqjax.searchers.warm_start import begin_with
+from haqjax.searchers.warm_start import start_warm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def main(config: Config) -> dict:
     problems = {}
     for model, subject in subjects.items():
         table = price_table(subject, config.machine)
-        limit = limit_between(table, bounds(subject.layers), config.place)
+        limit = limit_between(table, make_bounds(subject.layers), config.place)
         problems[model] = pose(subject, table, budget(table, latency_s=limit))
     curves: dict[str, list[np.ndarray]] = {"new": [], "transferred": []}
     usual, prepared = method("haq", config.episodes), method("haq", config.episodes, warmup=0)
@@ -62,7 +62,7 @@ def main(config: Config) -> dict:
         source_key, new_key, begin_key, move_key = jax.random.split(jax.random.key(seed), 4)
         source = search(problems[config.source], usual, episodes=config.episodes, key=source_key)
         new = search(problems[config.target], usual, episodes=config.episodes, key=new_key)
-        begun = begin_with(source.state.agent, prepared, problems[config.target], begin_key)
+        begun = start_warm(source.state.agent, prepared, problems[config.target], begin_key)
         moved = search(problems[config.target], prepared, episodes=config.episodes, key=move_key, resume=begun)
         told = measure(subjects[config.target], [new.policy, moved.policy])
         for name, found, report in zip(curves, (new, moved), told.accuracy, strict=True):

@@ -94,13 +94,13 @@ def share(batch: Split, mesh: Mesh) -> tuple[Array, Array]:
     return whole(batch.images), whole(batch.labels)
 
 
-def share_policies(judge: jax.tree_util.Partial, mesh: Mesh) -> jax.tree_util.Partial:
+def shard_policies(judge: jax.tree_util.Partial, mesh: Mesh) -> jax.tree_util.Partial:
     """The same judge of policies with each device judging its part of them, on all images.
 
     For a judge that cannot cut its images, such as one that fine-tunes; `haqjax.evaluation.make_evaluate` takes a mesh.
 
     >>> judge = jax.tree_util.Partial(lambda scale, policies: scale * policies.sum((1, 2)), jnp.float32(0.5))
-    >>> share_policies(judge, make_mesh(1))(jnp.ones((3, 2, 2))).tolist()
+    >>> shard_policies(judge, make_mesh(1))(jnp.ones((3, 2, 2))).tolist()
     [2.0, 2.0, 2.0]
     """
     return jax.tree_util.Partial(_over_policies(judge.func, mesh), *place(judge.args, mesh))

@@ -124,7 +124,7 @@ class Budget(NamedTuple):
     memory: Float[Array, ""] | None = None  # bytes
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation says of N policies."""
 
     accuracy: Float[Array, "N"]  # 0..1
@@ -139,13 +139,13 @@ class Projection(NamedTuple):
     cost: Cost
 
 
-class Bank(NamedTuple):
-    """The weights of a network as k-means has them at every width: `codebooks[l, w - 1][codes[l][w - 1]]`.
+class Codebook(NamedTuple):
+    """The weights of a network as k-means has them at every width: `codebooks[l, w - 1][assignments[l][w - 1]]`.
 
     A codebook of `w` bits has `2**w` values in rising order; the rest of its row repeats the last of them.
     """
 
-    codes: tuple[UInt8[AnyArray, "8 *shape"], ...]  # one array a layer, [bits - 1, *shape of the weight]
+    assignments: tuple[UInt8[AnyArray, "8 *shape"], ...]  # one array a layer, [bits - 1, *shape of the weight]
     codebooks: Float[AnyArray, "L 8 256"]
 
 
@@ -153,12 +153,12 @@ class Rounding(NamedTuple):
     """How linear weights are rounded for the sake of each layer's output.
 
     At `w` bits an output channel's clip is multiplied by `factor[w - 1]` and a weight's nearest level is moved by
-    `nudges[l][w - 1]` levels. Both hold for the weights that they were chosen for, `origin`: an output channel in which
-    a weight has moved is rounded to the nearest levels. What rounding adds to the output on average, known from the
-    `means` of the layer's inputs, is taken off.
+    `offsets[l][w - 1]` levels. Both hold for the weights that they were chosen for, `origin`: an output channel in
+    which a weight has moved is rounded to the nearest levels. What rounding adds to the output on average, known from
+    the `means` of the layer's inputs, is taken off.
     """
 
-    nudges: tuple[Int8[AnyArray, "8 *shape"], ...] | None  # one array a layer, [bits - 1, *shape of the weight]
+    offsets: tuple[Int8[AnyArray, "8 *shape"], ...] | None  # one array a layer, [bits - 1, *shape of the weight]
     factor: Float[AnyArray, "8 C"] | None  # output channels of all layers in one row
     means: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer, which broadcasts against its weight
     origin: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer
@@ -170,13 +170,13 @@ class Ranges:
     """Where each tensor is clipped at each bit-width, and which activations are signed.
 
     With `per_channel`, an output channel of a weight is clipped at `clip` times the ratio of the channel's largest
-    magnitude to the tensor's; without, at `clip`. With a `bank`, weights take their values from it instead.
+    magnitude to the tensor's; without, at `clip`. With a `codebook`, weights take their values from it instead.
     """
 
     clip: Float[AnyArray, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
     signed: Bool[AnyArray, "L"]  # activations only; weights are always signed
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
-    bank: Bank | None = None  # k-means weights
+    codebook: Codebook | None = None  # k-means weights
     rounding: Rounding | None = None  # of linear weights; None is to the nearest level
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget
 from haqjax.run import SearchConfig
 from haqjax.run.folder import journal
@@ -40,7 +40,7 @@ def main(folder: Path, pause: float) -> None:
     layers, bits = make_layers(), np.arange(1.0, 9.0)
     cycles = np.broadcast_to(bits[:, None] * bits[None, :], (LAYERS, 8, 8))
     table = CostTable(cycles, cycles, cycles, Cost(0.0, 0.0, 0.0))
-    problem = make_problem(layers, table, bounds(LAYERS, pinned={}), budget(table, latency=0.5), judge, 1.0)
+    problem = make_problem(layers, table, make_bounds(LAYERS, pinned={}), budget(table, latency=0.5), judge, 1.0)
     searcher = make_haq(HAQ(agent=HAQ().agent, parallel=4))
     folder.mkdir(exist_ok=True)
     with journal.open_journal(folder, SearchConfig()) as opened:

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haqjax.policies.bounds import bounds, ladder
+from haqjax.policies.bounds import ladder, make_bounds
 from haqjax.policies.budgets import budget, fits
-from haqjax.policies.cost import price
-from haqjax.searchers import Judgement, make_problem
+from haqjax.policies.cost import policy_cost
+from haqjax.searchers import Evaluation, make_problem
 from haqjax.types import Cost, CostTable, LayerTable
 
 BITS = np.arange(1.0, 9.0)
@@ -45,7 +45,7 @@ def lost(sensitivity, policies):
 
 def judge(sensitivity, policies):
     loss = lost(sensitivity[None], policies)
-    return Judgement(0.9 * jnp.exp(-loss), loss)
+    return Evaluation(0.9 * jnp.exp(-loss), loss)
 
 
 def soft(sensitivity, bits, index):
@@ -56,14 +56,14 @@ def soft(sensitivity, bits, index):
 
 
 def make_world(count=4, seed=0, evaluate=judge, limits=None, reference=0.9, **kinds):
-    """A problem of `count` layers; `kinds` go to `haqjax.policies.bounds.bounds`."""
+    """A problem of `count` layers; `kinds` go to `haqjax.policies.bounds.make_bounds`."""
     random, layers, table = np.random.default_rng(seed + 100), make_layers(count), make_table(count, seed)
     sensitivity = np.exp(random.normal(size=(count, 2)))
     sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)
     return make_problem(
         layers,
         table,
-        bounds(layers, **{"pinned": {}, **kinds}),
+        make_bounds(layers, **{"pinned": {}, **kinds}),
         budget(table, **(limits or {"latency": 0.35})),
         jax.tree_util.Partial(evaluate, sensitivity),
         reference,
@@ -80,5 +80,5 @@ def every_policy(problem, within=True):
     if problem.bounds.tied is not None:
         policies = policies[(policies == policies[:, np.asarray(problem.bounds.tied)]).all((1, 2))]
     if within:
-        policies = policies[np.asarray(fits(price(problem.table, jnp.asarray(policies)), problem.budget))]
+        policies = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
     return policies, problem.evaluate(jnp.asarray(policies))

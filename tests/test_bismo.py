@@ -8,7 +8,7 @@ from haqjax.hardware.bismo import Bismo
 from haqjax.hardware.gemm import Products
 from references_hardware import conv, dense, table
 
-CLOUD, EDGE = machine("cloud").numbers, machine("edge").numbers
+CLOUD, EDGE = machine("cloud").spec, machine("edge").spec
 UNIFORM = np.arange(8)
 
 
@@ -112,10 +112,10 @@ def test_energy_is_busy_operations_and_traffic():
     # All tiles fit: each operand goes in once, 2 + 2 + 1 beats of 4 bits a row; results go out once at 32 bits.
     moved = [outputs * w * 5 * 4, vectors * a * 5 * 4, vectors * outputs * 32]
     layers, at = table([dense(length, outputs, rows=4)]), (0, w - 1, a - 1)
-    counts = bismo.work(numbers, layers)
+    counts = bismo.count_work(numbers, layers)
     assert counts.busy[at] == busy
     assert [bits[at] for bits in counts[2:]] == moved
-    usage = bismo.use(numbers._replace(leakage_power=0.5), layers)
+    usage = bismo.estimate(numbers._replace(leakage_power=0.5), layers)
     assert usage.energy.array[at] == pytest.approx(busy * 2 * 2 * 2 * 8 * 1e-12, rel=1e-12)
     assert usage.energy.dram[at] == pytest.approx(sum(moved) * 1e-11, rel=1e-12)
     assert usage.energy.leakage[at] == pytest.approx(0.5 * usage.latency[at], rel=1e-12)
@@ -129,7 +129,7 @@ def test_an_operand_that_does_not_fit_is_fetched_again():
     layers = table([dense(16, 8, rows=8)])  # 4 tiles of 2 rows on each side, 2 steps
     roomy, tight = (small(array=2, dot_bits=8, port_bits=8, buffer_words=words) for words in (8, 4))
     for bits in (1, 2):  # weights, activations; a tile of a bit takes 2 words
-        once, again = bismo.work(roomy, layers)[1 + bits], bismo.work(tight, layers)[1 + bits]
+        once, again = bismo.count_work(roomy, layers)[1 + bits], bismo.count_work(tight, layers)[1 + bits]
         assert once[0, 0, 0] == 8 * 2 * 8
         assert again[0, 0, 0] == 2 * 8 * 2 * 8
 
@@ -137,7 +137,7 @@ def test_an_operand_that_does_not_fit_is_fetched_again():
 @pytest.mark.parametrize("name", ["edge", "cloud"])
 @pytest.mark.parametrize("network", [references.mobilenet_v1, references.mobilenet_v2, references.resnet50])
 def test_published_networks_cost_more_with_more_bits(name, network):
-    found = bismo.cycles(machine(name).numbers, network())
+    found = bismo.cycles(machine(name).spec, network())
     assert np.diff(found, axis=1).min() > 0
     assert np.diff(found, axis=2).min() > 0
 
@@ -154,11 +154,11 @@ def test_more_bits_cost_more_in_tight_buffers(words):
 def test_counts_pass_32_bits():
     layers = table([dense(4096, 4096, rows=4096)])
     tiles = 16 * 4096 // 16 * (4096 // 16) * (4096 // 256)
-    counts = bismo.work(CLOUD, layers)
+    counts = bismo.count_work(CLOUD, layers)
     assert int(counts.busy[0, 7, 7]) == tiles * 64 == 2**30
     assert int(counts.cycles[0, 7, 7]) >= tiles * 64
     one_unit = CLOUD._replace(array=1)
-    assert int(bismo.work(one_unit, layers).busy[0, 7, 7]) == 16 * 4096 * 4096 * 16 * 64 > 2**37
+    assert int(bismo.count_work(one_unit, layers).busy[0, 7, 7]) == 16 * 4096 * 4096 * 16 * 64 > 2**37
     assert (bismo.cycles(CLOUD, references.resnet50()) > 0).all()
 
 

@@ -10,7 +10,7 @@ from haqjax.hardware.bitfusion_tile import Shape
 from haqjax.hardware.bitfusion_tiling import NEVER, energies, layer_work, loop_orders
 from references_hardware import conv, dense, table
 
-PUBLISHED = machine("bitfusion").numbers
+PUBLISHED = machine("bitfusion").spec
 
 
 def simulator_rows():
@@ -110,7 +110,7 @@ SWITCHES = [{}, {"reread_outputs": False}, {"share_bricks": True}, {"merge_depth
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
 def test_the_best_of_all_tiles_and_orders(switch):
     numbers = tiny(**switch)
-    counts = bitfusion.work(numbers, table(list(LAYERS.values())))
+    counts = bitfusion.count_work(numbers, table(list(LAYERS.values())))
     energy = sum(energies(numbers, counts))
     for i, (name, (k, stride, c_in, c_out, groups, _, size, is_dense)) in enumerate(LAYERS.items()):
         jobs = 1 if name == "depthwise" and numbers.merge_depthwise else groups
@@ -128,18 +128,18 @@ def test_the_best_of_all_tiles_and_orders(switch):
 def test_maps_and_kernels_need_not_be_square():
     layers = table([conv(3, 1, 3, 4, 6), conv(3, 1, 4, 8, 6)])
     layers.kernel[1], layers.stride[1], layers.out_size[1] = (1, 5), (1, 2), (6, 3)
-    counts = bitfusion.work(tiny(), layers)
+    counts = bitfusion.count_work(tiny(), layers)
     expected = references.search_tiles(tiny(), (1, 5), (1, 2), (6, 3), 4, 8, 3, False, 4, 7)
     assert (counts.cycles[1, 3, 6], counts.busy[1, 3, 6], counts.dram_read[1, 3, 6]) == (expected[0], *expected[2:4])
 
 
 def test_a_layer_too_large_for_the_buffers_is_named():
     with pytest.raises(ValueError, match="layer layer1: its smallest tile exceeds half a buffer"):
-        bitfusion.work(tiny(), table([conv(1, 1, 4, 4, 2), conv(31, 1, 4, 4, 2)]))
+        bitfusion.count_work(tiny(), table([conv(1, 1, 4, 4, 2), conv(31, 1, 4, 4, 2)]))
 
 
 def test_three_bits_compute_like_four_and_five_like_eight():
-    busy = bitfusion.work(tiny(), table([dense(64, 16)])).busy[0]
+    busy = bitfusion.count_work(tiny(), table([dense(64, 16)])).busy[0]
     np.testing.assert_array_equal(busy[[2, 4, 5, 6]], busy[[3, 7, 7, 7]])
     np.testing.assert_array_equal(busy[0], busy[1])
     assert busy[7, 7] == 2 * busy[3, 7] == 4 * busy[3, 3] == 16 * busy[1, 1]
@@ -147,7 +147,7 @@ def test_three_bits_compute_like_four_and_five_like_eight():
 
 def test_usage_adds_up():
     layers, numbers = table([conv(3, 1, 8, 12, 3), dense(64, 16)]), tiny(leakage_power=0.25)
-    counts, usage = bitfusion.work(numbers, layers), bitfusion.use(numbers, layers)
+    counts, usage = bitfusion.count_work(numbers, layers), bitfusion.estimate(numbers, layers)
     np.testing.assert_allclose(sum(usage.energy), sum(energies(numbers, counts)) + 0.25 * usage.latency, rtol=1e-12)
     np.testing.assert_array_equal(sum(usage.moved), counts.dram_read + counts.dram_write)
     np.testing.assert_allclose(sum(usage.transfers) * 24 * 5e8, sum(usage.moved), rtol=1e-12)
@@ -160,7 +160,7 @@ def test_usage_adds_up():
 
 def test_resnet50_cycles_rise_with_bits_but_for_a_thousandth():
     # The tiles are powers of two, so that a width may have luckier ones than the width below.
-    counts = bitfusion.work(PUBLISHED, references.resnet50())
+    counts = bitfusion.count_work(PUBLISHED, references.resnet50())
     for axis in (1, 2):
         step = np.diff(counts.cycles, axis=axis) / np.delete(counts.cycles, -1, axis)
         assert step.min() > -1e-3
@@ -168,7 +168,7 @@ def test_resnet50_cycles_rise_with_bits_but_for_a_thousandth():
 
 
 def test_counts_pass_32_bits():
-    counts = bitfusion.work(PUBLISHED, table([dense(4096, 4096, rows=4096)]))
+    counts = bitfusion.count_work(PUBLISHED, table([dense(4096, 4096, rows=4096)]))
     assert counts.busy[0, 7, 7] == 16 * 4096 * (4096 // 32) * (4096 // 16) == 2**31
     assert counts.read.weights[0, 7, 7] > 2**37
     assert counts.cycles[0, 7, 7] >= counts.busy[0, 7, 7]
@@ -177,7 +177,7 @@ def test_counts_pass_32_bits():
 
 def test_another_machine_compiles_nothing():
     layers = table([conv(1, 1, 4, 4, 2), dense(8, 8)])
-    bitfusion.work(tiny(), layers)
+    bitfusion.count_work(tiny(), layers)
     traces = bitfusion._network_work._cache_size()
-    bitfusion.work(tiny(dram_bits=7, share_bricks=True), layers)
+    bitfusion.count_work(tiny(dram_bits=7, share_bricks=True), layers)
     assert bitfusion._network_work._cache_size() == traces

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from haqjax import budget, cost_table, layers, machine
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import cost_64, price
+from haqjax.policies.cost import policy_cost, policy_cost_64
 from haqjax.policies.projection import project
 from haqjax.searchers import make_problem
-from haqjax.searchers.codesign import codesign, fit_machines, price_all, stack_tables
-from haqjax.types import Judgement
+from haqjax.searchers.codesign import codesign, cost_on_machines, fit_machines, stack_tables
+from haqjax.types import Evaluation
 
 WIDTHS = (64, 96, 32, 10)
 
@@ -31,17 +31,15 @@ def world():
     table_of = layers(network, params, np.ones((1, 4, WIDTHS[0]), np.float32))
     edge = machine("edge")
     sizes = itertools.product((2, 4, 8), (16, 64), (64, 256))
-    family = [
-        dataclasses.replace(edge, numbers=edge.numbers._replace(array=d, port_bits=p, dot_bits=k)) for d, p, k in sizes
-    ]
+    family = [dataclasses.replace(edge, spec=edge.spec._replace(array=d, port_bits=p, dot_bits=k)) for d, p, k in sizes]
     return table_of, [cost_table(one, table_of) for one in family]
 
 
 def test_one_call_prices_as_each_table_does(world):
     table_of, tables = world
     policies = np.random.default_rng(0).integers(1, 9, (5, len(table_of), 2))
-    found = price_all(stack_tables(tables), jnp.asarray(policies))
-    wanted = np.array([[cost_64(table, policy) for policy in policies] for table in tables])
+    found = cost_on_machines(stack_tables(tables), jnp.asarray(policies))
+    wanted = np.array([[policy_cost_64(table, policy) for policy in policies] for table in tables])
     for column, name in enumerate(("latency", "energy", "size")):
         np.testing.assert_allclose(getattr(found, name), wanted[..., column], rtol=1e-6)
 
@@ -50,13 +48,13 @@ def test_thousand_variants_do_not_compile_again_for_other_policies(world):
     table_of, tables = world
     many = jax.tree.map(lambda leaf: np.repeat(leaf, 84, axis=0), stack_tables(tables))
     for bits in (3, 5):
-        assert price_all(many, jnp.full((len(table_of), 2), bits)).latency.shape == (1008,)
-    assert price_all._cache_size() <= 2  # another test's shapes, and these
+        assert cost_on_machines(many, jnp.full((len(table_of), 2), bits)).latency.shape == (1008,)
+    assert cost_on_machines._cache_size() <= 2  # another test's shapes, and these
 
 
 def test_machine_is_the_one_that_leaves_most_bits(world):
     table_of, tables = world
-    limits = bounds(table_of, pinned={})
+    limits = make_bounds(table_of, pinned={})
     allowance = budget(tables[5], latency=0.5)
     policies = np.random.default_rng(1).integers(2, 9, (6, len(table_of), 2))
     lowered, chosen = fit_machines(jnp.asarray(policies), stack_tables(tables), limits, allowance)
@@ -72,19 +70,20 @@ def test_machine_is_the_one_that_leaves_most_bits(world):
 
 def test_search_finds_a_fitting_pair_and_says_its_cost(world):
     table_of, tables = world
-    limits = bounds(table_of, pinned={})
-    allowance = budget(tables[0], latency_s=1.2 * min(cost_64(t, np.asarray(limits.low))[0] for t in tables))
+    limits = make_bounds(table_of, pinned={})
+    allowance = budget(tables[0], latency_s=1.2 * min(policy_cost_64(t, np.asarray(limits.low))[0] for t in tables))
     evaluate = jax.tree_util.Partial(_bits_as_accuracy)
     problem = make_problem(table_of, tables[0], limits, allowance, evaluate, 1.0)
     found = codesign(problem, stack_tables(tables), "random", episodes=30, key=jax.random.key(0), parallel=4)
     table = tables[found.machine]
-    assert found.machines.shape == (30,) and bool(fits(price(table, jnp.asarray(found.result.policy)), allowance))
-    np.testing.assert_allclose(found.result.cost.latency, cost_64(table, found.result.policy)[0], rtol=1e-6)
+    assert found.machines.shape == (30,) and bool(fits(policy_cost(table, jnp.asarray(found.result.policy)), allowance))
+    np.testing.assert_allclose(found.result.cost.latency, policy_cost_64(table, found.result.policy)[0], rtol=1e-6)
     records = found.result.records
     assert found.result.accuracy == max(records.accuracy[np.asarray(records.feasible)])
     # Only the largest arrays and widest ports reach a budget this near to the least latency of all.
     assert all(
-        cost_64(tables[m], np.asarray(limits.low))[0] <= float(allowance.latency) * 1.000001 for m in found.machines
+        policy_cost_64(tables[m], np.asarray(limits.low))[0] <= float(allowance.latency) * 1.000001
+        for m in found.machines
     )
 
 
@@ -92,7 +91,7 @@ def test_what_cannot_be_done_is_said(world):
     table_of, tables = world
     evaluate = jax.tree_util.Partial(_bits_as_accuracy)
     allowance = budget(tables[0], latency_s=1e-9)
-    problem = make_problem(table_of, tables[0], bounds(table_of, pinned={}), allowance, evaluate, 1.0)
+    problem = make_problem(table_of, tables[0], make_bounds(table_of, pinned={}), allowance, evaluate, 1.0)
     with pytest.raises(RuntimeError, match="on any of 12 machines; latency 1e-09 s was asked"):
         codesign(problem, stack_tables(tables), "random", episodes=1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="give haq, random or evolution"):
@@ -103,4 +102,4 @@ def test_what_cannot_be_done_is_said(world):
 
 def _bits_as_accuracy(policies):
     share = policies.mean(axis=(1, 2)) / 8
-    return Judgement(share, 1 - share)
+    return Evaluation(share, 1 - share)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from haqjax.policies.bounds import ladder
-from haqjax.policies.budget_fill import as_shares, fill, spent
+from haqjax.policies.budget_fill import fill_budget, normalise_costs, normalised_cost
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.searchers import search
 from haqjax.searchers.evolution import Evolution, make_evolution, make_nsga2
 from haqjax.searchers.front import front, hypervolume
@@ -94,24 +94,24 @@ def test_what_was_seen_is_known_like_in_a_set_until_it_is_overwritten():
 def test_a_filled_policy_is_the_last_of_its_shifts_that_fits(limits, allowed):
     there = None if allowed is None else np.isin(np.arange(1, 9), allowed) * np.ones((4, 2, 1), bool)
     problem = make_world(limits=limits, allowed=there, tied=[(1, 3)])
-    shares = as_shares(problem.table, problem.bounds, problem.budget)
+    shares = normalise_costs(problem.table, problem.bounds, problem.budget)
     preference = np.random.default_rng(0).uniform(-1, 8, (20, 4, 2))
     preference[:, 3] = preference[:, 1]
-    filled = jax.jit(fill)(jnp.asarray(preference, jnp.float32), shares, problem.bounds)
+    filled = jax.jit(fill_budget)(jnp.asarray(preference, jnp.float32), shares, problem.bounds)
     widths, count = (np.asarray(x) for x in ladder(problem.bounds))
     for wanted, found in zip(preference, filled, strict=True):
         shifts = np.sort((np.arange(8)[:, None] - wanted.ravel()).ravel()) + 1e-4  # just after an entry rises
         rank = np.clip(np.floor(wanted + shifts[:, None, None]), 0, count - 1).astype(int)
         policies = np.take_along_axis(np.broadcast_to(widths, (*rank.shape, 8)), rank[..., None], -1)[..., 0]
-        within = np.asarray(fits(price(problem.table, jnp.asarray(policies)), problem.budget))
+        within = np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))
         np.testing.assert_array_equal(found, policies[np.flatnonzero(within)[-1]])
 
 
 def test_shares_are_costs_over_limits_and_nothing_where_there_is_no_limit():
     problem = make_world(limits={"latency": 0.5})
     policies = np.random.default_rng(0).integers(2, 9, (10, 4, 2))
-    found = spent(as_shares(problem.table, problem.bounds, problem.budget), jnp.asarray(policies))
-    cost = price(problem.table, jnp.asarray(policies)).latency / problem.budget.latency
+    found = normalised_cost(normalise_costs(problem.table, problem.bounds, problem.budget), jnp.asarray(policies))
+    cost = policy_cost(problem.table, jnp.asarray(policies)).latency / problem.budget.latency
     np.testing.assert_allclose(found, np.stack([cost, 0 * cost, 0 * cost], -1), rtol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_costs_between_allowed_widths_lie_on_a_line_and_those_that_are_not_allow
     latency[:, [0, 2, 4, 5, 6]] = latency[:, :, [0, 2, 4, 5, 6]] = np.nan
     table = dataclasses.replace(problem.table, latency=latency)
     limit = Budget(jnp.float32(1.0), None, None)
-    shares = as_shares(table, problem.bounds, limit)
+    shares = normalise_costs(table, problem.bounds, limit)
     at = lambda w, a: latency[2, w - 1, a - 1]  # noqa: E731
     np.testing.assert_allclose(shares.latency[2, 2, 7], (at(2, 8) + at(4, 8)) / 2, rtol=1e-6)
     np.testing.assert_allclose(shares.latency[2, 3, 4], 0.75 * at(4, 4) + 0.25 * at(4, 8), rtol=1e-6)
@@ -164,7 +164,7 @@ def test_once_all_policies_were_proposed_the_search_goes_on():
 def test_nsga2_finds_the_front_of_all_policies(resource):
     problem = make_world(limits={"latency": 0.9}, pinned=ENDS)
     policies, judged = every_policy(problem)
-    costs = np.asarray(getattr(price(problem.table, jnp.asarray(policies)), resource))
+    costs = np.asarray(getattr(policy_cost(problem.table, jnp.asarray(policies)), resource))
     whole = hypervolume(np.asarray(judged.accuracy), costs, 0.0, costs.max())
     searcher = NSGA2 if resource == "latency" else make_nsga2(4, "size", population=16)
     found = search(problem, searcher, episodes=240, key=jax.random.key(1)).records
@@ -212,7 +212,7 @@ def test_uniform_policies_come_in_order_and_fit():
     assert (found.policy[:, 1:] == pairs[:, None]).all()
     equal = [pair.tolist() for pair in pairs if pair[0] == pair[1]]
     widest = max(
-        b for b in range(2, 9) if fits(price(problem.table, np.array([[8, 8]] + [[b, b]] * 3)), problem.budget)
+        b for b in range(2, 9) if fits(policy_cost(problem.table, np.array([[8, 8]] + [[b, b]] * 3)), problem.budget)
     )
     assert equal == pairs[: len(equal)].tolist() == [[b, b] for b in range(widest, 1, -1)]
     unequal = found.cost.latency[len(equal) :]

@@ -11,11 +11,11 @@ from haqjax import calibrate
 from haqjax.quantizers import quantize
 from haqjax.quantizers.linear import fake_quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
-from haqjax.quantizers.trainable import begin, end, look_up, nearest, quantize_learned, scale_gradient, settle
-from haqjax.tracing.conv_gradients import LAST, lower_for_training
+from haqjax.quantizers.trainable import begin, end, look_up, nearest, quantize_learned, scale_gradient, sort_codebook
+from haqjax.tracing.conv_gradients import LAST, use_training_kernels
 from haqjax.tracing.hooks import with_hook
 from haqjax.training.distillation import cross_entropy, divergence
-from haqjax.types import ACTIVATION, WEIGHT, Bank, Ranges
+from haqjax.types import ACTIVATION, WEIGHT, Codebook, Ranges
 
 STEP = 1e-6
 
@@ -70,20 +70,24 @@ def test_codebook():
     random = np.random.default_rng(0)
     weight, g, book = random.normal(size=50), random.normal(size=50), np.sort(random.normal(size=4))
     padded = lambda book: jnp.concatenate([book, jnp.repeat(book[-1:], 252)])  # noqa: E731
-    codes = np.abs(weight[:, None] - book).argmin(1)
+    assignments = np.abs(weight[:, None] - book).argmin(1)
     found = jax.grad(lambda w, book: (look_up(w, padded(book)) * g).sum(), (0, 1))(
         jnp.asarray(weight, jnp.float32), jnp.asarray(book, jnp.float32)
     )
-    np.testing.assert_allclose(look_up(jnp.asarray(weight, jnp.float32), padded(jnp.asarray(book))), book[codes], 1e-6)
-    np.testing.assert_allclose(found[0], slope(lambda w: ((book[codes] + w - weight) * g).sum(), weight), atol=1e-4)
-    np.testing.assert_allclose(found[1], slope(lambda book: (book[codes] * g).sum(), book), rtol=1e-3)
+    np.testing.assert_allclose(
+        look_up(jnp.asarray(weight, jnp.float32), padded(jnp.asarray(book))), book[assignments], 1e-6
+    )
+    np.testing.assert_allclose(
+        found[0], slope(lambda w: ((book[assignments] + w - weight) * g).sum(), weight), atol=1e-4
+    )
+    np.testing.assert_allclose(found[1], slope(lambda book: (book[assignments] * g).sum(), book), rtol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 5, 8])
 def test_a_weight_takes_the_nearest_value_in_use(bits):
     random = np.random.default_rng(bits)
     weight, book = random.normal(size=300).astype(np.float32), random.normal(size=256).astype(np.float32)
-    settled = np.asarray(settle(jnp.asarray(book), bits))
+    settled = np.asarray(sort_codebook(jnp.asarray(book), bits))
     used = np.sort(book[: 2**bits])
     np.testing.assert_array_equal(settled, [*used, *[used[-1]] * (256 - 2**bits)])
     np.testing.assert_array_equal(nearest(weight, settled), np.abs(weight[:, None] - used).argmin(1))
@@ -110,8 +114,8 @@ def bank_of(apply, params):
             for w in map(np.asarray, weights)
         ]
     ).astype(np.float32)
-    codes = [np.stack([nearest(w, book) for book in rows]) for w, rows in zip(weights, books, strict=True)]
-    return Bank(tuple(codes), books)
+    assignments = [np.stack([nearest(w, book) for book in rows]) for w, rows in zip(weights, books, strict=True)]
+    return Codebook(tuple(assignments), books)
 
 
 @pytest.mark.parametrize("banked", [False, True])
@@ -119,7 +123,7 @@ def test_forward_pass_is_that_of_the_evaluation(banked):
     apply, params, x, policy = small_network()
     ranges = calibrate(apply, params, [x])
     if banked:
-        ranges = dataclasses.replace(ranges, bank=bank_of(apply, params))
+        ranges = dataclasses.replace(ranges, codebook=bank_of(apply, params))
     learned = begin(params, policy, ranges)
     for gradient in ("lsq", "pact"):
         found = jax.jit(quantize_learned(apply, gradient=gradient))(learned, x, policy, ranges)
@@ -132,7 +136,7 @@ def test_what_was_learned_is_what_is_evaluated(banked):
     apply, params, x, policy = small_network()
     ranges = calibrate(apply, params, [x])
     if banked:
-        ranges = dataclasses.replace(ranges, bank=bank_of(apply, params))
+        ranges = dataclasses.replace(ranges, codebook=bank_of(apply, params))
     learned = begin(params, policy, ranges)
     moved = jax.tree.map(lambda leaf: 1.2 * leaf, learned._replace(params=None))._replace(
         params=jax.tree.map(lambda leaf: leaf + 0.1, params)
@@ -196,7 +200,7 @@ def test_ordered_convolutions_have_the_same_gradients(size, kernel, stride, padd
         loss = lambda params, x: jnp.sin(jnp.arange(apply(params, x).size) * apply(params, x).reshape(-1)).sum()  # noqa: E731
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(params, x))
 
-    for found, expected in zip(gradients(with_hook(apply, lower_for_training)), gradients(apply), strict=True):
+    for found, expected in zip(gradients(with_hook(apply, use_training_kernels)), gradients(apply), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-2)
 
 

@@ -9,11 +9,10 @@ import pytest
 
 from finetune_world import TUNING, apply, apply_train, make_world
 from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
-from haqjax.evaluation.finetuned import draw
+from haqjax.evaluation.finetuned import draw, finetune_policies
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
-from haqjax.quantizers.trainable import begin, spread
-from haqjax.evaluation.finetuned import finetune_policies
+from haqjax.quantizers.trainable import as_ranges, begin
 from haqjax.training.finetuning import make_program
 from haqjax.training.steps import State, take_step
 
@@ -60,7 +59,7 @@ def test_accuracies_are_those_of_the_tuned_networks(world, alone):
     evaluate = make_finetuned_evaluate(apply, params, data, ranges, data, TUNING, **options(), policies_at_once=2)
     found = jax.jit(lambda evaluate, policies: evaluate(policies))(evaluate, POLICIES)
     for accuracy, policy, learned in zip(found, POLICIES, alone, strict=True):
-        after = spread(apply, learned, data.images[:1], policy, ranges)
+        after = as_ranges(apply, learned, data.images[:1], policy, ranges)
         answers = quantize(apply)(learned.params, data.images, policy, after).argmax(-1)
         assert float(accuracy) == pytest.approx((answers == data.labels).mean())
     assert not jnp.array_equal(found, make_evaluate(apply, params, data, to_nearest(ranges))(POLICIES))

@@ -8,7 +8,7 @@ import pytest
 from haqjax.data import Split, load
 from haqjax.evaluation import measure_accuracy
 from haqjax.models import MODELS, Network, build, outline
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 from haqjax.training import RECIPES, augment, fit, load_params, save_params
 
@@ -36,7 +36,7 @@ def trained(digits, network):
 
 
 def test_small_network_learns_the_digits(digits, network, trained):
-    value, error = measure_accuracy(with_hook(network.apply, lower), trained[0], digits.search)
+    value, error = measure_accuracy(with_hook(network.apply, use_cpu_kernels), trained[0], digits.search)
     assert value > 0.85
     assert error == pytest.approx((value * (1 - value) / 360) ** 0.5)
 
@@ -113,7 +113,7 @@ def test_hook_computes_the_layers(linear):
 
     plain, lowered, halved = (
         fit(network, split, epochs=2, batch_size=3, learning_rate=0.5, key=jax.random.key(0), hook=hook)["kernel"]
-        for hook in (None, lower, half)
+        for hook in (None, use_cpu_kernels, half)
     )
     assert set(seen) == {"kernel"}
     assert not np.allclose(plain, halved)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax.policies.budgets import budget, fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.searchers import search
 from haqjax.searchers.accuracy_constrained import cheapest, search_drop
 from haqjax.searchers.base import Record, SearchResult
@@ -177,7 +177,7 @@ def test_the_budgets_of_a_front_are_at_equal_ratios_above_the_floor():
     problem = make_world()
     found = spread_fractions(problem.table, problem.bounds, "size", 5)
     spent, full = (
-        float(price(problem.table, jnp.asarray(bits)).size) for bits in (problem.bounds.low, jnp.full((4, 2), 8))
+        float(policy_cost(problem.table, jnp.asarray(bits)).size) for bits in (problem.bounds.low, jnp.full((4, 2), 8))
     )
     assert found[-1] == 1.0 and len(found) == 5
     expected = [(spent / full) ** share for share in (0.8, 0.6, 0.4, 0.2, 0)]
@@ -204,7 +204,7 @@ def test_a_budget_that_nothing_was_found_for_has_no_policy():
 def test_a_search_by_drop_comes_near_the_cheapest_of_all_policies(drop, resource):
     problem = make_world(pinned=ENDS, limits={"latency": 1.0}, low=2)
     policies, judged = every_policy(problem)
-    costs = np.asarray(getattr(price(problem.table, jnp.asarray(policies)), resource))
+    costs = np.asarray(getattr(policy_cost(problem.table, jnp.asarray(policies)), resource))
     reference = float(judged.accuracy.max())
     problem = make_world(pinned=ENDS, limits={"latency": 1.0}, reference=reference)
     accurate = np.asarray(judged.accuracy) >= reference - drop / 100

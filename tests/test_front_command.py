@@ -83,11 +83,11 @@ def test_each_policy_of_a_front_is_the_best_episode_that_fits(front):
     accuracy, cost, limits = (
         np.array([float(row[name]) for row in rows]) for name in ("accuracy", "latency_s", "budget_latency_s")
     )
-    entries = read(front)["policies"]
-    assert limits.tolist() == pytest.approx([entry["budget"]["latency_s"] for entry in entries for _ in range(3)])
+    layer_costs = read(front)["policies"]
+    assert limits.tolist() == pytest.approx([entry["budget"]["latency_s"] for entry in layer_costs for _ in range(3)])
     best = np.array([float(row["best_accuracy"]) for row in rows]).reshape(8, 3)
     np.testing.assert_array_equal(best, np.maximum.accumulate(accuracy.reshape(8, 3), axis=1))
-    for entry in entries:
+    for entry in layer_costs:
         fits = cost <= entry["budget"]["latency_s"] * (1 + 1e-6)
         assert entry["accuracies"]["search"] == pytest.approx(accuracy[fits].max())
         assert accuracy[entry["episode"]] == pytest.approx(accuracy[fits].max())

@@ -11,9 +11,9 @@ from haqjax import calibrate, cost_table, layers, machine, quantize
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluate
 from haqjax.evaluation.soft_loss import make_soft_loss
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget, fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.searchers import make_problem, search
@@ -155,7 +155,7 @@ def test_a_front_in_one_call_equals_the_closed_form():
     found = optimise_bits(
         jax.tree_util.Partial(smooth, jnp.asarray(sensitivity, jnp.float32)),
         table,
-        bounds(6, pinned={}),
+        make_bounds(6, pinned={}),
         Budget(jnp.asarray(limits, jnp.float32), jnp.full(16, jnp.inf), jnp.full(16, jnp.inf)),
         jax.random.key(0),
         400,
@@ -170,14 +170,14 @@ def test_every_limit_is_kept_nearly_before_rounding_and_one_is_used_up(limits):
     problem = make_world(limits=limits)
     budgets = jax.tree.map(lambda limit: limit[None], problem.budget)
     bits = optimise_bits(problem.soft_loss, problem.table, problem.bounds, budgets, jax.random.key(0))[0]
-    cost = price(problem.table, bits)
+    cost = policy_cost(problem.table, bits)
     shares = [float(getattr(cost, name) / getattr(problem.budget, name)) for name in limits]
     assert max(shares) == pytest.approx(1, abs=0.03)
 
 
 def test_soft_bits_pass_through_the_allowed_widths_and_ties_follow():
     there = np.isin(np.arange(1, 9), (2, 4, 8)) * np.ones((3, 2, 1), bool)
-    kinds = bounds(3, pinned={1: 4}, allowed=there, tied=[(0, 2)])
+    kinds = make_bounds(3, pinned={1: 4}, allowed=there, tied=[(0, 2)])
     rank = jnp.asarray([[0.0, 1.5], [0.0, 0.0], [2.0, 2.0]])
     np.testing.assert_allclose(soft_bits(rank, kinds), [[2, 6], [4, 4], [2, 6]])
     np.testing.assert_allclose(soft_bits(rank.at[0].set(jnp.array([2.0, 0.25])), kinds)[0], [8, 2.5])
@@ -296,7 +296,7 @@ def digits_problem():
     table = cost_table(machine("edge"), table_of)
     reference = float((perceptron(params, test.images).argmax(-1) == test.labels).mean())
     return make_problem(
-        table_of, table, bounds(table_of, pinned={}), budget(table, latency=0.9),
+        table_of, table, make_bounds(table_of, pinned={}), budget(table, latency=0.9),
         make_evaluate(perceptron, params, test, ranges), reference,
         soft_loss=make_soft_loss(perceptron, params, train, ranges, batch_size=128),
     )  # fmt: skip
@@ -304,7 +304,9 @@ def digits_problem():
 
 def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
     problem = digits_problem
-    least = float(price(problem.table, problem.bounds.low).size / price(problem.table, problem.bounds.high).size)
+    least = float(
+        policy_cost(problem.table, problem.bounds.low).size / policy_cost(problem.table, problem.bounds.high).size
+    )
     budgets = [budget(problem.table, size=share) for share in np.linspace(least * 1.1, 0.9, 16)]
     assert problem.reference > 0.9
     front = search_front(problem, "gradient", budgets, episodes=4, key=jax.random.key(0), parallel=4)
@@ -321,4 +323,4 @@ def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
 
 def test_search_judges_accuracy_where_no_loss_is_told(digits_problem):
     found = search(digits_problem, "gradient", parallel=4, episodes=4, key=jax.random.key(0))
-    np.testing.assert_allclose(found.records.gain, found.records.accuracy - digits_problem.reference, atol=1e-6)
+    np.testing.assert_allclose(found.records.reward, found.records.accuracy - digits_problem.reference, atol=1e-6)

@@ -6,7 +6,7 @@ import yaml
 
 import references_hardware as references
 import references_search
-from haqjax.hardware import cost_table, find_bounds, machine, total_cost
+from haqjax.hardware import cost_table, find_limits, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
 from haqjax.models import outline
 from haqjax.tracing.hooks import layers
@@ -39,7 +39,7 @@ def test_short_names_stand_for_machines():
 def test_a_copy_of_a_file_is_the_same_machine(name, tmp_path):
     copy = tmp_path / "mine.yaml"
     copy.write_text((FOLDER / f"{name}.yaml").read_text())
-    assert machine(copy) == Machine("mine", machine(name).model, machine(name).numbers)
+    assert machine(copy) == Machine("mine", machine(name).model, machine(name).spec)
 
 
 @pytest.mark.parametrize("name", MACHINES)
@@ -94,7 +94,7 @@ def test_a_file_of_something_else_is_one_clear_line(text, tmp_path):
 def test_exponents_without_a_dot_are_numbers(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text((FOLDER / "bismo_edge.yaml").read_text().replace("200.0e+6", "1e8"))
-    assert machine(path).numbers.clock == 1e8
+    assert machine(path).spec.clock == 1e8
 
 
 def test_an_unknown_model_is_refused():
@@ -103,7 +103,7 @@ def test_an_unknown_model_is_refused():
 
 
 def test_peak_of_the_pynq_instance():
-    numbers = machine("bismo_pynq_z1").numbers
+    numbers = machine("bismo_pynq_z1").spec
     # The BISMO repository: 6.5 binary tera-operations a second.
     assert 2 * numbers.array**2 * numbers.dot_bits * numbers.clock == pytest.approx(6.5e12, rel=0.01)
 
@@ -204,7 +204,7 @@ def test_a_policy_costs_the_sum_of_its_entries(lead):
 )
 def test_nothing_overflows_at_a_large_network_and_batch_16(name, network):
     """ResNet-50 at 224 pixels, and the two products of a 4096-wide transformer's block over 4,096 tokens."""
-    numbers = machine(name).numbers
+    numbers = machine(name).spec
     large = Machine(name, machine(name).model, numbers._replace(batch=16))
     found = cost_table(large, network)
     for values in (found.latency, found.energy, found.size, found.bops):
@@ -213,7 +213,7 @@ def test_nothing_overflows_at_a_large_network_and_batch_16(name, network):
     assert (found.latency[:, 7, 7] >= found.latency[:, 0, 0]).all()
     assert (found.energy[:, 7, 7] >= found.energy[:, 0, 0]).all()
     assert found.bops[:, 7, 7].tolist() == (64 * network.macs).tolist()
-    utilisation = find_bounds(large, network).utilisation  # against the operations in 64 bits
+    utilisation = find_limits(large, network).utilisation  # against the operations in 64 bits
     assert (utilisation > 0).all() and (utilisation <= 1 + 1e-9).all()
     one = cost_table(Machine(name, large.model, numbers._replace(batch=1)), network)
     for many, single in ((found.latency, one.latency), (found.energy, one.energy)):
@@ -310,4 +310,4 @@ def test_another_policy_compiles_nothing():
 
 
 def test_every_model_has_a_machine():
-    assert {machine(name).model for name in MACHINES} == {name for name, model in MODELS.items() if model.numbers}
+    assert {machine(name).model for name in MACHINES} == {name for name, model in MODELS.items() if model.spec}

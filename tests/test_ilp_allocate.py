@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import references_search as references
-from haqjax.allocation import allocate, lagrangian
+from haqjax.allocation import allocate, trade_off_curve
 from haqjax.allocation.additive import guard, predict
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget, fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.types import Bounds, Cost, CostTable, Lifetimes
 
 
@@ -58,12 +58,12 @@ def losses(sensitivity, policies):
     return total
 
 
-def make_bounds(kind: str) -> Bounds:
+def pick_bounds(kind: str) -> Bounds:
     some = np.isin(np.arange(1, 9), (2, 4, 8)) & np.ones((4, 2, 1), bool)
     return {
-        "all": bounds(3, low=2, high=6, pinned={0: 5}),
-        "some": bounds(4, allowed=some, pinned={3: 8}),
-        "tied": bounds(4, low=3, high=6, pinned={}, tied=[(0, 2)]),
+        "all": make_bounds(3, low=2, high=6, pinned={0: 5}),
+        "some": make_bounds(4, allowed=some, pinned={3: 8}),
+        "tied": make_bounds(4, low=3, high=6, pinned={}, tied=[(0, 2)]),
     }[kind]
 
 
@@ -80,7 +80,7 @@ RESOURCES = {
 @pytest.mark.parametrize("limited", [["latency"], ["size"], ["latency", "energy", "size"], ["memory"], [*RESOURCES]])
 @pytest.mark.parametrize("pairs", [False, True])
 def test_the_allocation_is_the_best_of_all_policies_within_the_budget(kind, limited, pairs):
-    limits = make_bounds(kind)
+    limits = pick_bounds(kind)
     layers = len(limits.low)
     table, sensitivity = make_table(layers, layers), make_sensitivity(layers + pairs, layers, pairs)
     policies = every_policy(limits)
@@ -95,14 +95,14 @@ def test_the_allocation_is_the_best_of_all_policies_within_the_budget(kind, limi
     assert found.loss == pytest.approx(losses(sensitivity, found.policy[None])[0])
     assert found.bound <= found.loss + 1e-9 and found.bound == pytest.approx(found.loss, rel=1e-4)
     assert (fitting == found.policy).all(axis=(1, 2)).any()
-    assert fits(price(table, jnp.asarray(found.policy)), allowance)
+    assert fits(policy_cost(table, jnp.asarray(found.policy)), allowance)
 
 
 def test_policies_that_are_ruled_out_leave_the_next_best():
-    limits = make_bounds("all")
+    limits = pick_bounds("all")
     table, sensitivity = make_table(0, 3), make_sensitivity(0, 3, False)
     allowance, policies = budget(table, latency=0.4), every_policy(limits)
-    fitting = policies[np.asarray(fits(price(table, jnp.asarray(policies)), allowance))]
+    fitting = policies[np.asarray(fits(policy_cost(table, jnp.asarray(policies)), allowance))]
     found = []
     for _ in range(6):
         found.append(allocate(sensitivity, table, limits, allowance, other_than=found).policy)
@@ -111,10 +111,10 @@ def test_policies_that_are_ruled_out_leave_the_next_best():
 
 @pytest.mark.parametrize("distance", [0, 1, 2])
 def test_a_neighbourhood_is_kept_to(distance):
-    limits = make_bounds("some")
+    limits = pick_bounds("some")
     table, sensitivity = make_table(1, 4), make_sensitivity(1, 4, False)
     allowance, policies = budget(table, latency=0.6), every_policy(limits)
-    fitting = policies[np.asarray(fits(price(table, jnp.asarray(policies)), allowance))]
+    fitting = policies[np.asarray(fits(policy_cost(table, jnp.asarray(policies)), allowance))]
     centre = fitting[len(fitting) // 2]
     close = fitting[(fitting != centre).any(axis=-1).sum(axis=-1) <= distance]
     found = allocate(sensitivity, table, limits, allowance, near=(centre, distance))
@@ -124,17 +124,17 @@ def test_a_neighbourhood_is_kept_to(distance):
 def test_what_cannot_be_found_is_said():
     table, sensitivity = make_table(0, 3), make_sensitivity(0, 3, False)
     with pytest.raises(ValueError, match="no policy keeps the budget"):
-        allocate(sensitivity, table, bounds(3), budget(table, latency=0.01))
+        allocate(sensitivity, table, make_bounds(3), budget(table, latency=0.01))
     with pytest.raises(ValueError, match="sensitivities of 2 layers, but the network has 3"):
-        allocate(sensitivity[:2], table, bounds(3), budget(table, latency=0.5))
+        allocate(sensitivity[:2], table, make_bounds(3), budget(table, latency=0.5))
     with pytest.raises(ValueError, match=r"shape \(3, 8\), expected"):
-        allocate(sensitivity[:, 0], table, bounds(3), budget(table, latency=0.5))
+        allocate(sensitivity[:, 0], table, make_bounds(3), budget(table, latency=0.5))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_sensitivities_that_are_no_numbers_are_named_and_avoided(value):
     table, sensitivity = make_table(0, 3), make_sensitivity(0, 3, False)
-    limits, allowance = bounds(3, pinned={}), budget(table, latency=0.5)
+    limits, allowance = make_bounds(3, pinned={}), budget(table, latency=0.5)
     usual = allocate(sensitivity, table, limits, allowance).policy
     sensitivity[1, 0, usual[1, 0] - 1] = value
     sensitivity[0, 1, 0] = value  # one bit, which the bounds do not allow
@@ -146,7 +146,7 @@ def test_sensitivities_that_are_no_numbers_are_named_and_avoided(value):
 
 
 def test_a_worst_sensitivity_outweighs_all_others():
-    limits = bounds(3, pinned={})
+    limits = make_bounds(3, pinned={})
     sensitivity = make_sensitivity(0, 3, True)
     sensitivity[1, 4, 4] = np.nan
     with warnings.catch_warnings():
@@ -158,15 +158,15 @@ def test_a_worst_sensitivity_outweighs_all_others():
 @pytest.mark.parametrize("kind", ["all", "some", "tied"])
 @pytest.mark.parametrize("resource", ["latency", "bops"])
 def test_the_curve_holds_every_policy_that_some_price_makes_best(kind, resource):
-    limits = make_bounds(kind)
+    limits = pick_bounds(kind)
     layers = len(limits.low)
     table, sensitivity = make_table(3, layers), make_sensitivity(3, layers, False)
     policies = every_policy(limits)
-    cost = np.asarray(getattr(price(table, jnp.asarray(policies)), resource), float)
+    cost = np.asarray(getattr(policy_cost(table, jnp.asarray(policies)), resource), float)
     loss = losses(sensitivity, policies)
-    curve = lagrangian(sensitivity, table, limits, resource)
+    curve = trade_off_curve(sensitivity, table, limits, resource)
     np.testing.assert_allclose(curve.loss, losses(sensitivity, curve.policy))
-    np.testing.assert_allclose(curve.cost, getattr(price(table, jnp.asarray(curve.policy)), resource), rtol=1e-5)
+    np.testing.assert_allclose(curve.cost, getattr(policy_cost(table, jnp.asarray(curve.policy)), resource), rtol=1e-5)
     assert (np.diff(curve.cost) > 0).all() and (np.diff(curve.loss) < 0).all() and (np.diff(curve.price) <= 0).all()
     for factor in np.geomspace(1e-3, 1e3, 200) * loss.mean() / cost.mean():
         least = (loss + factor * cost).min()
@@ -175,7 +175,7 @@ def test_the_curve_holds_every_policy_that_some_price_makes_best(kind, resource)
 
 def test_only_sums_have_a_curve():
     with pytest.raises(ValueError, match="no sum 'memory': there are latency, energy, size, bops"):
-        lagrangian(make_sensitivity(0, 3, False), make_table(0, 3), bounds(3), "memory")
+        trade_off_curve(make_sensitivity(0, 3, False), make_table(0, 3), make_bounds(3), "memory")
 
 
 def test_predictions_are_sums_over_layers():

@@ -10,20 +10,20 @@ import pytest
 from haqjax.agent import DDPG
 from haqjax.searchers import HAQ, make_haq, search
 from haqjax.searchers.haq_features import describe_costs
-from haqjax.searchers.improve import ADDITIONS, find_start, improve
-from haqjax.searchers.warm_start import begin_with
+from haqjax.searchers.improve import EXTENSIONS, extend, find_start
+from haqjax.searchers.warm_start import start_warm
 from haqjax.types import Budget, Cost, CostTable
 from search_world import BITS, every_policy, make_world
 
 
 def test_each_addition_is_had_alone():
     problem, plain = make_world(), HAQ(DDPG(warmup=12))
-    assert improve(plain, [], problem, 40) == plain
-    for one in ADDITIONS:
-        found = improve(plain, [one], problem, 40)
+    assert extend(plain, [], problem, 40) == plain
+    for one in EXTENSIONS:
+        found = extend(plain, [one], problem, 40)
         changed = {
             "costs": found.costs,
-            "exchange": found.exchange == 20,
+            "exchange": found.swap == 20,
             "retain": found.retain == 8,
             "start": found.start is not None,
             "twin": found.agent.twin,
@@ -52,20 +52,20 @@ def test_an_agent_of_another_size_is_refused():
     problem = make_world()
     small = HAQ(DDPG(warmup=4, hidden=(16, 16)), parallel=4)
     learned = search(problem, make_haq(small), episodes=4, key=jax.random.key(0)).state.agent
-    for addition, part in (("costs", "actor"), ("twin", "critic")):
-        other = make_haq(improve(small, [addition], problem, 40))
+    for extension, part in (("costs", "actor"), ("twin", "critic")):
+        other = make_haq(extend(small, [extension], problem, 40))
         with pytest.raises(ValueError, match=f"the {part} that was learned is of another size: give both searches"):
-            begin_with(learned, other, problem, jax.random.key(1))
+            start_warm(learned, other, problem, jax.random.key(1))
 
 
 def test_an_unknown_addition_is_named():
     with pytest.raises(ValueError, match="unknown addition 'wings': there are costs, exchange, retain, start, twin"):
-        improve(HAQ(), ["twin", "wings"], make_world(), 40)
+        extend(HAQ(), ["twin", "wings"], make_world(), 40)
 
 
 def test_a_search_with_all_of_them_keeps_the_budget_and_finds_no_less_than_its_start():
     problem = make_world()
-    config = improve(HAQ(DDPG(warmup=8, hidden=(16, 16)), parallel=4), ADDITIONS, problem, 40)
+    config = extend(HAQ(DDPG(warmup=8, hidden=(16, 16)), parallel=4), EXTENSIONS, problem, 40)
     found = search(problem, make_haq(config), episodes=40, key=jax.random.key(0))
     assert found.records.feasible.all()
     rows = [tuple(map(tuple, policy)) for policy in found.records.policy.tolist()]

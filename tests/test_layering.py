@@ -8,17 +8,21 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "haqjax"
-# The lowest layer first: a part never imports from a later line.
-LAYERS = (
-    {"types", "files", "graph"},
-    {"capture", "lowering", "bounds", "rules", "policy", "pricing", "budget", "projection", "reach", "models", "data"},
-    {"quantize", "hardware", "agent"},
-    {"search", "train"},
-    {"run", "report", "export"},
+# The lowest floor first: a room never imports from a later line.
+FLOORS = (
+    {"types", "files", "units"},
+    {"tracing", "policies", "data"},
+    {"models", "quantizers", "hardware", "agent", "allocation", "sharding"},
+    {"training", "searchers"},
+    {"evaluation", "report"},
+    {"run"},
     {"cli", "__main__"},
 )
-APART = {*permutations(("hardware", "agent", "models"), 2), ("search", "quantize"), ("search", "train")}
-EXCEPT = {"haqjax.searchers.sensitivity"}  # measures the accuracy of quantised networks itself
+APART = {
+    *permutations(("hardware", "agent", "models"), 2),
+    *(("searchers", room) for room in ("evaluation", "quantizers", "training")),
+}
+ALONE = {"allocation": {"allocation", "policies", "types"}}  # rooms that import from these alone
 
 
 def module(path: Path) -> str:
@@ -41,13 +45,13 @@ def imports(name: str) -> set[str]:
     return (owners & FILES.keys()) - {name}
 
 
-def part(name: str) -> str:
+def room(name: str) -> str:
     return name.split(".")[1]
 
 
-def layer(name: str) -> int:
-    places = [level for level, parts in enumerate(LAYERS) if part(name) in parts]
-    assert places, f"{name} has no place yet: give it one in LAYERS"
+def floor(name: str) -> int:
+    places = [level for level, rooms in enumerate(FLOORS) if room(name) in rooms]
+    assert places, f"{name} has no place yet: give it one in FLOORS"
     return places[0]
 
 
@@ -55,9 +59,16 @@ def layer(name: str) -> int:
 def test_imports_run_one_way(name):
     for target in imports(name):
         assert target != "haqjax", f"{name} imports from the whole package: name the module instead"
-        assert layer(target) <= layer(name), f"{name} imports {target}, which is above it"
-        assert name in EXCEPT or (part(name), part(target)) not in APART, f"{name} imports {target}: keep them apart"
+        assert floor(target) <= floor(name), f"{name} imports {target}, which is above it"
+        assert (room(name), room(target)) not in APART, f"{name} imports {target}: keep them apart"
+        assert room(target) in ALONE.get(room(name), {room(target)}), f"{name} imports {target}: its room needs none"
 
 
 def test_no_module_imports_itself_by_a_detour():
     TopologicalSorter({name: imports(name) for name in FILES}).prepare()  # raises CycleError, which names the cycle
+
+
+def test_every_floor_and_rule_names_a_room_that_is_there():
+    rooms = {room(name) for name in FILES if name != "haqjax"}
+    named = set().union(*FLOORS, *APART, ALONE, *ALONE.values())
+    assert named <= rooms | {"units"} and rooms <= set().union(*FLOORS)

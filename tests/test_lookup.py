@@ -83,15 +83,15 @@ def test_layers_are_matched_by_name(tmp_path):
 
 def test_missing_widths_cost_what_the_next_width_does(tmp_path):
     path = tmp_path / "mine.csv"
-    entries = [(w, a) for w in (2, 4) for a in (2, 4, 8)]
-    rows = "".join(f"{name},{w},{a},{10 * w + a}\n" for name in LAYERS.names for w, a in entries)
+    layer_costs = [(w, a) for w in (2, 4) for a in (2, 4, 8)]
+    rows = "".join(f"{name},{w},{a},{10 * w + a}\n" for name in LAYERS.names for w, a in layer_costs)
     found = cost_table(machine(write(path, HEADER + rows)), LAYERS).latency[1] * 1e3
     for available in available_widths(machine(path), LAYERS):
         assert (np.flatnonzero(available[0]) + 1).tolist() == [2, 4]
         assert (np.flatnonzero(available[1]) + 1).tolist() == [2, 4, 8]
     for w in range(1, 9):
         for a in range(1, 9):
-            up = [10 * x + y for x, y in entries if x >= w and y >= a]
+            up = [10 * x + y for x, y in layer_costs if x >= w and y >= a]
             assert found[w - 1, a - 1] == pytest.approx(min(up, default=np.inf))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 
 DEPTHWISE = [
@@ -59,7 +59,7 @@ def check(apply, weight, x):
         ).sum()  # noqa: E731
         return f({"w": weight}, x), jax.grad(loss, (0, 1))({"w": weight}, x)
 
-    plain, lowered = jax.jit(lambda: both(apply))(), jax.jit(lambda: both(with_hook(apply, lower)))()
+    plain, lowered = jax.jit(lambda: both(apply))(), jax.jit(lambda: both(with_hook(apply, use_cpu_kernels)))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain, lowered)
 
 
@@ -85,7 +85,7 @@ def test_half_precision_operands_are_summed_as_precisely_as_asked(groups):
     apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)  # noqa: E731
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8)).astype(jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (3, 3, 8 // groups, 8)).astype(jnp.bfloat16)
-    plain, lowered = apply({"w": w}, x), with_hook(apply, lower)({"w": w}, x)
+    plain, lowered = apply({"w": w}, x), with_hook(apply, use_cpu_kernels)({"w": w}, x)
     assert lowered.dtype == jnp.float32
     np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)
 
@@ -97,8 +97,8 @@ def test_one_dimension():
 
 
 def lowered_text(apply, weight, x, platform):
-    traced = jax.jit(with_hook(apply, lower)).trace({"w": weight}, x)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    traced = jax.jit(with_hook(apply, use_cpu_kernels)).trace({"w": weight}, x)
+    return traced.use_cpu_kernels(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("groups, channels, size", [(4, 4, 8), (1, 4, 2)])
@@ -123,5 +123,7 @@ def test_a_large_dense_convolution_stays_as_it_is():
 def test_vmap_over_weights():
     apply = network((3, 3), (1, 1), "SAME", (1, 1), 4, LAYOUTS[0])
     weights, x = jax.random.normal(jax.random.key(0), (3, 3, 3, 1, 4)), jnp.ones((2, 6, 6, 4))
-    plain, lowered = (jax.vmap(lambda w, f=f: f({"w": w}, x))(weights) for f in (apply, with_hook(apply, lower)))
+    plain, lowered = (
+        jax.vmap(lambda w, f=f: f({"w": w}, x))(weights) for f in (apply, with_hook(apply, use_cpu_kernels))
+    )
     np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 
 import mesh_search
 from haqjax.run.distributed import from_first, is_first, read_hosts
-from haqjax.sharding import make_mesh, share_policies, suggest_policies
+from haqjax.sharding import make_mesh, shard_policies, suggest_policies
 
 SCRIPT = Path(mesh_search.__file__)
 
@@ -89,7 +89,7 @@ def test_devices_are_divided_so_that_each_has_least_to_do():
 def test_a_judge_without_micro_batches_shares_policies():
     judge = jax.tree_util.Partial(lambda scale, key, policies: scale * policies.sum((1, 2)), 2.0, jax.random.key(0))
     policies = np.random.default_rng(0).integers(2, 9, (5, 3, 2))
-    shared = share_policies(judge, make_mesh(1))
+    shared = shard_policies(judge, make_mesh(1))
     np.testing.assert_array_equal(shared(policies), 2.0 * policies.sum((1, 2)))
 
 

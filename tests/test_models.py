@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.tracing import hooks
 from haqjax.models import MODELS, build, count_learned, outline
+from haqjax.tracing import hooks
 from haqjax.tracing.hooks import is_statistic
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer

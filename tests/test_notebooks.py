@@ -230,7 +230,7 @@ def test_the_tours_family_counts_what_each_machine_does(tour):
     names = told.layers.pop("names")
     table = haqjax.types.LayerTable(tuple(names), **{key: np.array(value) for key, value in told.layers.items()})
     for port, count in zip(told.ports, told.cycles, strict=True):
-        one = haqjax.machine("edge").numbers._replace(port_bits=port)
+        one = haqjax.machine("edge").spec._replace(port_bits=port)
         assert policy_work(one, table, np.array(told.policy)).cycles.sum() == count
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax.policies.actions import load, save, to_actions, to_bits, uniform
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.types import Bounds
 
 NAMES = ("stem", "block/depthwise", "head")
@@ -15,7 +15,7 @@ NAMES = ("stem", "block/depthwise", "head")
 @pytest.mark.parametrize(("low", "high"), [(2, 8), (1, 8), (3, 5), (4, 4)])
 def test_every_width_owns_an_equal_share_of_the_actions(low, high):
     actions = (np.arange(4200) + 0.5) / 4200  # 4200 is a multiple of 1..7: no action falls on an edge
-    bits = to_bits(jnp.asarray(actions)[:, None, None].repeat(2, -1), bounds(1, low, high, pinned={}))
+    bits = to_bits(jnp.asarray(actions)[:, None, None].repeat(2, -1), make_bounds(1, low, high, pinned={}))
     width, count = np.unique(bits[:, 0, 0], return_counts=True)
     expected = low + np.floor(actions * (high - low + 1))
     np.testing.assert_array_equal(bits[:, 0, 1], expected)
@@ -26,7 +26,7 @@ def test_every_width_owns_an_equal_share_of_the_actions(low, high):
 @pytest.mark.parametrize("action", [0.0, 1.0, -3.0, 7.0])
 def test_actions_at_and_beyond_the_ends_stay_within_the_bounds(action):
     """With low = 1, half-to-even rounding alone would give 0 bits."""
-    bits = to_bits(jnp.full((2, 2), action), bounds(2, low=1, pinned={1: 6}))
+    bits = to_bits(jnp.full((2, 2), action), make_bounds(2, low=1, pinned={1: 6}))
     end = 8 if action >= 1 else 1
     assert bits.dtype == jnp.int32
     assert bits.tolist() == [[end, end], [6, 6]]
@@ -45,7 +45,7 @@ def test_actions_and_bits_are_inverse_for_batches_and_uneven_bounds():
 def test_some_widths_own_equal_shares_of_the_actions():
     allowed = np.zeros((1, 2, 8), bool)
     allowed[0, 0, [1, 3, 7]] = allowed[0, 1, [3, 7]] = True
-    limits = bounds(1, pinned={}, allowed=allowed)
+    limits = make_bounds(1, pinned={}, allowed=allowed)
     assert (limits.low.tolist(), limits.high.tolist()) == ([[2, 4]], [[8, 8]])
     actions = jnp.linspace(0, 1, 601)[:, None, None] * jnp.ones((1, 1, 2))
     bits = np.asarray(to_bits(actions, limits))
@@ -61,31 +61,31 @@ def test_some_widths_own_equal_shares_of_the_actions():
 
 def test_layers_pinned_by_default_get_the_widest_that_there_is():
     allowed = np.isin(np.arange(1, 9), (2, 4)) & np.ones((3, 2, 1), bool)
-    assert bounds(3, allowed=allowed).low.tolist() == [[4, 4], [2, 2], [4, 4]]
+    assert make_bounds(3, allowed=allowed).low.tolist() == [[4, 4], [2, 2], [4, 4]]
     with pytest.raises(ValueError, match="layer 1 has no width left for its weights"):
-        bounds(3, low=5, allowed=allowed)
+        make_bounds(3, low=5, allowed=allowed)
 
 
 def test_tied_layers_share_what_all_of_them_may_have():
     allowed = np.ones((4, 2, 8), bool)
     allowed[3, 0, 5:] = False
-    limits = bounds(4, pinned={}, allowed=allowed, tied=[(1, -1)])
+    limits = make_bounds(4, pinned={}, allowed=allowed, tied=[(1, -1)])
     assert limits.high.tolist() == [[8, 8], [5, 8], [8, 8], [5, 8]]
     bits = to_bits(jax.random.uniform(jax.random.key(0), (50, 4, 2)), limits)
     np.testing.assert_array_equal(bits[:, 1], bits[:, 3])
     assert len(np.unique(np.asarray(bits[:, 1, 0]))) == 4
     with pytest.raises(ValueError, match="in another group already"):
-        bounds(4, tied=[(1, 2), (2, 3)])
+        make_bounds(4, tied=[(1, 2), (2, 3)])
     with pytest.raises(ValueError, match="tied layer 9 does not exist"):
-        bounds(4, tied=[(1, 9)])
+        make_bounds(4, tied=[(1, 9)])
 
 
 def test_bounds_pin_the_first_and_the_last_layer_by_default():
-    limits = bounds(4, low=(2, 3), high=(6, 7))
+    limits = make_bounds(4, low=(2, 3), high=(6, 7))
     assert limits.low.tolist() == [[8, 8], [2, 3], [2, 3], [8, 8]]
     assert limits.high.tolist() == [[8, 8], [6, 7], [6, 7], [8, 8]]
-    assert bounds(1).low.tolist() == [[8, 8]]
-    assert bounds(2, pinned={-1: 4}).low.tolist() == [[2, 2], [4, 4]]
+    assert make_bounds(1).low.tolist() == [[8, 8]]
+    assert make_bounds(2, pinned={-1: 4}).low.tolist() == [[2, 2], [4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def test_bounds_pin_the_first_and_the_last_layer_by_default():
 )
 def test_impossible_bounds_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        bounds(3, **arguments)
+        make_bounds(3, **arguments)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_uniform_stays_within_the_bounds_for_traced_bits_too(bits):
-    limits = bounds(3, low=2, high=6)
+    limits = make_bounds(3, low=2, high=6)
     expected = min(max(bits, 2), 6)
     assert jax.jit(uniform)(bits, limits).tolist() == [[8, 8], [expected, expected], [8, 8]]
 

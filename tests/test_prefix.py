@@ -54,7 +54,7 @@ def judged(world, request):
     """Probes and random policies, as both judges see them."""
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding=request.param)
-    bounds = haqjax.policies.bounds.bounds(haqjax.layers(apply, params, split.images[:1]))
+    bounds = haqjax.policies.bounds.make_bounds(haqjax.layers(apply, params, split.images[:1]))
     probes = list_probes(bounds, 2)
     random = np.random.default_rng(1).integers(2, 9, (4, *probes[0].shape))
     policies = jnp.asarray(np.stack([*probes, *random]))

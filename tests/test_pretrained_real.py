@@ -9,7 +9,7 @@ from haqjax.data import PREPROCESSING, load
 from haqjax.data.preprocess import reshape, scale
 from haqjax.evaluation import measure_accuracy
 from haqjax.models import load_pretrained
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 
 
@@ -38,7 +38,7 @@ def test_cifar_networks_are_as_accurate_as_published(shared, cifar, name, publis
     """All 10,000 test images in PyTorch, against 400 of them; chance is 10 %."""
     network, preprocessing = network_of(shared, name, "cifar10")
     assert preprocessing == "cifar"
-    found = measure_accuracy(with_hook(network.apply, lower), network.params, cifar)
+    found = measure_accuracy(with_hook(network.apply, use_cpu_kernels), network.params, cifar)
     assert 100 * found.value == pytest.approx(published, abs=100 * 3 * found.error)
 
 
@@ -49,7 +49,7 @@ def test_mobilenets_are_as_accurate_as_published(shared, photographs, name, publ
     images, labels = photographs
     record = PREPROCESSING[preprocessing]
     x = np.stack([scale(reshape(image, record), record) for image in images])
-    apply = jax.jit(with_hook(network.apply, lower))
+    apply = jax.jit(with_hook(network.apply, use_cpu_kernels))
     found = np.mean(np.asarray(apply(network.params, x)).argmax(-1) == labels)
     error = (published * (100 - published) / len(labels)) ** 0.5
     assert 100 * found == pytest.approx(published, abs=3 * error)

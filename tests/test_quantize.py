@@ -12,7 +12,7 @@ from haqjax.quantizers.clipping import CANDIDATES, METHODS, Row
 from haqjax.quantizers.fake_quantize import apply_quantized, quantize_weights
 from haqjax.quantizers.histogram import BINS, add, draw, empty
 from haqjax.quantizers.linear import fake_quantize
-from haqjax.quantizers.per_channel import channel_shares
+from haqjax.quantizers.per_channel import channel_ratios
 from haqjax.types import ACTIVATION, WEIGHT, Ranges
 from references_quantize import kl_clip, quantize_value, squared_error
 
@@ -213,7 +213,7 @@ def test_a_channel_of_zeros_stays_zero():
 
 
 def test_shares_are_of_the_own_layer():
-    shares, layer_of = channel_shares((jnp.array([2.0, 1.0]), jnp.array([0.0, 8.0, 2.0]), jnp.zeros(1)))
+    shares, layer_of = channel_ratios((jnp.array([2.0, 1.0]), jnp.array([0.0, 8.0, 2.0]), jnp.zeros(1)))
     assert shares.tolist() == [1, 0.5, 1, 1, 0.25, 1] and layer_of.tolist() == [0, 0, 1, 1, 1, 2]
 
 

@@ -15,7 +15,7 @@ from haqjax.quantizers.comq import SHARES, round_levels
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.im2col import from_matrix, take_rows, to_matrix
 from haqjax.quantizers.input_moments import LARGEST, parts
-from haqjax.quantizers.per_channel import input_energy, spread_outputs
+from haqjax.quantizers.per_channel import broadcast_outputs, input_energy
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.tracing.hooks import with_records
 from references_quantize import best_levels, nearest_error
@@ -76,7 +76,7 @@ def test_channels_of_outputs_and_inputs_are_told_apart(kind):
         on_weight = values.reshape([weight.shape[axis] if axis in channels else 1 for axis in range(weight.ndim)])
         scaled = compute(activation, weight * on_weight)
         np.testing.assert_allclose(
-            scaled, compute(activation, weight) * spread_outputs(layer, values), rtol=1e-4, atol=1e-4
+            scaled, compute(activation, weight) * broadcast_outputs(layer, values), rtol=1e-4, atol=1e-4
         )
         energy = input_energy(layer, weight)
         assert energy.ndim == activation.ndim

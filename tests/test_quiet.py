@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from haqjax.allocation import allocate as allocate_function
 from haqjax.allocation import _highs_output
-from haqjax.allocation._highs_output import without_chatter
-from haqjax.policies.bounds import bounds
+from haqjax.allocation import allocate as allocate_function
+from haqjax.allocation._highs_output import hide_highs_output
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget
 from search_world import make_table
 
@@ -26,7 +26,7 @@ def print_in_c(text):
 
 def test_chatter_is_dropped_and_all_else_is_kept(capfd):
     print_in_c("before\n")
-    with without_chatter():
+    with hide_highs_output():
         print_in_c(LINE + LINE)
         os.write(1, b"progress 3 of 4")
         print_in_c("\n" + LINE)
@@ -37,7 +37,7 @@ def test_chatter_is_dropped_and_all_else_is_kept(capfd):
 
 
 def test_an_error_passes_through_and_the_output_is_back(capfd):
-    with pytest.raises(ValueError, match="no policy"), without_chatter():
+    with pytest.raises(ValueError, match="no policy"), hide_highs_output():
         raise ValueError("no policy")
     os.write(1, b"still here")
     assert capfd.readouterr().out == "still here"
@@ -49,7 +49,7 @@ def test_the_allocation_is_silent(capfd, monkeypatch):
     monkeypatch.setattr(module, "milp", lambda *rows, **options: (print_in_c(LINE), solve(*rows, **options))[1])
     table = make_table(3)
     sensitivity = 4.0 ** -np.arange(1.0, 9.0) * np.ones((3, 2, 1))
-    allocate_function(sensitivity, table, bounds(3, pinned={}), budget(table, latency=0.5))
+    allocate_function(sensitivity, table, make_bounds(3, pinned={}), budget(table, latency=0.5))
     ctypes.CDLL(None).fflush(None)
     assert capfd.readouterr().out == ""
 

@@ -20,7 +20,7 @@ from haqjax.report.page import make_page
 from haqjax.report.run_data import describe, labels
 from haqjax.run.commands.report import run_report
 from haqjax.run.config.commands import ReportConfig
-from haqjax.run.folder.run_data import read_facts
+from haqjax.run.folder.run_data import read_run_data
 from report_world import EPISODES, make_task, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -36,8 +36,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def facts(folders):
-    return read_facts(folders[0])
+def run_data(folders):
+    return read_run_data(folders[0])
 
 
 def stills(runs):
@@ -66,8 +66,8 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
-def test_the_page_needs_nothing_beside_it(facts):
-    page = Page(make_page([facts], stills([facts])))
+def test_the_page_needs_nothing_beside_it(run_data):
+    page = Page(make_page([run_data], stills([run_data])))
     asked = [link for _, a in page.tags for name in ("src", "href", "srcset", "action") if (link := a.get(name))]
     assert asked and all(link.startswith("data:") for link in asked)
     policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
@@ -75,26 +75,26 @@ def test_the_page_needs_nothing_beside_it(facts):
     assert not any(tag == "link" for tag, _ in page.tags)
 
 
-def test_the_page_fits_a_phone_and_tells_what_pictures_show(facts):
-    page = Page(make_page([facts], stills([facts])))
+def test_the_page_fits_a_phone_and_tells_what_pictures_show(run_data):
+    page = Page(make_page([run_data], stills([run_data])))
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
     assert all(a.get("alt") for tag, a in page.tags if tag == "img")
     tables = sum(tag == "table" for tag, _ in page.tags)
     assert tables == sum(a.get("class") == "scroll" for _, a in page.tags) == 3
 
 
-def test_tables_hold_the_numbers(facts):
-    cells = Page(make_page([facts], stills([facts]))).cells
-    found = facts.rows[2]
+def test_tables_hold_the_numbers(run_data):
+    cells = Page(make_page([run_data], stills([run_data]))).cells
+    found = run_data.rows[2]
     assert f"{100 * found.accuracy:.1f} ± {100 * np.sqrt(found.accuracy * (1 - found.accuracy) / 100):.1f}" in cells
-    ratio = found.cost.latency / facts.rows[0].cost.latency
+    ratio = found.cost.latency / run_data.rows[0].cost.latency
     assert any(cell.endswith(f"({ratio:.2f}x)") for cell in cells) and ratio <= 0.6
-    wanted = {*facts.layers.names, "0.10.2", "0123456789abcdef", "mobilenet_v1"}
+    wanted = {*run_data.layers.names, "0.10.2", "0123456789abcdef", "mobilenet_v1"}
     assert not wanted - set(cells)
 
 
 def test_runs_side_by_side_show_what_differs(folders):
-    runs = [read_facts(folder) for folder in folders]
+    runs = [read_run_data(folder) for folder in folders]
     text = make_page(runs, stills(runs))
     differing = re.findall(r'<tr class="differs"><th>(.*?) ≠</th>', text)
     assert "seed" in differing and "model" not in differing
@@ -103,74 +103,78 @@ def test_runs_side_by_side_show_what_differs(folders):
     assert text.count("<figcaption>first</figcaption>") == len(PICTURES)
 
 
-def test_names_are_text_and_never_code(facts):
+def test_names_are_text_and_never_code(run_data):
     evil = "<script>alert(1)</script>"
-    layers = facts.layers._replace(names=(evil, *facts.layers.names[1:]))
-    text = make_page([dataclasses.replace(facts, name=evil, title=evil, layers=layers, notes=(evil,))], stills([facts]))
+    layers = run_data.layers._replace(names=(evil, *run_data.layers.names[1:]))
+    text = make_page(
+        [dataclasses.replace(run_data, name=evil, title=evil, layers=layers, notes=(evil,))], stills([run_data])
+    )
     assert evil not in text and html.escape(evil) in text
 
 
-def test_bits_are_drawn_by_kind_weights_up_and_activations_down(facts):
-    figure, names = bits_chart(facts), labels(facts.layers)
+def test_bits_are_drawn_by_kind_weights_up_and_activations_down(run_data):
+    figure, names = bits_chart(run_data), labels(run_data.layers)
     for axis, column in ((None, 0), ("y2", 1)):
         traces = [trace for trace in figure.data if trace.yaxis in (axis, "y" if axis is None else axis)]
         bars = {x: y for trace in traces for x, y in zip(trace.x, trace.y, strict=True)}
-        assert [bars[name] for name in names] == facts.policy[:, column].tolist()
+        assert [bars[name] for name in names] == run_data.policy[:, column].tolist()
         kinds = {trace.name: set(trace.x) for trace in traces}
-        assert kinds["depthwise"] == {name for name, is_so in zip(names, facts.layers.depthwise, strict=True) if is_so}
+        assert kinds["depthwise"] == {
+            name for name, is_so in zip(names, run_data.layers.depthwise, strict=True) if is_so
+        }
         assert kinds["not searched"] == {names[0], names[-1]}
     assert figure.layout.yaxis.range[0] < figure.layout.yaxis.range[1]
     assert figure.layout.yaxis2.range[0] > figure.layout.yaxis2.range[1]
     assert [note.text for note in figure.layout.annotations] == ["first", "last"]
 
 
-def test_a_tensor_that_is_left_alone_stands_above_8(facts):
-    policy = facts.policy.copy()
+def test_a_tensor_that_is_left_alone_stands_above_8(run_data):
+    policy = run_data.policy.copy()
     policy[3] = 32
-    axis = bits_chart(dataclasses.replace(facts, policy=policy)).layout.yaxis
+    axis = bits_chart(dataclasses.replace(run_data, policy=policy)).layout.yaxis
     assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[10] == "32"
 
 
-def test_a_layer_tells_its_numbers_when_pointed_at(facts):
-    told = describe(facts)[1]
-    before, after = (1e6 * values[1] for values in facts.spent["latency"])
-    assert facts.layers.names[1] in told and f"latency {before:.3g} → {after:.3g} us" in told
-    assert f"weights {facts.policy[1, 0]} bits, activations {facts.policy[1, 1]} bits" in told
-    assert describe(facts)[0].count(", first") == 1 and ", last" in describe(facts)[-1]
-    for figure in (bits_chart(facts), cost_chart(facts)):
+def test_a_layer_tells_its_numbers_when_pointed_at(run_data):
+    told = describe(run_data)[1]
+    before, after = (1e6 * values[1] for values in run_data.spent["latency"])
+    assert run_data.layers.names[1] in told and f"latency {before:.3g} → {after:.3g} us" in told
+    assert f"weights {run_data.policy[1, 0]} bits, activations {run_data.policy[1, 1]} bits" in told
+    assert describe(run_data)[0].count(", first") == 1 and ", last" in describe(run_data)[-1]
+    for figure in (bits_chart(run_data), cost_chart(run_data)):
         assert sum(told in (trace.hovertext or ()) for trace in figure.data) == 2 * (1 + (figure.data[0].width == 0.92))
 
 
-def test_before_and_after_are_both_drawn(facts):
-    figure, names = cost_chart(facts), labels(facts.layers)
+def test_before_and_after_are_both_drawn(run_data):
+    figure, names = cost_chart(run_data), labels(run_data.layers)
     for axis, name, scale in (("y", "latency", 1e-6), ("y2", "energy", None)):
         traces = [trace for trace in figure.data if trace.yaxis == axis]
         behind, front = traces[0], {x: y for trace in traces[1:] for x, y in zip(trace.x, trace.y, strict=True)}
-        scale = scale or facts.spent[name].before[0] / behind.y[0]
-        np.testing.assert_allclose(np.array(behind.y) * scale, facts.spent[name].before)
-        np.testing.assert_allclose(np.array([front[x] for x in names]) * scale, facts.spent[name].after)
+        scale = scale or run_data.spent[name].before[0] / behind.y[0]
+        np.testing.assert_allclose(np.array(behind.y) * scale, run_data.spent[name].before)
+        np.testing.assert_allclose(np.array([front[x] for x in names]) * scale, run_data.spent[name].after)
 
 
-def test_a_roofline_has_each_layer_twice(facts):
-    marks = [trace for trace in roofline_chart(facts).data if trace.mode == "markers"]
-    assert sum(len(trace.x) for trace in marks) == 2 * len(facts.layers.names)
+def test_a_roofline_has_each_layer_twice(run_data):
+    marks = [trace for trace in roofline_chart(run_data).data if trace.mode == "markers"]
+    assert sum(len(trace.x) for trace in marks) == 2 * len(run_data.layers.names)
     assert len({trace.marker.symbol for trace in marks}) == 3  # told apart without colours
     assert all("limited by" in said for trace in marks for said in trace.hovertext)
 
 
-def test_a_search_without_a_policy_that_fits_is_drawn(facts):
-    episodes = facts.episodes._replace(feasible=np.zeros(EPISODES, bool), best=np.full(EPISODES, np.nan))
-    none = dataclasses.replace(facts, episodes=episodes)
+def test_a_search_without_a_policy_that_fits_is_drawn(run_data):
+    episodes = run_data.episodes._replace(feasible=np.zeros(EPISODES, bool), best=np.full(EPISODES, np.nan))
+    none = dataclasses.replace(run_data, episodes=episodes)
     assert {trace.name for trace in search_chart(none).data} >= {"over budget", "float network"}
     assert "policy" not in {trace.name for trace in front_chart(none).data}
 
 
-def test_the_budget_and_the_references_stand_where_they_are(facts):
-    figure = front_chart(facts)
+def test_the_budget_and_the_references_stand_where_they_are(run_data):
+    figure = front_chart(run_data)
     first = {trace.name: (trace.x, trace.y) for trace in figure.data if trace.yaxis == "y"}
-    cost = facts.rows[1].cost.latency
+    cost = run_data.rows[1].cost.latency
     assert first["best uniform"] == ((pytest.approx(1e3 * cost),), (pytest.approx(80.0),))
-    assert figure.layout.shapes[0].x0 == pytest.approx(1e3 * facts.budget["latency"])
+    assert figure.layout.shapes[0].x0 == pytest.approx(1e3 * run_data.budget["latency"])
     assert len(figure.layout.shapes) == 2  # one for each resource that is limited
 
 

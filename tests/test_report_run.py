@@ -17,12 +17,12 @@ from rich.console import Console
 
 import haqjax.run.commands.report
 from haqjax.hardware import machine, save_table, total_cost
-from haqjax.report.run_data import best_gain, find_front, front_resources
+from haqjax.report.run_data import best_reward, find_front, front_resources
 from haqjax.report.static.bits import KINDS
 from haqjax.run.commands.report import run_report
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import ReportConfig
-from haqjax.run.folder.run_data import find_rooflines, read_facts
+from haqjax.run.folder.run_data import find_rooflines, read_run_data
 from haqjax.tracing.hooks import layers
 from report_world import EPISODES, make_task, price_of, write_run
 
@@ -55,30 +55,30 @@ def folder(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def facts(folder):
-    return read_facts(folder)
+def run_data(folder):
+    return read_run_data(folder)
 
 
-def test_costs_of_the_layers_add_up_to_those_of_the_network(world, facts):
+def test_costs_of_the_layers_add_up_to_those_of_the_network(world, run_data):
     _, task = world
-    for policy, after in ((np.full_like(facts.policy, 8), False), (facts.policy, True)):
+    for policy, after in ((np.full_like(run_data.policy, 8), False), (run_data.policy, True)):
         full = total_cost(task.table, jnp.asarray(policy))
-        for name, spent in facts.spent.items():
+        for name, spent in run_data.spent.items():
             assert spent[after].sum() == pytest.approx(float(getattr(full, name)))
-    assert list(facts.spent) == ["latency", "energy"] and not facts.notes
+    assert list(run_data.spent) == ["latency", "energy"] and not run_data.notes
 
 
-def test_rows_are_those_of_policy_json(folder, facts):
+def test_rows_are_those_of_policy_json(folder, run_data):
     told = json.loads((folder / "policy.json").read_text())
-    assert [row.name for row in facts.rows] == ["8 bits", "uniform 4", "found by ilp", "float"]
-    for name, row in zip(("8_bits", "uniform", "policy", "float"), facts.rows, strict=True):
+    assert [row.name for row in run_data.rows] == ["8 bits", "uniform 4", "found by ilp", "float"]
+    for name, row in zip(("8_bits", "uniform", "policy", "float"), run_data.rows, strict=True):
         assert row.accuracy == told["accuracies"]["report"][name] and row.images == 100
-    assert facts.rows[2].cost.energy == told["costs"]["policy"]["energy_j"]
-    assert facts.budget == {"latency": told["budget"]["latency_s"]}
+    assert run_data.rows[2].cost.energy == told["costs"]["policy"]["energy_j"]
+    assert run_data.budget == {"latency": told["budget"]["latency_s"]}
 
 
-def test_the_front_is_what_no_other_policy_beats(facts):
-    cost, accuracy = facts.episodes.cost.latency, facts.episodes.accuracy
+def test_the_front_is_what_no_other_policy_beats(run_data):
+    cost, accuracy = run_data.episodes.cost.latency, run_data.episodes.accuracy
     beaten = [
         any(
             cost[b] <= cost[a] and accuracy[b] >= accuracy[a] and (cost[b] < cost[a] or accuracy[b] > accuracy[a])
@@ -86,15 +86,15 @@ def test_the_front_is_what_no_other_policy_beats(facts):
         )
         for a in range(EPISODES)
     ]
-    assert sorted(find_front(facts.episodes, "latency").tolist()) == np.flatnonzero(~np.array(beaten)).tolist()
+    assert sorted(find_front(run_data.episodes, "latency").tolist()) == np.flatnonzero(~np.array(beaten)).tolist()
     assert 0 < sum(beaten) < EPISODES
 
 
-def test_the_best_reward_is_left_out_where_budgets_change(facts):
-    episodes = facts.episodes
-    assert np.nanmax(best_gain(episodes)) == episodes.gain[episodes.feasible].max()
+def test_the_best_reward_is_left_out_where_budgets_change(run_data):
+    episodes = run_data.episodes
+    assert np.nanmax(best_reward(episodes)) == episodes.reward[episodes.feasible].max()
     falls = episodes._replace(best=np.where(np.arange(EPISODES) < 5, 0.9, 0.5))
-    assert np.isnan(best_gain(falls)).all()
+    assert np.isnan(best_reward(falls)).all()
 
 
 @pytest.mark.parametrize("name", ["edge", "cloud", "bitfusion", "roofline", "systolic"])
@@ -172,14 +172,14 @@ def test_episodes_of_something_else_are_an_error_of_one_line(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "episodes.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"episodes.csv is not what a search wrote: .*feasible"):
-        read_facts(copy)
+        read_run_data(copy)
 
 
 def test_without_its_data_a_run_is_shown_as_far_as_it_goes(folder, tmp_path, quick):
     copy = shutil.copytree(folder, tmp_path / "copy")
     told = yaml.safe_load((copy / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump(told | {"data": "npz:gone.npz"}))
-    found = read_facts(copy)
+    found = read_run_data(copy)
     assert "gone.npz" in found.notes[0] and not found.spent and found.rooflines is None
     assert set(found.layers.names) and len(found.policy) == 28
     assert "neither told apart nor priced" in report(copy).read_text()
@@ -188,24 +188,24 @@ def test_without_its_data_a_run_is_shown_as_far_as_it_goes(folder, tmp_path, qui
 def test_costs_that_have_changed_since_the_run_are_told(world, tmp_path):
     config, task = world
     costs = {name: price_of(task, np.full((28, 2), 8)) for name in ("8_bits", "uniform", "policy")}
-    found = read_facts(write_run(tmp_path / "old", config, task, costs=costs))
+    found = read_run_data(write_run(tmp_path / "old", config, task, costs=costs))
     assert any("differs from the costs in policy.json" in note for note in found.notes)
 
 
 def test_a_search_that_was_interrupted_says_so(world, tmp_path):
-    found = read_facts(write_run(tmp_path / "stopped", *world, interrupted=True))
+    found = read_run_data(write_run(tmp_path / "stopped", *world, interrupted=True))
     assert found.notes == (f"The search was interrupted after {EPISODES} policies.",)
 
 
 def test_a_fine_tuned_run_has_a_row_more(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     (copy / "finetune.json").write_text(json.dumps({"report": {"before": 0.5, "after": 0.75, "images": 100}}))
-    rows = {row.name: row.accuracy for row in read_facts(copy).rows}
+    rows = {row.name: row.accuracy for row in read_run_data(copy).rows}
     assert rows["found, fine-tuned"] == 0.75
 
 
 def test_a_size_budget_shows_sizes_and_no_activations(tmp_path, quick):
-    found = read_facts(write_run(tmp_path / "size", *make_task(metric="size", budget="0.5", search="random")))
+    found = read_run_data(write_run(tmp_path / "size", *make_task(metric="size", budget="0.5", search="random")))
     assert list(found.spent) == ["latency", "energy", "size"] and front_resources(found) == ["size"]
     assert (found.policy[:, 1] == 32).all() and not found.notes
     page = report(tmp_path / "size").read_text()
@@ -213,7 +213,7 @@ def test_a_size_budget_shows_sizes_and_no_activations(tmp_path, quick):
 
 
 def test_several_budgets_have_a_front_each(tmp_path):
-    found = read_facts(write_run(tmp_path / "two", *make_task(metric="latency,memory", budget="0.6,0.7")))
+    found = read_run_data(write_run(tmp_path / "two", *make_task(metric="latency,memory", budget="0.6,0.7")))
     assert front_resources(found) == ["latency", "memory"] and list(found.spent) == ["latency", "energy"]
 
 
@@ -225,26 +225,26 @@ def test_a_measured_table_has_no_roofline_and_perhaps_no_energy(world, tmp_path,
         task.layers,
     )
     board = write_run(tmp_path / "board", *make_task(hw=str(tmp_path / "board.csv")))
-    found = read_facts(board)
+    found = read_run_data(board)
     assert found.rooflines is None and list(found.spent) == ["latency"]
     assert len(found.notes) == 2 and "measured table" in found.notes[0] and "no energy model" in found.notes[1]
     report(board)
     assert "roofline.png" not in drawn(board)
 
 
-def test_a_front_is_a_table_of_its_own(folder, facts, tmp_path, quick):
+def test_a_front_is_a_table_of_its_own(folder, run_data, tmp_path, quick):
     copy, told = shutil.copytree(folder, tmp_path / "copy"), json.loads((folder / "policy.json").read_text())
     some = {"costs": told["costs"]["policy"], "accuracies": {"search": 0.5, "report": 0.61}}
     even = {"bits": 4, "costs": told["costs"]["uniform"], "accuracies": {"search": 0.5, "report": 0.52}}
     policies = [some | {"budget": {"fraction": fraction}, "uniform": even} for fraction in (0.5, 0.75)]
     (copy / "front.json").write_text(json.dumps({"policies": policies}))
-    rows = [(row.name, row.accuracy) for row in read_facts(copy).front]
+    rows = [(row.name, row.accuracy) for row in read_run_data(copy).front]
     assert rows[1:3] == [("found within 0.5", 0.61), ("uniform 4, within 0.5", 0.52)] and len(rows) == 5
-    assert facts.front == () and "uniform 4, within 0.75" in report(copy).read_text()
+    assert run_data.front == () and "uniform 4, within 0.75" in report(copy).read_text()
 
 
-def test_every_kind_of_layer_is_there(facts):
-    assert facts.layers.depthwise.sum() == 13 and facts.layers.pointwise.sum() == 13 and len(KINDS) == 3
+def test_every_kind_of_layer_is_there(run_data):
+    assert run_data.layers.depthwise.sum() == 13 and run_data.layers.pointwise.sum() == 13 and len(KINDS) == 3
 
 
 def test_make_passes_each_folder_as_a_word(tmp_path):

@@ -2,13 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from haqjax.hardware import cost_table, find_bounds, machine
+from haqjax.hardware import cost_table, find_limits, machine
 from haqjax.hardware.gemm import Products
-from haqjax.hardware.roofline import Fetched, layer_use, use
+from haqjax.hardware.roofline import Fetched, estimate, layer_use
 from haqjax.hardware.usage import LIMITS
 from references_hardware import ceil_div, conv, dense, mobilenet_v2, table
 
-ROOFLINE, SYSTOLIC = machine("roofline").numbers, machine("systolic").numbers
+ROOFLINE, SYSTOLIC = machine("roofline").spec, machine("systolic").spec
 LAYERS = {
     "plain": (conv(3, 2, 5, 40, 9), (25, 40, 45), 1),  # vectors, outputs, summands of a product; products an image
     "depthwise": (conv(3, 1, 6, 6, 5, groups=6), (25, 1, 9), 6),
@@ -44,14 +44,14 @@ def test_systolic_cycles_are_those_of_the_wavefront(name, batch, output_stationa
         loads = ceil_div(length, rows) * ceil_div(outputs, columns)
         expected = jobs * (loads * play_weight_stationary(vectors, outputs, length, rows, columns) - 1)
     numbers = SYSTOLIC._replace(rows=rows, columns=columns, batch=batch, output_stationary=output_stationary)
-    np.testing.assert_allclose(use(numbers, table([row])).compute * 5e8, expected, rtol=1e-12)
+    np.testing.assert_allclose(estimate(numbers, table([row])).compute * 5e8, expected, rtol=1e-12)
 
 
 def test_scale_sim_closed_forms_on_a_layer():
     # ResNet-50's 3x3 convolution of 64 channels at 56x56 on 32 x 32 cells: M = 3136, N = 64, K = 576.
     layers = table([conv(3, 1, 64, 64, 56)])
     for output_stationary, cycles in [(True, 98 * 2 * (576 + 62) - 1), (False, 18 * 2 * (3136 + 94) - 1)]:
-        found = use(SYSTOLIC._replace(output_stationary=output_stationary), layers).compute
+        found = estimate(SYSTOLIC._replace(output_stationary=output_stationary), layers).compute
         np.testing.assert_allclose(found * 5e8, cycles, rtol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_scale_sim_closed_forms_on_a_layer():
 def test_padded_tiles_times_passes(name, steps):
     row, (vectors, outputs, length), jobs = LAYERS[name]
     numbers = ROOFLINE._replace(rows=4, columns=6, depth=8, weight_step=steps[0], activation_step=steps[1])
-    found = use(numbers, table([row]))
+    found = estimate(numbers, table([row]))
     tiles = jobs * ceil_div(vectors, 4) * ceil_div(outputs, 6) * ceil_div(length, 8)
     for w, a in [(1, 1), (3, 5), (8, 8)]:
         passes = ceil_div(w, steps[0]) * ceil_div(a, steps[1])
@@ -75,7 +75,7 @@ def test_padded_tiles_times_passes(name, steps):
 def test_everything_moves_once(numbers):
     numbers = numbers._replace(batch=3, dram_bits=10, leakage_power=0.5, overhead=1e-6)
     layers = table([conv(3, 2, 6, 40, 9, groups=2), dense(100, 33, rows=7)])
-    found = use(numbers, layers)
+    found = estimate(numbers, layers)
     for w, a in [(2, 7), (8, 8)]:
         for i, (weights, inputs, outputs) in enumerate([(9 * 3 * 40, 81 * 6, 25 * 40), (3300, 700, 231)]):
             at = (i, w - 1, a - 1)
@@ -89,7 +89,7 @@ def test_everything_moves_once(numbers):
 
 
 def test_buffers_are_read_once_a_tile():
-    found = use(ROOFLINE._replace(rows=4, columns=6, batch=2), table([dense(100, 33, rows=7)]))
+    found = estimate(ROOFLINE._replace(rows=4, columns=6, batch=2), table([dense(100, 33, rows=7)]))
     w, a = 3, 5
     read = 100 * (33 * w * ceil_div(14, 4) + 14 * a * ceil_div(33, 6)) + 14 * 33 * 8
     assert found.energy.buffers[0, w - 1, a - 1] == pytest.approx(read * 0.3125e-12, rel=1e-12)
@@ -106,13 +106,13 @@ def test_buffers_are_read_once_a_tile():
 )
 def test_what_limits_a_layer(row, changes, limit):
     mine = machine("roofline")
-    mine = type(mine)("mine", "roofline", mine.numbers._replace(**changes))
-    found = find_bounds(mine, table([row]))
+    mine = type(mine)("mine", "roofline", mine.spec._replace(**changes))
+    found = find_limits(mine, table([row]))
     assert LIMITS[found.limit[0, 7, 7]] == limit
 
 
 def test_intensity_and_utilisation_by_hand():
-    found = find_bounds(machine("roofline"), table([dense(16, 16, rows=16), dense(17, 16, rows=16)]))
+    found = find_limits(machine("roofline"), table([dense(16, 16, rows=16), dense(17, 16, rows=16)]))
     # 2 x 16^3 operations; 16 x 16 weights, inputs and outputs of a byte.
     assert found.intensity[0, 7, 7] == pytest.approx(2 * 16**3 / (3 * 256), rel=1e-12)
     assert found.intensity[0, 3, 7] == pytest.approx(2 * 16**3 / (2.5 * 256), rel=1e-12)
@@ -122,7 +122,7 @@ def test_intensity_and_utilisation_by_hand():
 
 @pytest.mark.parametrize("name", ["edge", "cloud", "roofline", "systolic"])
 def test_no_machine_beats_its_peak(name):
-    found = find_bounds(machine(name), mobilenet_v2())
+    found = find_limits(machine(name), mobilenet_v2())
     assert (found.utilisation > 0).all()
     assert (found.utilisation <= 1 + 1e-12).all()
     assert np.isfinite(found.intensity).all()
@@ -137,7 +137,7 @@ def test_costs_never_fall_with_bits(name):
 
 
 def test_large_layers_do_not_overflow():
-    found = use(SYSTOLIC._replace(batch=16, output_stationary=False), table([dense(4096, 4096, rows=4096)]))
+    found = estimate(SYSTOLIC._replace(batch=16, output_stationary=False), table([dense(4096, 4096, rows=4096)]))
     assert found.compute[0, 0, 0] * 5e8 == pytest.approx(128 * 128 * (65536 + 94) - 1, rel=1e-12)
 
 
@@ -154,4 +154,4 @@ def test_a_measured_table_knows_no_bounds(tmp_path):
     path = tmp_path / "mine.npy"
     np.save(path, np.ones((1, 8, 8), int))
     with pytest.raises(ValueError, match="mine is a measured table"):
-        find_bounds(machine(path), table([dense(2, 2)]))
+        find_limits(machine(path), table([dense(2, 2)]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from haqjax.policies.bounds import bounds, ladder
+from haqjax.policies.bounds import ladder, make_bounds
 from haqjax.policies.rules import bounds_by_rules
 
 NAMES = ["stem", "blocks.0.depthwise", "blocks.0.project", "blocks.1.depthwise", "blocks.1.project", "classifier"]
@@ -16,7 +16,7 @@ def widths(limits):
 
 
 def test_without_rules_all_is_as_usual():
-    limits, usual = bounds_by_rules(NAMES), bounds(6)
+    limits, usual = bounds_by_rules(NAMES), make_bounds(6)
     assert limits.allowed is None and limits.tied is None
     np.testing.assert_array_equal(limits.low, usual.low)
     np.testing.assert_array_equal(limits.high, usual.high)

@@ -211,7 +211,7 @@ def test_a_race_reports_what_every_image_says(world, finished):
 
 
 def test_additions_to_the_agent_change_what_it_proposes(world, finished):
-    run(world / "improved", additions="start, exchange")
+    run(world / "improved", extensions="start, exchange")
     told = read(world / "improved")
     assert told["layers"] != read(finished)["layers"] or told["best_episode"] != read(finished)["best_episode"]
     config = yaml.safe_load((world / "improved" / "config.yaml").read_text())

@@ -26,7 +26,7 @@ from haqjax.evaluation import make_evaluate
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.commands.search import find_folder
 from haqjax.training.checkpoints import open_checkpoints
-from haqjax.types import Judgement
+from haqjax.types import Evaluation
 from run_world import install
 
 EPISODES = 16
@@ -198,7 +198,7 @@ def test_one_logit_that_is_not_finite_is_told_by_the_loss():
 def test_policies_with_outputs_that_are_not_finite_are_counted_and_never_win(world, monkeypatch):
     def judge(policies):
         few = policies[:, 0, 0] <= 5  # bits of the first layer's weights
-        return Judgement(jnp.where(few, 1.0, 0.5), jnp.where(few, jnp.inf, 1.0))
+        return Evaluation(jnp.where(few, 1.0, 0.5), jnp.where(few, jnp.inf, 1.0))
 
     monkeypatch.setattr(haqjax.run.setup, "make_evaluate", lambda *rest, **options: jax.tree_util.Partial(judge))
     with open(world / "said.txt", "w+") as file:

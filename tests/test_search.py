@@ -10,9 +10,9 @@ import references_search as references
 from haqjax.agent import DDPG
 from haqjax.agent.networks import Dense, choose
 from haqjax.policies.actions import to_actions, to_bits
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget, fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.searchers import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
 from haqjax.searchers.base import Problem
@@ -69,7 +69,7 @@ def make_toy(count: int = 5, seed: int = 0, judge=accuracy, **limits) -> Problem
     sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)
     evaluate, soft_loss = jax.tree_util.Partial(judge, sensitivity), jax.tree_util.Partial(error, sensitivity)
     limit = budget(table, **(limits or {"latency": 0.5}))
-    return make_problem(layers, table, bounds(layers), limit, evaluate, 0.95, soft_loss=soft_loss)
+    return make_problem(layers, table, make_bounds(layers), limit, evaluate, 0.95, soft_loss=soft_loss)
 
 
 def named(name: str, parallel: int = 1) -> Searcher:
@@ -208,7 +208,7 @@ def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_judged(name,
     expected = [references.total(problem.table, policy) for policy in records.policy]
     np.testing.assert_allclose(np.stack(records.cost, -1), expected, rtol=1e-5)
     np.testing.assert_allclose(records.accuracy, problem.evaluate(records.policy), rtol=1e-6)
-    np.testing.assert_allclose(records.gain, records.accuracy - 0.95, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(records.reward, records.accuracy - 0.95, rtol=1e-5, atol=1e-6)
     inside = np.where(records.feasible, records.accuracy, -1)
     assert result.best == inside.argmax() and result.accuracy == inside.max()
     np.testing.assert_array_equal(result.policy, records.policy[result.best])
@@ -218,7 +218,7 @@ def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_judged(name,
 def test_random_search_finds_the_optimum_of_a_problem_small_enough_to_exhaust():
     problem = make_toy(3)
     policies = np.array([[[8, 8], middle, [8, 8]] for middle in itertools.product(range(2, 9), repeat=2)])
-    fitting = policies[np.asarray(fits(price(problem.table, jnp.asarray(policies)), problem.budget))]
+    fitting = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
     optimum = fitting[np.argmax(problem.evaluate(fitting))]
     assert 5 < len(fitting) < 45
     result = search(problem, "random", parallel=50, episodes=1000, key=jax.random.key(0))
@@ -322,7 +322,7 @@ def test_an_accuracy_that_is_no_number_never_wins_and_counts_as_zero(name):
     result = search(make_toy(judge=broken), named(name, 4), episodes=80, key=jax.random.key(0))
     wrong = ~np.isfinite(result.records.accuracy)
     assert 0 < wrong.sum() < 80
-    np.testing.assert_allclose(result.records.gain[wrong], -0.95)
+    np.testing.assert_allclose(result.records.reward[wrong], -0.95)
     assert result.accuracy == result.records.accuracy[~wrong & result.records.feasible].max()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(bare(learned(result.state))))
 
@@ -378,7 +378,7 @@ def test_a_search_that_cannot_be_run_is_refused(arguments, message):
     ("change", "message"),
     [
         ({"table": make_table(make_layers(4))}, "the cost table has 4 layers, the network 5"),
-        ({"bounds": bounds(6)}, "the bounds has 6 layers, the network 5"),
+        ({"bounds": make_bounds(6)}, "the bounds has 6 layers, the network 5"),
         ({"reference": 71.8}, "reference accuracy 71.8"),
         ({"reference": float("nan")}, "reference accuracy nan"),
     ],
@@ -386,7 +386,7 @@ def test_a_search_that_cannot_be_run_is_refused(arguments, message):
 def test_a_problem_of_parts_that_do_not_belong_together_is_refused(change, message):
     layers = make_layers(5)
     table = make_table(layers)
-    parts = {"table": table, "bounds": bounds(layers), "reference": 0.95}
+    parts = {"table": table, "bounds": make_bounds(layers), "reference": 0.95}
     with pytest.raises(ValueError, match=message):
         make_problem(layers, budget=budget(table), evaluate=lambda p: p[:, 0, 0] / 8, **(parts | change))
 
@@ -400,10 +400,10 @@ def test_a_searcher_of_ones_own_is_three_functions():
     def ask(state, key):
         return jnp.clip(state[0][None] + 0.1 * jax.random.normal(key, (4, *state[0].shape)), 0, 1)
 
-    def tell(state, actions, policies, gains):
-        best = jnp.argmax(gains)
-        better = gains[best] > state[1]
-        return jnp.where(better, actions[best], state[0]), jnp.where(better, gains[best], state[1])
+    def tell(state, actions, policies, rewards):
+        best = jnp.argmax(rewards)
+        better = rewards[best] > state[1]
+        return jnp.where(better, actions[best], state[0]), jnp.where(better, rewards[best], state[1])
 
     problem = make_toy(latency=0.4)
     climbed = search(problem, Searcher(init, ask, tell), episodes=80, key=jax.random.key(0))

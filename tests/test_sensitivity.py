@@ -24,7 +24,7 @@ from haqjax.evaluation.sensitivity import (
     probe_entries,
     random_policies,
 )
-from haqjax.policies.bounds import bounds
+from haqjax.policies.bounds import make_bounds
 from haqjax.searchers import ILP, make_ilp, search
 from haqjax.searchers.ilp import check_additivity
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT
@@ -143,7 +143,7 @@ def test_blank_images_at_the_end_of_a_batch_do_not_count():
 
 def test_measured_losses_and_divergences_are_those_of_a_slow_loop():
     params, split, ranges = make_two_layers()
-    limits = bounds(2, low=2, pinned={1: 8})
+    limits = make_bounds(2, low=2, pinned={1: 8})
     by_loss = loss_sensitivity(two_layers, params, split, ranges, limits)
     by_answers = kl_sensitivity(two_layers, params, split.images, ranges, limits)
     qapply, rows = haqjax.quantize(two_layers), np.arange(len(split))
@@ -162,7 +162,7 @@ def test_measured_losses_and_divergences_are_those_of_a_slow_loop():
 
 def test_batches_do_not_change_a_divergence():
     params, split, ranges = make_two_layers()
-    policies = random_policies(bounds(2, pinned={}), 3, jax.random.key(0))
+    policies = random_policies(make_bounds(2, pinned={}), 3, jax.random.key(0))
     one, two = (make_divergence(two_layers, params, split.images, ranges, batch_size=n)(policies) for n in (11, 4))
     np.testing.assert_allclose(one, two, rtol=1e-5)
     assert (np.asarray(one) > 0).all()
@@ -178,7 +178,7 @@ def test_second_derivatives_foretell_small_losses_of_a_trained_linear_softmax():
     few = Split(split.images[:300], split.labels[:300])
     fisher = fisher_sensitivity(linear, params, few, ranges)[0, WEIGHT]
     hessian = hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=60)[0, WEIGHT]
-    loss = kl_sensitivity(linear, params, split.images, ranges, bounds(1, low=3, pinned={}))[0, WEIGHT]
+    loss = kl_sensitivity(linear, params, split.images, ranges, make_bounds(1, low=3, pinned={}))[0, WEIGHT]
     for column in (3, 4, 5):
         assert 0.3 < fisher[column] / loss[column] < 3 and 0.3 < hessian[column] / loss[column] < 3
 
@@ -190,14 +190,14 @@ def test_every_entry_is_evaluated_by_one_program():
         traces.append(policies.shape)
         return jnp.log2(policies.astype(jnp.float32)).sum((1, 2))
 
-    found = probe_entries(jax.tree_util.Partial(judge), bounds(5, low=1, pinned={}))
+    found = probe_entries(jax.tree_util.Partial(judge), make_bounds(5, low=1, pinned={}))
     assert traces == [(AT_ONCE, 5, 2)]
     np.testing.assert_allclose(found, np.broadcast_to(np.log2(np.arange(1, 9) / 32), (5, 2, 8)), rtol=1e-5)
 
 
 def test_widths_without_a_level_are_named_and_as_bad_as_the_worst():
     params, split, ranges = make_linear()
-    limits = bounds(1, low=1, pinned={})
+    limits = make_bounds(1, low=1, pinned={})
     with pytest.warns(RuntimeWarning, match="not finite count as the worst: head, weights at 1 bits"):
         found = measure_sensitivities(
             linear, params, split, ranges, limits, key=jax.random.key(0), kinds=["loss"], names=["head"]
@@ -208,7 +208,7 @@ def test_widths_without_a_level_are_named_and_as_bad_as_the_worst():
     assert np.isfinite(found["fisher"]).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure_sensitivities(linear, params, split, ranges, bounds(1, pinned={}), key=jax.random.key(0))
+        measure_sensitivities(linear, params, split, ranges, make_bounds(1, pinned={}), key=jax.random.key(0))
     with pytest.raises(ValueError, match="unknown sensitivity 'guess': there are loss, fisher, hessian, kl"):
         measure_sensitivities(linear, params, split, ranges, limits, key=jax.random.key(0), kinds=["guess"])
 
@@ -217,7 +217,7 @@ def test_a_guard_without_a_factor_is_as_bad_as_the_worst():
     values = np.arange(16.0).reshape(1, 2, 8)
     values[0, 0, 5] = np.inf
     with pytest.warns(RuntimeWarning, match="layer 0, weights at 6 bits"):
-        assert guard(values, bounds(1, low=2, pinned={}), factor=0)[0, 0, 5] == 15.0
+        assert guard(values, make_bounds(1, low=2, pinned={}), factor=0)[0, 0, 5] == 15.0
 
 
 def test_nothing_to_measure_on_is_an_error():
@@ -251,7 +251,7 @@ def test_rank_correlations_are_those_of_the_formula_without_ties():
 
 def test_measured_sensitivities_order_random_policies():
     params, split, ranges = make_two_layers(40)
-    limits = bounds(2, low=2, pinned={})
+    limits = make_bounds(2, low=2, pinned={})
     found = measure_sensitivities(two_layers, params, split, ranges, limits, key=jax.random.key(0))
     policies = random_policies(limits, 40, jax.random.key(1))
     judge = make_evaluate(two_layers, params, split, ranges, with_loss=True)

@@ -103,7 +103,7 @@ def test_what_does_not_fit_the_memory_is_not_chosen(world, monkeypatch):
 
 
 def test_no_choice_changes_what_is_reported(world):
-    policies = random_policies(haqjax.policies.bounds.bounds(2, pinned={}), 5, jax.random.key(0))
+    policies = random_policies(haqjax.policies.bounds.make_bounds(2, pinned={}), 5, jax.random.key(0))
     judged = [make_evaluate(*world, with_loss=True, **one._asdict())(jnp.asarray(policies)) for one in TRIED]
     for other in judged[1:]:
         right = [np.rint(np.asarray(one.accuracy, float) * 7) for one in (other, judged[0])]  # images

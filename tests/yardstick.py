@@ -5,8 +5,9 @@
     python tests/yardstick.py compare before after
 
 Six short searches, the fine-tuning of one of their policies, and the cost tables of all machines, by the command line,
-which is the same in both. Float networks are trained once and kept in OUT/cache; two records that share `--cache` compare
-all but that training. What must be equal holds on one machine with one version of JAX: elsewhere last bits differ.
+which is the same in both. Float networks are trained once and kept in OUT/cache; two records that share `--cache`
+compare all but that training. What must be equal holds on one machine with one version of JAX: elsewhere last bits
+differ.
 """
 
 import dataclasses

@@ -16,10 +16,10 @@ _alone = threading.Lock()
 
 
 @contextmanager
-def without_chatter() -> Iterator[None]:
+def hide_highs_output() -> Iterator[None]:
     """Drops lines that HiGHS leaves on the standard output; what anything else writes meanwhile comes a little later.
 
-    >>> with without_chatter():
+    >>> with hide_highs_output():
     ...     answer = 6 * 7
     >>> answer
     42

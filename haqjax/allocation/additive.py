@@ -77,7 +77,7 @@ def guard(
     Args:
       factor: by how much worse than the worst, in spreads of all the rest together; with 0 as bad as the worst.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> guard(np.where(np.arange(8) < 2, np.nan, np.ones((2, 2, 1))), make_bounds(2, low=3)).sum(axis=-1).tolist()
     [[6.0, 6.0], [6.0, 6.0]]
     """

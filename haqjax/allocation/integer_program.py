@@ -9,11 +9,11 @@ from scipy.optimize import Bounds as Box
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, hstack, vstack
 
-from haqjax.allocation._highs_output import without_chatter
+from haqjax.allocation._highs_output import hide_highs_output
 from haqjax.allocation.additive import Sensitivity, guard, predict, to_pairs
 from haqjax.allocation.choices import Choices, list_choices, to_policy, without_dominated
 from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import cost_64
+from haqjax.policies.cost import policy_cost_64
 from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Bounds, Budget, CostTable, Lifetimes
 
 GAP = 1e-6  # relative: how far the loss may be from the least one
@@ -72,7 +72,7 @@ def allocate(
       ValueError: no policy fits, or the number of layers is not the table's.
       RuntimeError: none was found in time.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
@@ -103,7 +103,7 @@ def is_within(table: CostTable, budget: Budget, policy: Int[np.ndarray, "L 2"]) 
     What is within by this word also is when costs are summed up in float32.
     """
     limits = [np.inf if limit is None else float(limit) for limit in budget]
-    spent = cost_64(table, np.asarray(policy))
+    spent = policy_cost_64(table, np.asarray(policy))
     return all(
         limit == np.inf or cost <= limit * (1 + TOLERANCE / 2) for cost, limit in zip(spent, limits, strict=True)
     )
@@ -170,7 +170,7 @@ def _solve(choices: Choices, programme: Programme, gap: float, seconds: float) -
     scale = worth[worth > 0].mean() if (worth > 0).any() else 1.0
     more = columns - len(worth)
     binary = np.concatenate([np.ones(len(worth)), np.zeros(more)])
-    with without_chatter():
+    with hide_highs_output():
         solution = milp(
             np.concatenate([worth / scale, np.zeros(more)]),
             integrality=binary,

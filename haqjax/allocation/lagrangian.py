@@ -21,7 +21,7 @@ class Curve(NamedTuple):
     price: Float[np.ndarray, "M"]  # loss for a unit of cost at which the policy becomes best; falls; inf for the first
 
 
-def lagrangian(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resource: str = "latency") -> Curve:
+def trade_off_curve(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resource: str = "latency") -> Curve:
     """All policies that are least in loss plus a price times the cost of one resource, for some price.
 
     For a given price every layer chooses on its own, and as the price falls it walks along the convex hull of its own
@@ -36,11 +36,11 @@ def lagrangian(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resou
     Raises:
       ValueError: the table has no such sum.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> bits = np.arange(1.0, 9.0)
     >>> product = np.broadcast_to(bits[:, None] * bits, (3, 8, 8))
     >>> table = CostTable(product, product, product, fixed=Cost(0.0, 0.0, 0.0))
-    >>> curve = lagrangian(4.0**-bits * np.ones((3, 2, 1)), table, make_bounds(3))
+    >>> curve = trade_off_curve(4.0**-bits * np.ones((3, 2, 1)), table, make_bounds(3))
     >>> curve.cost[[0, -1]].tolist(), bool((np.diff(curve.loss) < 0).all())
     ([132.0, 192.0], True)
     """

@@ -59,7 +59,7 @@ def as_policy(space: Space, taken: Taken) -> Int[np.ndarray, "L 2"]:
     return space.bits[np.arange(len(taken)), taken][space.group_of].astype(np.int32)
 
 
-def settle(space: Space, losses: Float[np.ndarray, "G K"], steps: int = 8) -> Taken:
+def solve_by_prices(space: Space, losses: Float[np.ndarray, "G K"], steps: int = 8) -> Taken:
     """A policy near the least loss within the budget: every layer chooses by prices, then exchanges use what is left.
 
     A resource's price is the least at which the choices keep its limit, found by bisection, one resource after
@@ -68,8 +68,8 @@ def settle(space: Space, losses: Float[np.ndarray, "G K"], steps: int = 8) -> Ta
     prices = np.zeros(len(space.room))
     spread = np.ptp(losses[space.valid]) or 1.0
 
-    def keeps(resource: int, price: float) -> bool:
-        prices[resource] = price
+    def keeps(resource: int, policy_cost: float) -> bool:
+        prices[resource] = policy_cost
         return bool(_left(space, _choose(space, losses, prices))[resource] >= -ROUNDING)
 
     for _ in range(1 if len(prices) < 2 else SWEEPS):
@@ -81,21 +81,21 @@ def settle(space: Space, losses: Float[np.ndarray, "G K"], steps: int = 8) -> Ta
                 middle = (low + high) / 2
                 low, high = (low, middle) if keeps(resource, spread * np.exp(middle)) else (middle, high)
             prices[resource] = spread * np.exp(high)
-    return improve(space, losses, _choose(space, losses, prices), steps)
+    return improve_by_swaps(space, losses, _choose(space, losses, prices), steps)
 
 
-def improve(space: Space, losses: Float[np.ndarray, "G K"], taken: Taken, steps: int = 8) -> Taken:
+def improve_by_swaps(space: Space, losses: Float[np.ndarray, "G K"], taken: Taken, steps: int = 8) -> Taken:
     """Takes the best change of one layer, or exchange between two, within the budget; so many times at most."""
     taken = taken.copy()
     for _ in range(steps):
-        best = next(exchanges(space, losses, taken), None)
+        best = next(swaps(space, losses, taken), None)
         if best is None or best[0] >= -ROUNDING:
             break
         taken = best[1]
     return taken
 
 
-def exchanges(space: Space, losses: Float[np.ndarray, "G K"], taken: Taken) -> Iterator[tuple[float, Taken]]:
+def swaps(space: Space, losses: Float[np.ndarray, "G K"], taken: Taken) -> Iterator[tuple[float, Taken]]:
     """Policies within the budget with a few other bits in one or two layers: (change of loss, policy), best first."""
     groups = np.arange(len(taken))
     group, choice = np.nonzero(space.close[groups, taken])

@@ -19,7 +19,9 @@ class Accuracy(NamedTuple):
     error: float
 
 
-def measure_accuracy(apply: Callable[[Any, Array], Array], params: Any, split: Split, *, batch_size: int = 64) -> Accuracy:
+def measure_accuracy(
+    apply: Callable[[Any, Array], Array], params: Any, split: Split, *, batch_size: int = 64
+) -> Accuracy:
     """Measures the share of images whose largest logit is at the label.
 
     An image with a logit that is not finite counts as wrong, whatever its label.

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.quantizers.fake_quantize import make_hook, quantize_weights
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import Ranges
@@ -105,7 +105,7 @@ def _run(
     hook = make_hook(weights, policy, ranges)
 
     def whole(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
-        y = lower(layer, activation, weight, compute)
+        y = use_cpu_kernels(layer, activation, weight, compute)
         return y, y
 
     def rounded(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from haqjax.data import Split
 from haqjax.evaluation.evaluator import in_batches, suggest_batch
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.linear import make_grid, snap
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
@@ -152,7 +152,7 @@ def _loss(
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         by_weight, by_activation = shifts[layer.index]
-        return lower(layer, activation + by_activation, weight + by_weight, compute), activation
+        return use_cpu_kernels(layer, activation + by_activation, weight + by_weight, compute), activation
 
     logits, activations = with_records(apply, hook)(params, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))

@@ -13,7 +13,7 @@ from haqjax.data import Split
 from haqjax.evaluation.judging import count_answers, under_policy
 from haqjax.sharding import IMAGE, POLICY, fill_up, place
 from haqjax.tracing.hooks import Apply
-from haqjax.types import Judgement, Ranges
+from haqjax.types import Evaluation, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
 CPU_IMAGES = 128  # at a time at most
@@ -43,11 +43,11 @@ def make_evaluate(
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
       with_loss: tell the mean cross entropy, too.
-      mesh: devices that share the policies and the micro-batches, see `haqjax.sharding.make_mesh`; None is one device. The
-        answers do not depend on their number, to the last bit where `policies_at_once` is 1.
+      mesh: devices that share the policies and the micro-batches, see `haqjax.sharding.make_mesh`; None is one device.
+        The answers do not depend on their number, to the last bit where `policies_at_once` is 1.
 
     Returns:
-      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Judgement` with the loss
+      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Evaluation` with the loss
       [N] in nats (infinite where a logit is not finite); traceable. Its arrays are arguments of the compiled program,
       not constants in it.
 
@@ -77,18 +77,18 @@ def only_finite(judge: jax.tree_util.Partial) -> jax.tree_util.Partial:
 
     So it can never be chosen, however well it does on the other images.
 
-    >>> judge = jax.tree_util.Partial(lambda policies: Judgement(jnp.array([0.5, 0.9]), jnp.array([1.0, jnp.inf])))
+    >>> judge = jax.tree_util.Partial(lambda policies: Evaluation(jnp.array([0.5, 0.9]), jnp.array([1.0, jnp.inf])))
     >>> only_finite(judge)(jnp.full((2, 1, 2), 8)).accuracy.tolist()
     [0.5, nan]
     """
     return jax.tree_util.Partial(_only_finite, judge)
 
 
-def _only_finite(judge: jax.tree_util.Partial, *asked: Array) -> Array | Judgement:
+def _only_finite(judge: jax.tree_util.Partial, *asked: Array) -> Array | Evaluation:
     answer = judge(*asked)
-    if not isinstance(answer, Judgement):
+    if not isinstance(answer, Evaluation):
         return answer
-    return Judgement(jnp.where(jnp.isfinite(answer.loss), answer.accuracy, jnp.nan), answer.loss)
+    return Evaluation(jnp.where(jnp.isfinite(answer.loss), answer.accuracy, jnp.nan), answer.loss)
 
 
 def fill_evenly(split: Split, batch_size: int | None = None) -> int:
@@ -126,18 +126,18 @@ def _share(batches: Array, mesh: Mesh, blank: float) -> Array:
 
 
 @functools.cache
-def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callable[..., Array | Judgement]:
+def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callable[..., Array | Evaluation]:
     """The judge on one device."""
 
     def judge(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
-    ) -> Array | Judgement:
+    ) -> Array | Evaluation:
         def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array | None]:
             parts = _count(apply, with_loss, params, images, labels, ranges, policy)
             return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), parts)
 
         accuracy, loss = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
-        return Judgement(accuracy, loss) if with_loss else accuracy
+        return Evaluation(accuracy, loss) if with_loss else accuracy
 
     return judge
 
@@ -145,7 +145,7 @@ def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callabl
 @functools.cache
 def _make_shared_judge(
     apply: Apply, policies_at_once: int, with_loss: bool, mesh: Mesh, batches: int
-) -> Callable[..., Array | Judgement]:
+) -> Callable[..., Array | Evaluation]:
     """The judge on a mesh: what each micro-batch gives is gathered first, and then added up in one order."""
 
     def count(
@@ -164,11 +164,11 @@ def _make_shared_judge(
 
     def judge(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
-    ) -> Array | Judgement:
+    ) -> Array | Evaluation:
         parts = over(params, images, labels, ranges, fill_up(policies, mesh.shape[POLICY]))
         sums = jax.tree.map(lambda part: add_up(part[: len(policies), :batches]), parts)
         accuracy, loss = jax.tree.map(lambda total: _divide(total, (labels >= 0).sum()), sums)
-        return Judgement(accuracy, loss) if with_loss else accuracy
+        return Evaluation(accuracy, loss) if with_loss else accuracy
 
     return judge
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
 from haqjax.evaluation.evaluator import make_evaluate
-from haqjax.quantizers.trainable import Learned, begin, spread
-from haqjax.tracing.conv_gradients import lower_for_training
+from haqjax.quantizers.trainable import Learned, as_ranges, begin
+from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
 from haqjax.training.augmentation import augment
 from haqjax.training.finetuning import ApplyTrain, Tuning, make_program
@@ -117,7 +117,7 @@ def draw(
 @functools.lru_cache(maxsize=8)
 def _make_tuner(apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning) -> Tune:
     def tune(params: PyTree, ranges: Ranges, images: Array, labels: Array, policy: Int[Array, "L 2"]) -> Learned:
-        objective, optimiser = make_program(apply, apply_train, tuning, len(images), lower_for_training)
+        objective, optimiser = make_program(apply, apply_train, tuning, len(images), use_training_kernels)
         context = (policy, ranges, params if tuning.distill else None)
         learned = begin(params, policy, ranges)
         start = State(learned, optimiser.init(learned), jnp.zeros(2))
@@ -139,7 +139,7 @@ def _make_assess(apply: Apply, tune: Tune, policies_at_once: int) -> Callable[..
 
         def accuracy(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
             learned = tune(params, ranges, images, labels, policy)
-            found = spread(apply, learned, images[0], policy, ranges)
+            found = as_ranges(apply, learned, images[0], policy, ranges)
             return judge.func(learned.params, *judged_by, found, policy[None])[0]
 
         return jax.lax.map(accuracy, policies, batch_size=min(policies_at_once, len(policies)))

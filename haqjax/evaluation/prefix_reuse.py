@@ -16,7 +16,7 @@ from haqjax.evaluation.evaluator import add_up, fill_evenly, in_batches
 from haqjax.evaluation.judging import count_answers, operands_under
 from haqjax.quantizers.fake_quantize import Operands, hook_with
 from haqjax.tracing.hooks import Apply, run_equation, with_hook
-from haqjax.types import Judgement, LayerTable, Ranges
+from haqjax.types import Evaluation, LayerTable, Ranges
 
 CUTS = 3  # each one compiles the rest of the network again
 MOST_BYTES = 2**27  # that the activation a cut is made at may take; what is kept holds skips over the cut, too
@@ -24,7 +24,7 @@ FLOAT = 4  # bytes
 SHARED, FIRST, REST = range(3)  # what a value depends on
 
 
-class Halves(NamedTuple):
+class SplitProgram(NamedTuple):
     """A function `(shared, first, rest) -> output` in two parts."""
 
     head: Callable[[PyTree, PyTree], list[Array]]  # (shared, first) -> kept
@@ -53,7 +53,7 @@ def make_prefix_evaluate(
       cuts: numbers of first layers whose results are kept, ascending; such as `choose_cuts` gives.
 
     Returns:
-      `judge(policies int32 [N, L, 2]) -> Judgement`, as `make_evaluate` with losses but for float rounding; traceable.
+      `judge(policies int32 [N, L, 2]) -> Evaluation`, as `make_evaluate` with losses but for float rounding; traceable.
       One device; under `vmap` nothing is saved.
 
     Raises:
@@ -122,7 +122,7 @@ def _work_before(layers: LayerTable) -> Float[np.ndarray, "L"]:
     return (np.cumsum(work) - work) / work.sum()
 
 
-def halve(function: Callable, shared: PyTree, first: PyTree, rest: PyTree) -> Halves:
+def halve(function: Callable, shared: PyTree, first: PyTree, rest: PyTree) -> SplitProgram:
     """Cuts `function(shared, first, rest)` into what does not depend on `rest` and what does.
 
     What depends on `shared` alone is computed in both parts. The arguments may be shapes.
@@ -156,7 +156,7 @@ def halve(function: Callable, shared: PyTree, first: PyTree, rest: PyTree) -> Ha
         known = consts | dict(zip(inputs[SHARED] + kept + inputs[REST], leaves, strict=True))
         return jax.tree.unflatten(jax.tree.structure(shape), _run(parts[SHARED] + parts[REST], known, jaxpr.outvars))
 
-    return Halves(head, tail)
+    return SplitProgram(head, tail)
 
 
 def _run(equations: Sequence[JaxprEqn], values: dict[Any, Any], wanted: Sequence[Any]) -> list[Any]:
@@ -168,7 +168,7 @@ def _run(equations: Sequence[JaxprEqn], values: dict[Any, Any], wanted: Sequence
 
 def _halves(
     apply: Apply, cut: int, params: PyTree, images: Array, ranges: Ranges, operands: tuple[Operands, ...]
-) -> Halves:
+) -> SplitProgram:
     """The network on one micro-batch, cut before a layer."""
 
     def run(params: PyTree, first: tuple[Array, tuple], rest: tuple) -> PyTree:
@@ -191,11 +191,11 @@ def _make_heads(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., list[list[
 
 
 @functools.cache
-def _make_judge(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Judgement]:
+def _make_judge(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluation]:
     def judge(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, base: Int[Array, "L 2"], kept: list[list[Array]],
         policies: Int[Array, "N L 2"],
-    ) -> Judgement:  # fmt: skip
+    ) -> Evaluation:  # fmt: skip
         def whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
             run = with_hook(apply, hook_with(operands, ranges))
             return jax.lax.map(lambda batch: count_answers(run(params, batch[0]), batch[1]), (images, labels))
@@ -214,6 +214,6 @@ def _make_judge(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Judgement]
             counts = jax.lax.switch(branch, branches, operands_under(apply, params, images[0], policy, ranges))
             return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), counts)
 
-        return Judgement(*jax.lax.map(measure, policies))
+        return Evaluation(*jax.lax.map(measure, policies))
 
     return judge

@@ -13,7 +13,7 @@ from haqjax.data import Split
 from haqjax.evaluation.evaluator import fill_evenly, in_batches
 from haqjax.evaluation.judging import count_answers, under_policy
 from haqjax.tracing.hooks import Apply
-from haqjax.types import Judgement, Ranges
+from haqjax.types import Evaluation, Ranges
 
 
 class Tally(NamedTuple):
@@ -41,8 +41,8 @@ def make_race(
       batch_size: images at a time at most; None picks what suits the device.
 
     Returns:
-      `race(policies int32 [N, L, 2], least float32 []) -> Judgement`: of all images for every policy that was not given
-      up, and then the same as `make_evaluate` tells but for the order of the sums. Traceable.
+      `race(policies int32 [N, L, 2], least float32 []) -> Evaluation`: of all images for every policy that was not
+      given up, and then the same as `make_evaluate` tells but for the order of the sums. Traceable.
 
     Raises:
       ValueError: the split is empty, or the error no share.
@@ -77,13 +77,13 @@ def reachable(tally: Tally, images: int | Int[Array, ""], batches: int, error: f
 
 
 @functools.cache
-def _make_race(apply: Apply, error: float) -> Callable[..., Judgement]:
+def _make_race(apply: Apply, error: float) -> Callable[..., Evaluation]:
     def race(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"], least: Array
-    ) -> Judgement:
+    ) -> Evaluation:
         whole = (labels >= 0).sum()
 
-        def run(policy: Int[Array, "L 2"]) -> Judgement:
+        def run(policy: Int[Array, "L 2"]) -> Evaluation:
             quantised = under_policy(apply, params, images[0], policy, ranges)
 
             def goes_on(tally: Tally) -> Bool[Array, ""]:
@@ -97,7 +97,7 @@ def _make_race(apply: Apply, error: float) -> Callable[..., Judgement]:
 
             zero = jnp.int32(0)
             end = jax.lax.while_loop(goes_on, see, see(Tally(zero, zero, zero, jnp.float32(0))))
-            return Judgement(end.right / end.seen, end.loss / end.seen)
+            return Evaluation(end.right / end.seen, end.loss / end.seen)
 
         return jax.lax.map(run, policies)
 

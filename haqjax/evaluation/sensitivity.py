@@ -16,7 +16,7 @@ from haqjax.evaluation.curvature import fisher_sensitivity, hessian_sensitivity
 from haqjax.evaluation.evaluator import in_batches, make_evaluate, suggest_batch
 from haqjax.evaluation.judging import under_policy
 from haqjax.policies.actions import to_bits
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.types import FULL_PRECISION, Bounds, Ranges
 
@@ -35,7 +35,8 @@ def measure_sensitivities(
     kinds: Sequence[str] = KINDS,
     names: Sequence[str] | None = None,
 ) -> dict[str, Float[np.ndarray, "L 2 8"]]:
-    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or `haqjax.searchers.make_ilp`.
+    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or
+    `haqjax.searchers.make_ilp`.
 
     "loss": what the loss rises by with one entry quantised, evaluated. "kl": how far the answers move from the float
     network's then. "fisher" and "hessian": half the second derivative times the squared quantisation error.
@@ -55,11 +56,11 @@ def measure_sensitivities(
     Raises:
       ValueError: an unknown kind, or an empty split.
 
-    >>> from haqjax.policies.bounds import bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
-    >>> ranges, limits = calibrate(apply, params, [split.images]), bounds(1, low=2, pinned={})
+    >>> ranges, limits = calibrate(apply, params, [split.images]), make_bounds(1, low=2, pinned={})
     >>> found = measure_sensitivities(apply, params, split, ranges, limits, key=jax.random.key(0))
     >>> {kind: values.shape for kind, values in found.items()}
     {'loss': (1, 2, 8), 'fisher': (1, 2, 8), 'hessian': (1, 2, 8), 'kl': (1, 2, 8)}
@@ -100,19 +101,19 @@ def probe_entries(judge: jax.tree_util.Partial, bounds: Bounds) -> Float[np.ndar
     """By how much a judge's word of the float network rises when one entry alone is quantised.
 
     Args:
-      judge: policies [N, L, 2] -> losses [N], or a `Judgement` with losses; compiled for `AT_ONCE` policies.
+      judge: policies [N, L, 2] -> losses [N], or a `Evaluation` with losses; compiled for `AT_ONCE` policies.
       bounds: the widths to try; 0 stands at all others.
 
-    >>> from haqjax.policies.bounds import bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> judge = jax.tree_util.Partial(lambda policies: jnp.exp2(-policies[:, 0, 0] / 1.0))
-    >>> print(probe_entries(judge, bounds(1, low=2, high=4, pinned={}))[0, 0])
+    >>> print(probe_entries(judge, make_bounds(1, low=2, high=4, pinned={}))[0, 0])
     [0.     0.25   0.125  0.0625 0.     0.     0.     0.    ]
     """
     there = allowed(bounds)
-    entries = np.argwhere(there)
-    policies = np.full((len(entries) + 1, *there.shape[:2]), FULL_PRECISION, np.int32)
-    rows = np.arange(len(entries))
-    policies[rows, entries[:, 0], entries[:, 1]] = entries[:, 2] + 1
+    layer_costs = np.argwhere(there)
+    policies = np.full((len(layer_costs) + 1, *there.shape[:2]), FULL_PRECISION, np.int32)
+    rows = np.arange(len(layer_costs))
+    policies[rows, layer_costs[:, 0], layer_costs[:, 1]] = layer_costs[:, 2] + 1
     losses = judge_in_turn(judge, policies)
     found = np.zeros(there.shape)
     found[there] = losses[:-1] - losses[-1]
@@ -158,8 +159,8 @@ def make_divergence(
 def random_policies(bounds: Bounds, count: int, key: PRNGKeyArray) -> Int[np.ndarray, "N L 2"]:
     """Policies whose entries are drawn evenly from the widths that the bounds allow.
 
-    >>> from haqjax.policies.bounds import bounds
-    >>> random_policies(bounds(3, low=4, high=4), 2, jax.random.key(0))[:, 1].tolist()
+    >>> from haqjax.policies.bounds import make_bounds
+    >>> random_policies(make_bounds(3, low=4, high=4), 2, jax.random.key(0))[:, 1].tolist()
     [[4, 4], [4, 4]]
     """
     return np.asarray(to_bits(jax.random.uniform(key, (count, *bounds.low.shape)), bounds))
@@ -174,7 +175,7 @@ def check_additive(
 
     Args:
       sensitivities: from `measure_sensitivities`.
-      judge: policies -> losses, or a `Judgement` with losses.
+      judge: policies -> losses, or a `Evaluation` with losses.
       policies: such as `random_policies`; all are evaluated, once.
 
     >>> judge = jax.tree_util.Partial(lambda policies: -policies.sum((1, 2)) / 1.0)
@@ -195,7 +196,7 @@ def _judge(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float
 
 @functools.partial(jax.jit, static_argnums=0)
 def _float_answers(apply: Apply, params: PyTree, batches: Array) -> Float[Array, "m b C"]:
-    return jax.lax.map(lambda images: jax.nn.log_softmax(with_hook(apply, lower)(params, images)), batches)
+    return jax.lax.map(lambda images: jax.nn.log_softmax(with_hook(apply, use_cpu_kernels)(params, images)), batches)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import in_batches
 from haqjax.quantizers.fractional import quantize_fractionally
-from haqjax.tracing.conv_gradients import lower_for_training
+from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
 from haqjax.types import Ranges
 
@@ -52,7 +52,7 @@ def make_soft_loss(
 
 @functools.cache
 def _make_loss(apply: Apply) -> Callable[..., Float[Array, ""]]:
-    soft = quantize_fractionally(apply, hook=lower_for_training)
+    soft = quantize_fractionally(apply, hook=use_training_kernels)
 
     def loss(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, bits: Float[Array, "L 2"], index: Int[Array, ""]

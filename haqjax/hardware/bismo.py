@@ -42,7 +42,7 @@ class Work(NamedTuple):
     result_bits: Int[Array, "*n"]  # written to DRAM
 
 
-def work(numbers: Bismo, layers: LayerTable) -> Work:
+def count_work(spec: Bismo, layers: LayerTable) -> Work:
     """Counts cycles and traffic of every layer at every pair of bit-widths, for one batch of images.
 
     Args:
@@ -54,10 +54,10 @@ def work(numbers: Bismo, layers: LayerTable) -> Work:
     """
     bits = range(1, WIDTHS + 1)
     _, weight_bits, activation_bits = np.meshgrid(range(len(layers)), bits, bits, indexing="ij")
-    return _count(numbers, layers, weight_bits, activation_bits)
+    return _count(spec, layers, weight_bits, activation_bits)
 
 
-def policy_work(numbers: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"]) -> Work:
+def policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"]) -> Work:
     """Counts cycles and traffic of every layer under one policy, on one machine or a whole family in one call.
 
     Args:
@@ -80,10 +80,10 @@ def policy_work(numbers: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2
     bits = np.asarray(policy)
     if bits.shape != (len(layers), 2) or not np.issubdtype(bits.dtype, np.integer) or (bits < 1).any():
         raise ValueError(f"policy has shape {bits.shape} and type {bits.dtype}, expected whole bits [{len(layers)}, 2]")
-    return _count(numbers, layers, bits[:, WEIGHT], bits[:, ACTIVATION])
+    return _count(spec, layers, bits[:, WEIGHT], bits[:, ACTIVATION])
 
 
-def cycles(numbers: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"]:
+def cycles(spec: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"]:
     """Cycles of every layer at every pair of bit-widths, for one batch of images.
 
     Equal to every entry of the table that HAQ's authors released, their simulator's word.
@@ -97,14 +97,14 @@ def cycles(numbers: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8
 
     >>> from haqjax.tracing.hooks import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
-    >>> numbers = Bismo(8, 256, 64, 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
-    >>> cycles(numbers, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product
+    >>> spec = Bismo(8, 256, 64, 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
+    >>> cycles(spec, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product
     [32, 64, 96]
     """
-    return np.asarray(work(numbers, layers).cycles)
+    return np.asarray(count_work(spec, layers).cycles)
 
 
-def use(numbers: Bismo, layers: LayerTable) -> Usage:
+def estimate(spec: Bismo, layers: LayerTable) -> Usage:
     """Prices every layer at every pair of bit-widths.
 
     The energy is an assumption: busy operations and DRAM bits at constant costs, plus leakage.
@@ -116,26 +116,26 @@ def use(numbers: Bismo, layers: LayerTable) -> Usage:
     Returns:
       The usage for one batch of images.
     """
-    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), work(numbers, layers))
-    operations = 2.0 * numbers.array**2 * numbers.dot_bits  # of a cycle; a product and its sum are two
+    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), count_work(spec, layers))
+    operations = 2.0 * spec.array**2 * spec.dot_bits  # of a cycle; a product and its sum are two
     moved = Streams(counts.weight_bits, counts.activation_bits, counts.result_bits)
     read = Streams(moved.weights, moved.activations, np.zeros_like(moved.outputs))  # writes of results are free
-    transfers = Streams(*(bits / numbers.port_bits / numbers.clock for bits in read))
+    transfers = Streams(*(bits / spec.port_bits / spec.clock for bits in read))
     bits = np.arange(1, WIDTHS + 1)
-    useful = 2.0 * numbers.batch * layers.macs[:, None, None] * (bits[:, None] * bits[None, :])[None]
-    latency = counts.cycles / numbers.clock
+    useful = 2.0 * spec.batch * layers.macs[:, None, None] * (bits[:, None] * bits[None, :])[None]
+    latency = counts.cycles / spec.clock
     energy = Energies(
-        array=counts.busy * operations * numbers.operation_energy,
+        array=counts.busy * operations * spec.operation_energy,
         buffers=np.zeros_like(latency),  # in operation_energy, a bound for a whole board
-        dram=np.sum(moved, axis=0) * numbers.dram_energy,
-        leakage=latency * numbers.leakage_power,
+        dram=np.sum(moved, axis=0) * spec.dram_energy,
+        leakage=latency * spec.leakage_power,
     )
-    return Usage(latency, useful / operations / numbers.clock, counts.busy / numbers.clock, transfers, moved, energy)
+    return Usage(latency, useful / operations / spec.clock, counts.busy / spec.clock, transfers, moved, energy)
 
 
-def _count(numbers: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
+def _count(spec: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
     """Work for bits whose first axis is the layers', in 64 bits; back on the host, where JAX leaves 64 bits alone."""
-    given = (Bismo(*np.broadcast_arrays(*numbers)), layers, weight_bits, activation_bits)
+    given = (Bismo(*np.broadcast_arrays(*spec)), layers, weight_bits, activation_bits)
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, _batched_work(*jax.tree.map(_widen, given)))
 
@@ -145,94 +145,94 @@ def _widen(number: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _batched_work(numbers: Bismo, layers: LayerTable, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
-    def network_work(numbers: Bismo) -> Work:
+def _batched_work(spec: Bismo, layers: LayerTable, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+    def network_work(spec: Bismo) -> Work:
         each = layer_work
         for _ in range(weight_bits.ndim - 1):
             each = jax.vmap(each, (None, None, 0, 0))
         return jax.vmap(each, (None, 0, 0, 0))(
-            numbers, as_products(numbers.batch, layers, pack=True), weight_bits, activation_bits
+            spec, as_products(spec.batch, layers, pack=True), weight_bits, activation_bits
         )
 
-    for _ in range(numbers.array.ndim):
+    for _ in range(spec.array.ndim):
         network_work = jax.vmap(network_work)
-    return network_work(numbers)
+    return network_work(spec)
 
 
-def layer_work(numbers: Bismo, layer: Products, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
+def layer_work(spec: Bismo, layer: Products, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
     """Counts the work of one layer; scalars of 64 bits, so call it where `jax.enable_x64` is on.
 
     Each operand is split into groups that fit its buffer; every pair of groups is one job, fetched anew.
     """
-    steps = _ceil_div(layer.length, numbers.dot_bits)
-    vector_counts, vector_rows = _groups(numbers, layer.vectors, activation_bits, steps)
-    output_counts, output_rows = _groups(numbers, layer.outputs, weight_bits, steps)
+    steps = _ceil_div(layer.length, spec.dot_bits)
+    vector_counts, vector_rows = _groups(spec, layer.vectors, activation_bits, steps)
+    output_counts, output_rows = _groups(spec, layer.outputs, weight_bits, steps)
 
     def job(vectors: jax.Array, outputs: jax.Array) -> Work:
-        return _job(numbers, layer._replace(vectors=vectors, outputs=outputs), weight_bits, activation_bits)
+        return _job(spec, layer._replace(vectors=vectors, outputs=outputs), weight_bits, activation_bits)
 
     jobs = jax.vmap(jax.vmap(job, (None, 0)), (0, None))(vector_rows, output_rows)
     counts = layer.jobs * vector_counts[:, None] * output_counts[None, :]
     return jax.tree.map(lambda each: jnp.sum(counts * each), jobs)
 
 
-def _groups(numbers: Bismo, rows: jax.Array, bits: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _groups(spec: Bismo, rows: jax.Array, bits: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
     """How many full groups and last groups an operand has, and their rows."""
-    tiles = _ceil_div(rows, numbers.array)
-    most = jnp.maximum(1, numbers.buffer_words // (steps * bits))
+    tiles = _ceil_div(rows, spec.array)
+    most = jnp.maximum(1, spec.buffer_words // (steps * bits))
     groups = _ceil_div(tiles, most)
-    full = _ceil_div(tiles, groups) * numbers.array
+    full = _ceil_div(tiles, groups) * spec.array
     return jnp.stack([groups - 1, jnp.ones_like(groups)]), jnp.stack([full, rows - (groups - 1) * full])
 
 
-def _job(numbers: Bismo, layer: Products, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+def _job(spec: Bismo, layer: Products, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
     activations, weights = (layer.vectors, activation_bits), (layer.outputs, weight_bits)
-    steps, whole_beats, last_beats = _split(numbers, layer.length)
-    busy = _ceil_div(layer.vectors, numbers.array) * _ceil_div(layer.outputs, numbers.array) * steps
+    steps, whole_beats, last_beats = _split(spec, layer.length)
+    busy = _ceil_div(layer.vectors, spec.array) * _ceil_div(layer.outputs, spec.array) * steps
     busy = busy * weight_bits * activation_bits
     stalled = jnp.minimum(
-        _delay(numbers, layer.length, activations, weights), _delay(numbers, layer.length, weights, activations)
+        _delay(spec, layer.length, activations, weights), _delay(spec, layer.length, weights, activations)
     )
-    row_bits = (whole_beats * (steps - 1) + last_beats) * numbers.port_bits
+    row_bits = (whole_beats * (steps - 1) + last_beats) * spec.port_bits
     read = [rows * bits * row_bits for rows, bits in (weights, activations)]
-    return Work(busy - 1 + stalled, busy, read[0], read[1], layer.vectors * layer.outputs * numbers.result_bits)
+    return Work(busy - 1 + stalled, busy, read[0], read[1], layer.vectors * layer.outputs * spec.result_bits)
 
 
-def _split(numbers: Bismo, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _split(spec: Bismo, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Steps along a row, beats that a whole step of it takes to arrive, and those of the last step."""
-    steps = _ceil_div(length, numbers.dot_bits)
-    rest = length - numbers.dot_bits * (steps - 1)
-    return steps, _ceil_div(numbers.dot_bits, numbers.port_bits), _ceil_div(rest, numbers.port_bits)
+    steps = _ceil_div(length, spec.dot_bits)
+    rest = length - spec.dot_bits * (steps - 1)
+    return steps, _ceil_div(spec.dot_bits, spec.port_bits), _ceil_div(rest, spec.port_bits)
 
 
 Operand = tuple[jax.Array, jax.Array]  # rows, bits
 
 
-def _delay(numbers: Bismo, length: jax.Array, outer: Operand, inner: Operand) -> jax.Array:
+def _delay(spec: Bismo, length: jax.Array, outer: Operand, inner: Operand) -> jax.Array:
     """The wait that the order outer tile, inner tile, step, inner bit, outer bit adds to the busy cycles, plus one."""
-    steps, _, _ = _split(numbers, length)
+    steps, _, _ = _split(spec, length)
     inner_bits, outer_bits = inner[1], outer[1]
-    turn = _ceil_div(inner[0], numbers.array) * steps * inner_bits * outer_bits  # cycles of one outer tile
+    turn = _ceil_div(inner[0], spec.array) * steps * inner_bits * outer_bits  # cycles of one outer tile
     late = (
-        _lateness(numbers, length, outer, lambda t, s, b: t * turn + s * inner_bits * outer_bits + b),
-        _lateness(numbers, length, inner, lambda t, s, b: ((t * steps + s) * inner_bits + b) * outer_bits),
+        _lateness(spec, length, outer, lambda t, s, b: t * turn + s * inner_bits * outer_bits + b),
+        _lateness(spec, length, inner, lambda t, s, b: ((t * steps + s) * inner_bits + b) * outer_bits),
     )
     return jnp.maximum(1, jnp.maximum(*late))
 
 
-def _lateness(numbers: Bismo, length: jax.Array, operand: Operand, first_use: Callable) -> jax.Array:
+def _lateness(spec: Bismo, length: jax.Array, operand: Operand, first_use: Callable) -> jax.Array:
     """By how many cycles the words of an operand come after their first use, at most.
 
     Arrival and first use are linear in tile, step and bit but for the last tile and step, so the corners are enough.
     """
     rows, bits = operand
-    steps, whole_beats, last_beats = _split(numbers, length)
-    tiles = _ceil_div(rows, numbers.array)
+    steps, whole_beats, last_beats = _split(spec, length)
+    tiles = _ceil_div(rows, spec.array)
     tile, step = _corners(tiles)[:, None, None], _corners(steps)[None, :, None]
     bit = jnp.stack([jnp.zeros_like(bits), bits - 1])[None, None, :]
-    height = jnp.where(tile == tiles - 1, rows - numbers.array * (tiles - 1), numbers.array)
+    height = jnp.where(tile == tiles - 1, rows - spec.array * (tiles - 1), spec.array)
     beats = jnp.where(step == steps - 1, last_beats, whole_beats)
-    tile_beats = numbers.array * (whole_beats * (steps - 1) + last_beats) * bits
+    tile_beats = spec.array * (whole_beats * (steps - 1) + last_beats) * bits
     arrival = tile_beats * tile + height * (whole_beats * step * bits + beats * (bit + 1))
     return jnp.max(arrival - first_use(tile, step, bit))
 

@@ -16,7 +16,7 @@ from haqjax.types import WIDTHS, LayerTable
 LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that networks share compiled code
 
 
-def work(numbers: Bitfusion, layers: LayerTable) -> Work:
+def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     """Counts cycles and traffic of every layer at every pair of bit-widths, for one batch of images.
 
     Args:
@@ -32,17 +32,17 @@ def work(numbers: Bitfusion, layers: LayerTable) -> Work:
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
-    >>> counts = work(machine("bitfusion").numbers, network)
+    >>> counts = count_work(machine("bitfusion").spec, network)
     >>> counts.busy[0, [1, 3, 7], [1, 3, 7]].tolist()  # 16 images x 64 inputs / 16 units of 16, 4 and 1 products
     [16, 16, 64]
     """
-    given = shapes(numbers, layers)
+    given = shapes(spec, layers)
     rows = np.concatenate([np.reshape(field, (len(layers), -1)) for field in given], axis=1)
     _, chosen, back = np.unique(rows, axis=0, return_index=True, return_inverse=True)  # networks repeat themselves
     unique = jax.tree.map(lambda field: _pad_rows(field[chosen], LAYER_STEP), given)
     orders = loop_orders(square=bool((given.out_size[:, 0] == given.out_size[:, 1]).all()))
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, _network_work(numbers, unique, _candidates(numbers, unique), orders))
+        found = jax.tree.map(np.asarray, _network_work(spec, unique, _candidates(spec, unique), orders))
     impossible = (found.cycles == NEVER).any(axis=(1, 2))[back]
     if impossible.any():
         name = layers.names[int(np.argmax(impossible))]
@@ -50,7 +50,7 @@ def work(numbers: Bitfusion, layers: LayerTable) -> Work:
     return jax.tree.map(lambda field: field[back], found)
 
 
-def use(numbers: Bitfusion, layers: LayerTable) -> Usage:
+def estimate(spec: Bitfusion, layers: LayerTable) -> Usage:
     """Prices every layer at every pair of bit-widths.
 
     Args:
@@ -60,23 +60,23 @@ def use(numbers: Bitfusion, layers: LayerTable) -> Usage:
     Returns:
       The usage for one batch of images.
     """
-    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), work(numbers, layers))
+    counts = jax.tree.map(lambda field: np.asarray(field, np.float64), count_work(spec, layers))
     loaded = counts.dram_read - counts.filled.weights - counts.filled.inputs
     moved = Streams(counts.filled.weights, counts.filled.inputs, loaded + counts.dram_write)
-    transfers = Streams(*(bits / numbers.dram_bits / numbers.clock for bits in moved))
+    transfers = Streams(*(bits / spec.dram_bits / spec.clock for bits in moved))
     bits = np.arange(1, WIDTHS + 1)
     with jax.enable_x64(True):
-        products = np.asarray(summed(numbers, bits[:, None], bits[None, :])) * numbers.outputs  # of a cycle
-    latency = counts.cycles / numbers.clock
-    energy = Energies(*energies(numbers, counts), leakage=latency * numbers.leakage_power)
-    ideal = numbers.batch * layers.macs[:, None, None] / products[None] / numbers.clock
-    return Usage(latency, ideal, counts.busy / numbers.clock, transfers, moved, energy)
+        products = np.asarray(summed(spec, bits[:, None], bits[None, :])) * spec.outputs  # of a cycle
+    latency = counts.cycles / spec.clock
+    energy = Energies(*energies(spec, counts), leakage=latency * spec.leakage_power)
+    ideal = spec.batch * layers.macs[:, None, None] / products[None] / spec.clock
+    return Usage(latency, ideal, counts.busy / spec.clock, transfers, moved, energy)
 
 
-def shapes(numbers: Bitfusion, layers: LayerTable) -> Shape:
+def shapes(spec: Bitfusion, layers: LayerTable) -> Shape:
     """Reads each layer as convolutions: a grouped layer is one a group, the rows of a dense layer are images."""
     dense = np.asarray(layers.dense)
-    merged = np.asarray(layers.depthwise) & ~dense & bool(numbers.merge_depthwise)
+    merged = np.asarray(layers.depthwise) & ~dense & bool(spec.merge_depthwise)
     rows = np.where(dense, np.prod(layers.out_size, axis=1), 1)
     fields = (
         layers.kernel,
@@ -84,21 +84,21 @@ def shapes(numbers: Bitfusion, layers: LayerTable) -> Shape:
         np.where(dense[:, None], 1, layers.out_size),
         np.where(merged, layers.in_channels, layers.in_channels // layers.groups),
         layers.out_channels // layers.groups,
-        numbers.batch * rows,
+        spec.batch * rows,
         np.where(merged, 1, layers.groups),
-        (np.arange(len(layers)) == 0) & ~dense & bool(numbers.unroll_first),
+        (np.arange(len(layers)) == 0) & ~dense & bool(spec.unroll_first),
     )
     return Shape(*(np.asarray(field, np.int64) for field in fields))  # type: ignore[arg-type]
 
 
-def _candidates(numbers: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
+def _candidates(spec: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
     """The tiles of each layer that fit at some bits, as powers of two; all as many, repeating the last."""
-    columns = np.where(shape.unrolled, 1, numbers.outputs)
+    columns = np.where(shape.unrolled, 1, spec.outputs)
     sizes = (shape.images, shape.out_size.max(axis=1), shape.in_channels, -(-shape.out_channels // columns))
     steps = np.stack([[int(size - 1).bit_length() for size in each] for each in sizes], axis=1)
     grid = np.meshgrid(*(np.arange(most + 1) for most in steps.max(axis=0)), indexing="ij")
     powers = np.stack(grid, axis=-1).reshape(-1, 4)
-    fit = np.asarray(_some_fit(numbers, shape, powers)) & (powers[None] <= steps[:, None]).all(axis=2)
+    fit = np.asarray(_some_fit(spec, shape, powers)) & (powers[None] <= steps[:, None]).all(axis=2)
     lists = [powers[row] if row.any() else powers[:1] for row in fit]
     most = max(map(len, lists))
     return np.stack([_pad_rows(each, _ceil_to(most, TILE_STEP)) for each in lists])
@@ -115,24 +115,24 @@ def _ceil_to(count: int, step: int) -> int:
 
 
 @jax.jit
-def _some_fit(numbers: Bitfusion, shape: Shape, powers: Int[Array, "T 4"]) -> Bool[Array, "L T"]:
+def _some_fit(spec: Bitfusion, shape: Shape, powers: Int[Array, "T 4"]) -> Bool[Array, "L T"]:
     bits = jnp.arange(1, WIDTHS + 1)
 
     def fits(shape: Shape, powers: Array) -> Array:
-        tile = as_tile(numbers, shape, powers)
+        tile = as_tile(spec, shape, powers)
         pairs = jax.vmap(jax.vmap(tile_fits, (None, None, None, None, 0)), (None, None, None, 0, None))
-        return jnp.any(pairs(numbers, shape, tile, bits, bits))
+        return jnp.any(pairs(spec, shape, tile, bits, bits))
 
     return jax.vmap(jax.vmap(fits, (None, 0)), (0, None))(shape, powers)
 
 
 @jax.jit
-def _network_work(numbers: Bitfusion, shape: Shape, powers: Int[Array, "L T 4"], orders: Int[Array, "R 5"]) -> Work:
+def _network_work(spec: Bitfusion, shape: Shape, powers: Int[Array, "L T 4"], orders: Int[Array, "R 5"]) -> Work:
     """Layer by layer and weight bits by weight bits, so that what is compared stays in the cache."""
     bits = jnp.arange(1, WIDTHS + 1)
     each = jax.vmap(layer_work, (None, None, None, None, None, 0))
 
     def one_layer(given: tuple[Shape, Array]) -> Work:
-        return jax.lax.map(lambda weight_bits: each(numbers, *given, orders, weight_bits, bits), bits)
+        return jax.lax.map(lambda weight_bits: each(spec, *given, orders, weight_bits, bits), bits)
 
     return jax.lax.map(one_layer, (shape, powers))

@@ -70,10 +70,10 @@ class Operands(NamedTuple):
     outputs: Int[Array, "*n"]
 
 
-def as_tile(numbers: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
+def as_tile(spec: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
     """A tile from powers of two: images, rows and columns, input channels, output channels (in full columns)."""
     images, side, in_channels, out_channels = (jnp.left_shift(1, power) for power in powers)
-    columns = jnp.where(shape.unrolled, 1, numbers.outputs)
+    columns = jnp.where(shape.unrolled, 1, spec.outputs)
     return Tile(
         images=jnp.minimum(images, shape.images),
         height=jnp.minimum(side, shape.out_size[0]),
@@ -83,49 +83,49 @@ def as_tile(numbers: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
     )
 
 
-def tile_fits(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
+def tile_fits(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
     """Whether the blocks of a tile fit half their buffers."""
-    blocks, halves = tile_blocks(numbers, shape, tile, weight_bits, activation_bits), half_buffers(numbers)
+    blocks, halves = tile_blocks(spec, shape, tile, weight_bits, activation_bits), half_buffers(spec)
     fits = [block <= half for block, half in zip(blocks, halves, strict=True)]
     return fits[0] & fits[1] & fits[2]
 
 
-def tile_blocks(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
+def tile_blocks(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
     """Bits of each operand's block."""
     height, width = (shape.kernel[i] + (side - 1) * shape.stride[i] for i, side in enumerate((tile.height, tile.width)))
     patch = jnp.where(shape.unrolled, tile.height * tile.width * _area(shape), height * width)
-    depth = _padded(_area(shape) * tile.in_channels, summed(numbers, weight_bits, activation_bits))
-    wide = _padded(tile.out_channels, numbers.outputs)
+    depth = _padded(_area(shape) * tile.in_channels, summed(spec, weight_bits, activation_bits))
+    wide = _padded(tile.out_channels, spec.outputs)
     return Operands(
         weights=depth * tile.out_channels * weight_bits,
         inputs=patch * tile.in_channels * tile.images * activation_bits,
-        outputs=tile.height * tile.width * wide * tile.images * numbers.output_bits,
+        outputs=tile.height * tile.width * wide * tile.images * spec.output_bits,
     )
 
 
-def half_buffers(numbers: Bitfusion) -> Operands:
+def half_buffers(spec: Bitfusion) -> Operands:
     """Bits of half of each buffer."""
-    return Operands(numbers.weight_buffer * 4, numbers.input_buffer * 4, numbers.output_buffer * 4)
+    return Operands(spec.weight_buffer * 4, spec.input_buffer * 4, spec.output_buffer * 4)
 
 
-def tile_cycles(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
+def tile_cycles(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
     """Cycles in which the array computes a tile."""
-    together, area = summed(numbers, weight_bits, activation_bits), _area(shape)
+    together, area = summed(spec, weight_bits, activation_bits), _area(shape)
     steps = jnp.where(
         shape.unrolled, ceil_div(area * tile.in_channels, together), area * ceil_div(tile.in_channels, together)
     )
-    return tile.images * tile.height * tile.width * ceil_div(tile.out_channels, numbers.outputs) * steps
+    return tile.images * tile.height * tile.width * ceil_div(tile.out_channels, spec.outputs) * steps
 
 
-def tile_reads(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
+def tile_reads(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
     """Bits between the buffers and the array, in the cheapest of input-, output- and weight-stationary dataflow."""
-    area, together = _area(shape), summed(numbers, weight_bits, activation_bits)
+    area, together = _area(shape), summed(spec, weight_bits, activation_bits)
     places = tile.images * tile.height * tile.width
     inner = jnp.where(
         shape.unrolled, _padded(area * tile.in_channels, together), area * _padded(tile.in_channels, together)
     )
-    outer = _padded(tile.out_channels, numbers.outputs)
-    w, a, y = weight_bits, activation_bits, numbers.output_bits
+    outer = _padded(tile.out_channels, spec.outputs)
+    w, a, y = weight_bits, activation_bits, spec.output_bits
     flow_input = inner * places * (a + outer * (w + y))
     flow_output = outer * places * (y + inner * (a + w))
     flow_weight = inner * outer * (w + places * (a + y))
@@ -140,11 +140,11 @@ def tile_reads(numbers: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array,
     )
 
 
-def summed(numbers: Bitfusion, weight_bits: Array | np.ndarray, activation_bits: Array | np.ndarray) -> Array:
+def summed(spec: Bitfusion, weight_bits: Array | np.ndarray, activation_bits: Array | np.ndarray) -> Array:
     """Products that one column of the array adds up a cycle."""
     fused = (8 // jnp.maximum(activation_bits, 2)) * (8 // jnp.maximum(weight_bits, 2))
     shared = 16 // (ceil_div(activation_bits, 2) * ceil_div(weight_bits, 2))
-    return numbers.inputs * jnp.where(numbers.share_bricks, shared, fused)
+    return spec.inputs * jnp.where(spec.share_bricks, shared, fused)
 
 
 def _area(shape: Shape) -> Array:

@@ -54,7 +54,7 @@ def loop_orders(square: bool) -> Int[np.ndarray, "R 5"]:
 
 
 def layer_work(
-    numbers: Bitfusion,
+    spec: Bitfusion,
     shape: Shape,
     powers: Int[Array, "T 4"],
     orders: Int[Array, "R 5"],
@@ -76,11 +76,11 @@ def layer_work(
     orders = jnp.asarray(orders)
 
     def count(powers: Array, order: Array) -> Work:
-        return _tile_work(numbers, shape, as_tile(numbers, shape, powers), order, weight_bits, activation_bits)
+        return _tile_work(spec, shape, as_tile(spec, shape, powers), order, weight_bits, activation_bits)
 
     def score(powers: Array, order: Array) -> tuple[Array, Array]:
         counts = count(powers, order)
-        return counts.cycles, jnp.asarray(sum(energies(numbers, counts)))
+        return counts.cycles, jnp.asarray(sum(energies(spec, counts)))
 
     cycles, energy = jax.lax.optimization_barrier(jax.vmap(jax.vmap(score, (None, 0)), (0, None))(powers, orders))
     best = _first_least(cycles, energy)
@@ -97,34 +97,34 @@ def _first_least(*keys: Array) -> Array:
     return jnp.argmax(least)
 
 
-def energies(numbers: Bitfusion, counts: Work) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
+def energies(spec: Bitfusion, counts: Work) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
     """Joules of the array, of the buffers and of DRAM."""
     filled, read = counts.filled, counts.read
-    buffers = read.weights * numbers.weight_read_energy + filled.weights * numbers.weight_write_energy
-    buffers += read.inputs * numbers.input_read_energy + filled.inputs * numbers.input_write_energy
+    buffers = read.weights * spec.weight_read_energy + filled.weights * spec.weight_write_energy
+    buffers += read.inputs * spec.input_read_energy + filled.inputs * spec.input_write_energy
     loaded = counts.dram_read - filled.weights - filled.inputs
-    buffers += (counts.dram_write + read.outputs) * numbers.output_read_energy
-    buffers += (loaded + read.outputs) * numbers.output_write_energy
-    return counts.busy * numbers.core_energy, buffers, (counts.dram_read + counts.dram_write) * numbers.dram_energy
+    buffers += (counts.dram_write + read.outputs) * spec.output_read_energy
+    buffers += (loaded + read.outputs) * spec.output_write_energy
+    return counts.busy * spec.core_energy, buffers, (counts.dram_read + counts.dram_write) * spec.dram_energy
 
 
 def _tile_work(
-    numbers: Bitfusion, shape: Shape, tile: Tile, order: Array, weight_bits: Array, activation_bits: Array
+    spec: Bitfusion, shape: Shape, tile: Tile, order: Array, weight_bits: Array, activation_bits: Array
 ) -> Work:
     counts = _loop_counts(shape, tile)
-    blocks = tile_blocks(numbers, shape, tile, weight_bits, activation_bits)
-    totals, residents = _traffic(numbers, blocks, counts, order)
+    blocks = tile_blocks(spec, shape, tile, weight_bits, activation_bits)
+    totals, residents = _traffic(spec, blocks, counts, order)
     tiles = counts.images * counts.height * counts.width * counts.in_channels * counts.out_channels
-    busy = tiles * tile_cycles(numbers, shape, tile, weight_bits, activation_bits)
+    busy = tiles * tile_cycles(spec, shape, tile, weight_bits, activation_bits)
     once = blocks.outputs * counts.images * counts.height * counts.width * counts.out_channels
-    loaded = jnp.where(numbers.reread_outputs, totals.outputs, totals.outputs - once)
+    loaded = jnp.where(spec.reread_outputs, totals.outputs, totals.outputs - once)
     dram_read = totals.weights + totals.inputs + loaded
     first = residents.weights + residents.inputs + jnp.where(loaded > 0, residents.outputs, 0)
     last = residents.outputs
-    between = ceil_div(dram_read + totals.outputs - first - last, numbers.dram_bits)
-    cycles = jnp.maximum(busy, between) + ceil_div(first, numbers.dram_bits) + ceil_div(last, numbers.dram_bits)
-    cycles = jnp.where(tile_fits(numbers, shape, tile, weight_bits, activation_bits), cycles, NEVER)
-    read = Operands(*(tiles * bits for bits in tile_reads(numbers, shape, tile, weight_bits, activation_bits)))
+    between = ceil_div(dram_read + totals.outputs - first - last, spec.dram_bits)
+    cycles = jnp.maximum(busy, between) + ceil_div(first, spec.dram_bits) + ceil_div(last, spec.dram_bits)
+    cycles = jnp.where(tile_fits(spec, shape, tile, weight_bits, activation_bits), cycles, NEVER)
+    read = Operands(*(tiles * bits for bits in tile_reads(spec, shape, tile, weight_bits, activation_bits)))
     return Work(cycles, busy, dram_read, totals.outputs, totals, read)
 
 
@@ -133,13 +133,13 @@ def _loop_counts(shape: Shape, tile: Tile) -> Tile:
     return Tile(*(ceil_div(size, part) for size, part in zip(sizes, tile, strict=True)))
 
 
-def _traffic(numbers: Bitfusion, blocks: Operands, counts: Tile, order: Array) -> tuple[Operands, Operands]:
+def _traffic(spec: Bitfusion, blocks: Operands, counts: Tile, order: Array) -> tuple[Operands, Operands]:
     """Bits of each operand that move in all, and the block of it that stays in its buffer."""
     # The barriers keep XLA from gathering anew for every tile and order that it compares.
     counts_in_order = jax.lax.optimization_barrier(jnp.stack(counts)[order])
     pairs = [
         _operand_traffic(block, half, counts_in_order, jax.lax.optimization_barrier(jnp.asarray(depends)[order]))
-        for block, half, depends in zip(blocks, half_buffers(numbers), DEPENDS, strict=True)
+        for block, half, depends in zip(blocks, half_buffers(spec), DEPENDS, strict=True)
     ]
     return Operands(*(total for total, _ in pairs)), Operands(*(resident for _, resident in pairs))
 

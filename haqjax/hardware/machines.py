@@ -20,16 +20,16 @@ SHORT_NAMES = {"edge": "bismo_edge", "cloud": "bismo_cloud"}
 class Model(NamedTuple):
     """A kind of accelerator."""
 
-    numbers: type | None  # the NamedTuple that a YAML file fills in; None where the numbers come from elsewhere
-    use: Callable[[Any, LayerTable], Usage]
+    spec: type | None  # the NamedTuple that a YAML file fills in; None where the numbers come from elsewhere
+    estimate: Callable[[Any, LayerTable], Usage]
 
 
 MODELS = {
-    "bismo": Model(bismo.Bismo, bismo.use),
-    "bitfusion": Model(bitfusion.Bitfusion, bitfusion.use),
-    "roofline": Model(roofline.Roofline, roofline.use),
-    "systolic": Model(roofline.Systolic, roofline.use),
-    "measured": Model(None, measured.use),
+    "bismo": Model(bismo.Bismo, bismo.estimate),
+    "bitfusion": Model(bitfusion.Bitfusion, bitfusion.estimate),
+    "roofline": Model(roofline.Roofline, roofline.estimate),
+    "systolic": Model(roofline.Systolic, roofline.estimate),
+    "measured": Model(None, measured.estimate),
 }
 
 
@@ -39,7 +39,7 @@ class Machine:
 
     name: str
     model: str  # a key of MODELS
-    numbers: Any
+    spec: Any
 
     def __post_init__(self):
         if self.model not in MODELS:
@@ -59,7 +59,7 @@ def machine(name_or_path: str | Path) -> Machine:
     Raises:
       ValueError: there is no such machine, or a value of the file is missing, unknown or out of range.
 
-    >>> machine("edge").numbers.batch
+    >>> machine("edge").spec.batch
     1
     """
     name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
@@ -84,7 +84,7 @@ def _read_machine(path: Path) -> Machine:
     if not isinstance(given, dict):
         raise ValueError(f"{path}: expected one `key: value` a line")
     model = given.pop("model", None)
-    fields = {name: each.numbers for name, each in MODELS.items() if each.numbers}
+    fields = {name: each.spec for name, each in MODELS.items() if each.spec}
     if model not in fields:
         raise ValueError(f"{path}: model is {model}; the models are {', '.join(fields)}")
     return Machine(path.stem, model, read_fields(fields[model], given, str(path)))

@@ -53,7 +53,7 @@ class Measured:
                 )
 
 
-def use(numbers: Measured, layers: LayerTable) -> Usage:
+def estimate(spec: Measured, layers: LayerTable) -> Usage:
     """Looks up the layers of a network in a measured table.
 
     A pair of widths without an entry costs what the cheapest entry does that is at least as wide in both: a machine
@@ -69,8 +69,8 @@ def use(numbers: Measured, layers: LayerTable) -> Usage:
     Raises:
       ValueError: the table is of a network with other layers, or other shapes of them.
     """
-    order = _match(numbers, layers)
-    latency, energy = numbers.latency[order], numbers.energy[order]
+    order = _match(spec, layers)
+    latency, energy = spec.latency[order], spec.energy[order]
     unknown = np.full_like(latency, np.nan)
     energy = unknown if np.isnan(energy[~np.isnan(latency)]).any() else _fill(energy)
     nothing = np.zeros_like(energy)
@@ -79,13 +79,13 @@ def use(numbers: Measured, layers: LayerTable) -> Usage:
     return Usage(_fill(latency), unknown, unknown, streams, streams, Energies(energy, nothing, nothing, nothing))
 
 
-def available(numbers: Measured, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"]:
+def available(spec: Measured, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"]:
     """The widths [layer, weights or activations, bits - 1] that a measured table has an entry for.
 
     Raises:
-      ValueError: as `use`.
+      ValueError: as `estimate`.
     """
-    present = ~np.isnan(numbers.latency[_match(numbers, layers)])
+    present = ~np.isnan(spec.latency[_match(spec, layers)])
     return np.stack([present.any(axis=2), present.any(axis=1)], axis=1)
 
 
@@ -96,24 +96,24 @@ def _fill(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "L 8 8"]:
     return np.where(np.isnan(values), wider, values)
 
 
-def _match(numbers: Measured, layers: LayerTable) -> np.ndarray:
+def _match(spec: Measured, layers: LayerTable) -> np.ndarray:
     """Where each layer of the network stands in the table."""
-    if numbers.names is None:
-        if len(numbers.latency) != len(layers):
-            raise ValueError(f"{numbers.path}: the table has {len(numbers.latency)} layers, the network {len(layers)}")
+    if spec.names is None:
+        if len(spec.latency) != len(layers):
+            raise ValueError(f"{spec.path}: the table has {len(spec.latency)} layers, the network {len(layers)}")
         return np.arange(len(layers))
-    for what, some, others in (("table", layers.names, numbers.names), ("network", numbers.names, layers.names)):
+    for what, some, others in (("table", layers.names, spec.names), ("network", spec.names, layers.names)):
         missing = [name for name in some if name not in set(others)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{numbers.path}: the {what} has no layer {missing[0]}{more}")
-    order = [numbers.names.index(name) for name in layers.names]
-    shapes = numbers.shapes or ({},) * len(numbers.names)
+            raise ValueError(f"{spec.path}: the {what} has no layer {missing[0]}{more}")
+    order = [spec.names.index(name) for name in layers.names]
+    shapes = spec.shapes or ({},) * len(spec.names)
     for layer, row in enumerate(order):
         for field, value in shapes[row].items():
             if value != shape_text(layers, layer, field):
                 raise ValueError(
-                    f"{numbers.path}: layer {layers.names[layer]} has {field} {value} in the table, "
+                    f"{spec.path}: layer {layers.names[layer]} has {field} {value} in the table, "
                     f"{shape_text(layers, layer, field)} in the network"
                 )
     return np.array(order)

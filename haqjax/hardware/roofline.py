@@ -69,7 +69,7 @@ class ArrayWork(NamedTuple):
 Numbers = TypeVar("Numbers", Roofline, Systolic)
 
 
-def use(numbers: Numbers, layers: LayerTable) -> Usage:
+def estimate(spec: Numbers, layers: LayerTable) -> Usage:
     """Prices every layer at every pair of bit-widths: the slower of array and DRAM, which work side by side.
 
     Every weight, input and output moves between DRAM and the machine once.
@@ -84,70 +84,70 @@ def use(numbers: Numbers, layers: LayerTable) -> Usage:
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
-    >>> usage = use(machine("systolic").numbers, network)
+    >>> usage = estimate(machine("systolic").spec, network)
     >>> float(usage.compute[0, 7, 7] * 5e8)  # one row of 64 through 32 x 32 cells
     125.0
     """
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _use(numbers, layers))
+        return jax.tree.map(np.asarray, _use(spec, layers))
 
 
 @jax.jit
-def _use(numbers: Numbers, layers: LayerTable) -> Usage:
-    products = as_products(numbers.batch, layers, pack=False)
+def _use(spec: Numbers, layers: LayerTable) -> Usage:
+    products = as_products(spec.batch, layers, pack=False)
     fetched = Fetched(
         weights=products.outputs * products.length * layers.groups,
-        inputs=layers.in_channels * jnp.prod(jnp.asarray(layers.in_size), axis=-1) * numbers.batch,
+        inputs=layers.in_channels * jnp.prod(jnp.asarray(layers.in_size), axis=-1) * spec.batch,
     )
     products, fetched = jax.tree.map(lambda field: field[:, None, None].astype(float), (products, fetched))
     bits = jnp.arange(1.0, WIDTHS + 1)
-    usage = layer_use(numbers, products, fetched, bits[None, :, None], bits[None, None, :])
+    usage = layer_use(spec, products, fetched, bits[None, :, None], bits[None, None, :])
     return jax.tree.map(lambda field: jnp.broadcast_to(field, (len(layers), WIDTHS, WIDTHS)), usage)
 
 
 def layer_use(
-    numbers: Numbers, layer: Products, fetched: Fetched, weight_bits: jax.Array, activation_bits: jax.Array
+    spec: Numbers, layer: Products, fetched: Fetched, weight_bits: jax.Array, activation_bits: jax.Array
 ) -> Usage:
     """Prices layers element by element: scalars for one layer at one pair, or arrays that broadcast."""
     results = layer.vectors * layer.outputs * layer.jobs
     macs = results * layer.length
-    count = _padded if isinstance(numbers, Roofline) else _systolic
-    array = count(numbers, layer, macs, weight_bits, activation_bits)
-    moved = Streams(fetched.weights * weight_bits, fetched.inputs * activation_bits, results * numbers.output_bits)
-    transfers = Streams(*(bits / numbers.dram_bits / numbers.clock for bits in moved))
-    compute = array.cycles / numbers.clock
-    latency = jnp.maximum(compute, sum(transfers)) + numbers.overhead
-    weight_reads = layer.outputs * weight_bits * _ceil_div(layer.vectors, numbers.rows)
-    activation_reads = layer.vectors * activation_bits * _ceil_div(layer.outputs, numbers.columns)
-    read = layer.jobs * layer.length * (weight_reads + activation_reads) + results * numbers.output_bits
+    count = _padded if isinstance(spec, Roofline) else _systolic
+    array = count(spec, layer, macs, weight_bits, activation_bits)
+    moved = Streams(fetched.weights * weight_bits, fetched.inputs * activation_bits, results * spec.output_bits)
+    transfers = Streams(*(bits / spec.dram_bits / spec.clock for bits in moved))
+    compute = array.cycles / spec.clock
+    latency = jnp.maximum(compute, sum(transfers)) + spec.overhead
+    weight_reads = layer.outputs * weight_bits * _ceil_div(layer.vectors, spec.rows)
+    activation_reads = layer.vectors * activation_bits * _ceil_div(layer.outputs, spec.columns)
+    read = layer.jobs * layer.length * (weight_reads + activation_reads) + results * spec.output_bits
     energy = Energies(
-        array=macs * (numbers.mac_energy + numbers.mac_bit_energy * array.bit_products),
-        buffers=read * numbers.sram_energy,
-        dram=sum(moved) * numbers.dram_energy,
-        leakage=latency * numbers.leakage_power,
+        array=macs * (spec.mac_energy + spec.mac_bit_energy * array.bit_products),
+        buffers=read * spec.sram_energy,
+        dram=sum(moved) * spec.dram_energy,
+        leakage=latency * spec.leakage_power,
     )
-    return Usage(latency, array.ideal / numbers.clock, compute, transfers, moved, energy)
+    return Usage(latency, array.ideal / spec.clock, compute, transfers, moved, energy)
 
 
 def _padded(
-    numbers: Roofline, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+    spec: Roofline, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
 ) -> ArrayWork:
-    steps = _ceil_div(weight_bits, numbers.weight_step) * _ceil_div(activation_bits, numbers.activation_step)
-    tiles = _ceil_div(layer.vectors, numbers.rows) * _ceil_div(layer.outputs, numbers.columns)
-    cycles = layer.jobs * tiles * _ceil_div(layer.length, numbers.depth) * steps
-    ideal = macs * steps / (numbers.rows * numbers.columns * numbers.depth)
-    return ArrayWork(cycles, ideal, steps * numbers.weight_step * numbers.activation_step)
+    steps = _ceil_div(weight_bits, spec.weight_step) * _ceil_div(activation_bits, spec.activation_step)
+    tiles = _ceil_div(layer.vectors, spec.rows) * _ceil_div(layer.outputs, spec.columns)
+    cycles = layer.jobs * tiles * _ceil_div(layer.length, spec.depth) * steps
+    ideal = macs * steps / (spec.rows * spec.columns * spec.depth)
+    return ArrayWork(cycles, ideal, steps * spec.weight_step * spec.activation_step)
 
 
 def _systolic(
-    numbers: Systolic, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+    spec: Systolic, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
 ) -> ArrayWork:
     """SCALE-Sim's closed forms (Samajdar et al. 2018), free of stalls."""
-    rows, columns = numbers.rows, numbers.columns
+    rows, columns = spec.rows, spec.columns
     skew = rows + columns - 2  # cycles until the data has gone through the array
     outputs_stay = _ceil_div(layer.vectors, rows) * _ceil_div(layer.outputs, columns) * (layer.length + skew)
     weights_stay = _ceil_div(layer.length, rows) * _ceil_div(layer.outputs, columns) * (layer.vectors + rows + skew)
-    cycles = layer.jobs * (jnp.where(numbers.output_stationary, outputs_stay, weights_stay) - 1)
+    cycles = layer.jobs * (jnp.where(spec.output_stationary, outputs_stay, weights_stay) - 1)
     return ArrayWork(cycles, macs / (rows * columns), jnp.asarray(float(WIDTHS**2)))
 
 

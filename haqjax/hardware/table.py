@@ -10,8 +10,8 @@ from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
 from haqjax.hardware.proxy_costs import bop_table
 from haqjax.hardware.size import PARAMETER_BYTES, size_table
-from haqjax.hardware.usage import Bounds
-from haqjax.policies.cost import price
+from haqjax.hardware.usage import Limits
+from haqjax.policies.cost import policy_cost
 from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
 
 CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
@@ -41,7 +41,7 @@ def cost_table(
     >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9
     160.0
     """
-    usage = MODELS[machine.model].use(machine.numbers, layers)
+    usage = MODELS[machine.model].estimate(machine.spec, layers)
     fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters, 0.0, 0.0]))
     energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
     return CostTable(usage.latency, energy, size, fixed, bops, lifetimes)
@@ -56,10 +56,10 @@ def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "
     Raises:
       ValueError: the table is of another network.
     """
-    return measured.available(machine.numbers, layers) if machine.model == "measured" else None
+    return measured.available(machine.spec, layers) if machine.model == "measured" else None
 
 
-def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:
+def find_limits(machine: Machine, layers: LayerTable) -> Limits:
     """Says for every layer and pair of bit-widths what takes the longest, and how well the machine is used.
 
     Args:
@@ -74,15 +74,15 @@ def find_bounds(machine: Machine, layers: LayerTable) -> Bounds:
     """
     if machine.model == "measured":
         raise ValueError(f"{machine.name} is a measured table, which does not say what takes the time")
-    usage = MODELS[machine.model].use(machine.numbers, layers)
-    operations = 2.0 * machine.numbers.batch * layers.macs[:, None, None]
+    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    operations = 2.0 * machine.spec.batch * layers.macs[:, None, None]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
-    return Bounds(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)
+    return Limits(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)
 
 
 @jax.jit
 def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
-    """What a network costs under each policy; `haqjax.policies.cost.price`, compiled.
+    """What a network costs under each policy; `haqjax.policies.cost.policy_cost`, compiled.
 
     Args:
       table: from `cost_table`.
@@ -102,6 +102,6 @@ def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n
     """
     lead, row = policy.shape[:-2], policy.shape[-2:]
     if math.prod(lead) <= CHUNK:
-        return price(table, policy)
-    found = jax.lax.map(lambda one: price(table, one), policy.reshape(-1, *row), batch_size=CHUNK)
+        return policy_cost(table, policy)
+    found = jax.lax.map(lambda one: policy_cost(table, one), policy.reshape(-1, *row), batch_size=CHUNK)
     return jax.tree.map(lambda costs: costs.reshape(lead), found)

@@ -33,7 +33,7 @@ def load_table(path: str | Path) -> Measured:
       path: a .csv, .npy or .parquet file.
 
     Returns:
-      The table, checked for itself; `lookup.use` checks it against a network.
+      The table, checked for itself; `lookup.estimate` checks it against a network.
 
     Raises:
       ValueError: a column or its unit is missing, a value is not a positive number, an entry stands twice, a width is

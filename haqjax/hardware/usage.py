@@ -36,7 +36,7 @@ class Usage(NamedTuple):
     energy: Energies  # J
 
 
-class Bounds(NamedTuple):
+class Limits(NamedTuple):
     """What limits a layer on a machine."""
 
     intensity: Float[Any, "L 8 8"]  # operations (two a multiply-accumulate) per byte from or to DRAM

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from haqjax.models.network import Apply, Network, Params
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Compute, layers, with_records
 from haqjax.tracing.jaxpr import Layer
 
@@ -71,7 +71,7 @@ def _measure(apply: Apply, params: Params, images: Float[Array, "B H W 3"]) -> t
     """The least and the largest output of each layer's channels, before batch norm."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
-        output = lower(layer, activation, weight, compute)
+        output = use_cpu_kernels(layer, activation, weight, compute)
         axes = tuple(range(output.ndim - 1))
         return output, jnp.stack([output.min(axes), output.max(axes)])
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from haqjax.models.network import Apply, Network, Params
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Compute, layers, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import AnyArray
@@ -61,7 +61,7 @@ def restore_batchnorm(network: Network, params: Params, batches: Iterable[Float[
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(apply: Apply, params: Params, images: Float[Array, "B H W 3"]) -> tuple[Moments, ...]:
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Moments]:
-        output = lower(layer, activation, weight, compute)
+        output = use_cpu_kernels(layer, activation, weight, compute)
         axes = tuple(range(output.ndim - 1))
         return output, Moments(output.mean(axes), output.var(axes))
 

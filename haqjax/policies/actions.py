@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.policies.bounds import at_rank, bounds, clip_policy, follow, ladder, lead, to_rank
+from haqjax.policies.bounds import at_rank, clip_policy, follow, ladder, lead, to_rank
 from haqjax.types import ACTIVATION, WEIGHT, Bounds
 
-__all__ = ["bounds", "from_rows", "load", "save", "to_actions", "to_bits", "to_rows", "uniform"]
+__all__ = ["from_rows", "load", "save", "to_actions", "to_bits", "to_rows", "uniform"]
 
 
 def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
@@ -21,7 +21,7 @@ def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L
     The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal share of [0, 1]. Where only some
     widths are allowed, each of those does. Tied layers follow the first of their group.
 
-    >>> to_bits(jnp.asarray([[0.0, 1.0], [0.5, 0.9]]), bounds(2, pinned={})).tolist()
+    >>> to_bits(jnp.asarray([[0.0, 1.0], [0.5, 0.9]]), make_bounds(2, pinned={})).tolist()
     [[2, 8], [5, 8]]
     """
     if bounds.allowed is not None:
@@ -36,7 +36,7 @@ def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L
 def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n L 2"]:
     """The action in the middle of those that `to_bits` turns into these bits.
 
-    >>> to_actions(jnp.asarray([[2, 8]]), bounds(1, low=1, pinned={})).tolist()
+    >>> to_actions(jnp.asarray([[2, 8]]), make_bounds(1, low=1, pinned={})).tolist()
     [[0.1875, 0.9375]]
     """
     _, count = ladder(bounds)
@@ -46,7 +46,7 @@ def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n
 def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
     """The same bits everywhere, as far as the bounds allow: pinned layers keep theirs.
 
-    >>> uniform(4, bounds(3)).tolist()
+    >>> uniform(4, make_bounds(3)).tolist()
     [[8, 8], [4, 4], [8, 8]]
     """
     return clip_policy(jnp.full(bounds.low.shape, bits, jnp.int32), bounds)

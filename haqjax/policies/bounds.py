@@ -11,7 +11,7 @@ from haqjax.types import WIDTHS, Bounds, LayerTable
 PINNED = {0: WIDTHS, -1: WIDTHS}  # first and last layer keep 8 bits (Wang et al. 2019, section 4)
 
 
-def bounds(
+def make_bounds(
     layers: LayerTable | int,
     low: int | tuple[int, int] = 2,
     high: int | tuple[int, int] = WIDTHS,
@@ -39,7 +39,7 @@ def bounds(
       ValueError: a width outside 1..8, `low` above `high`, an index that is no layer, or a layer that no width is
         left for.
 
-    >>> bounds(3, low=2, high=6).high.tolist()
+    >>> make_bounds(3, low=2, high=6).high.tolist()
     [[8, 8], [6, 6], [8, 8]]
     """
     count = layers if isinstance(layers, int) else len(layers)
@@ -63,7 +63,7 @@ def bounds(
 def ladder(bounds: Bounds) -> tuple[Int[Array, "L 2 8"], Int[Array, "L 2"]]:
     """The widths that each entry may have, fewest first, and how many; the rest of a row repeats the last.
 
-    >>> widths, count = ladder(bounds(1, low=2, high=4, pinned={}))
+    >>> widths, count = ladder(make_bounds(1, low=2, high=4, pinned={}))
     >>> widths[0, 0].tolist(), int(count[0, 0])
     ([2, 3, 4, 4, 4, 4, 4, 4], 3)
     """
@@ -78,7 +78,7 @@ def ladder(bounds: Bounds) -> tuple[Int[Array, "L 2 8"], Int[Array, "L 2"]]:
 def to_rank(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """How many allowed widths are narrower than each entry's; a width between two counts as the narrower.
 
-    >>> to_rank(jnp.asarray([[2, 8]]), bounds(1, low=1, pinned={})).tolist()
+    >>> to_rank(jnp.asarray([[2, 8]]), make_bounds(1, low=1, pinned={})).tolist()
     [[1, 7]]
     """
     widths, count = ladder(bounds)
@@ -89,7 +89,7 @@ def to_rank(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"
 def at_rank(rank: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """The width that has so many allowed ones below it.
 
-    >>> at_rank(jnp.asarray([[1, 7]]), bounds(1, low=1, pinned={})).tolist()
+    >>> at_rank(jnp.asarray([[1, 7]]), make_bounds(1, low=1, pinned={})).tolist()
     [[2, 8]]
     """
     widths = jnp.broadcast_to(lead(ladder(bounds)[0], rank, 1), (*rank.shape, WIDTHS))
@@ -99,7 +99,7 @@ def at_rank(rank: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
 def follow(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """Gives every layer the bits of the first layer of its group.
 
-    >>> follow(jnp.asarray([[2, 3], [4, 5]]), bounds(2, pinned={}, tied=[(0, 1)])).tolist()
+    >>> follow(jnp.asarray([[2, 3], [4, 5]]), make_bounds(2, pinned={}, tied=[(0, 1)])).tolist()
     [[2, 3], [2, 3]]
     """
     return policy if bounds.tied is None else jnp.take(policy, bounds.tied, axis=-2)
@@ -108,7 +108,7 @@ def follow(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]
 def clip_policy(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """The nearest bits within the bounds, of two the fewer.
 
-    >>> clip_policy(jnp.asarray([[1, 9]]), bounds(1, pinned={})).tolist()
+    >>> clip_policy(jnp.asarray([[1, 9]]), make_bounds(1, pinned={})).tolist()
     [[2, 8]]
     """
     if bounds.allowed is None:

@@ -8,32 +8,32 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.policies.bounds import at_rank, follow, ladder, lead
 from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import price, tables
+from haqjax.policies.cost import policy_cost, tables
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, AnyArray, Bounds, Budget, Cost, CostTable
 
-BEYOND = 2.0  # share of a limit that a cost counts as which is no number: more than there is
+UNPRICED = 2.0  # share of a limit that a cost counts as which is no number: more than there is
 HALVINGS = 24  # of the shift: to a millionth of a width
 
 
-def as_shares(table: CostTable, bounds: Bounds, budget: Budget) -> CostTable:
+def normalise_costs(table: CostTable, bounds: Bounds, budget: Budget) -> CostTable:
     """Costs as shares of their limits; what is not limited costs nothing.
 
     Between two widths that are allowed the cost lies on a line, whatever the table says of widths that are not. So
-    every number is finite, and `haqjax.policies.cost.price` of fractional bits mixes only costs that there are.
+    every number is finite, and `haqjax.policies.cost.policy_cost` of fractional bits mixes only costs that there are.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> import numpy as np
     >>> costs = np.broadcast_to(np.arange(1.0, 9.0), (1, 8, 8))
     >>> table = CostTable(costs, np.nan * costs, costs, Cost(2.0, np.nan, 0.0))
-    >>> shares = as_shares(table, make_bounds(1, pinned={}), Budget(jnp.float32(4.0), jnp.inf, jnp.inf))
-    >>> print(price(shares, jnp.array([[8, 2]])).latency, price(shares, jnp.array([[8, 2]])).energy)
+    >>> shares = normalise_costs(table, make_bounds(1, pinned={}), Budget(jnp.float32(4.0), jnp.inf, jnp.inf))
+    >>> print(policy_cost(shares, jnp.array([[8, 2]])).latency, policy_cost(shares, jnp.array([[8, 2]])).energy)
     1.0 0.0
     """
 
     def share(values: AnyArray, limit: AnyArray | None) -> Any:
         limit = jnp.asarray(jnp.inf if limit is None else limit)
         values = jnp.where(jnp.isposinf(limit), 0.0, jnp.asarray(values) / limit)
-        return jnp.where(jnp.isfinite(values), values, BEYOND)
+        return jnp.where(jnp.isfinite(values), values, UNPRICED)
 
     limits = budget._asdict()
     rows = dict(zip(Cost._fields, tables(table), strict=False))
@@ -48,19 +48,19 @@ def as_shares(table: CostTable, bounds: Bounds, budget: Budget) -> CostTable:
     return CostTable(**spread, fixed=Cost(**fixed), lifetimes=lifetimes)
 
 
-def spent(shares: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n R"]:
+def normalised_cost(shares: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n R"]:
     """What a policy spends of each limit; R resources, those without a limit at 0."""
-    cost = price(shares, policy)
+    cost = policy_cost(shares, policy)
     unknown = {"bops": shares.bops is None, "memory": shares.lifetimes is None}
-    return jnp.stack([spent for name, spent in cost._asdict().items() if not unknown.get(name)], axis=-1)
+    return jnp.stack([value for name, value in cost._asdict().items() if not unknown.get(name)], axis=-1)
 
 
 def is_within(shares: CostTable, policy: Int[Array, "*n L 2"]) -> Bool[Array, "*n"]:
     """Whether no limit is exceeded."""
-    return (spent(shares, policy) <= 1 + TOLERANCE).all(axis=-1)
+    return (normalised_cost(shares, policy) <= 1 + TOLERANCE).all(axis=-1)
 
 
-def fill(
+def fill_budget(
     preference: Float[Array, "*n L 2"], shares: CostTable, bounds: Bounds, most: float = jnp.inf
 ) -> Int[Array, "*n L 2"]:
     """The policy `floor(preference + shift)` with the greatest shift, the same everywhere, that the budget allows.
@@ -70,20 +70,20 @@ def fill(
 
     Args:
       preference: in ranks, see `haqjax.policies.bounds.to_rank`.
-      shares: of `as_shares`.
+      shares: of `normalise_costs`.
       bounds: the widths there are.
       most: greatest shift; at 0 policies are only lowered.
 
     Returns:
       Policies within the bounds. Where even the lowest exceeds the budget, that one.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> import numpy as np
     >>> bits = np.arange(1.0, 9.0)
     >>> costs = np.broadcast_to(bits[:, None] * bits, (2, 8, 8))
     >>> free = make_bounds(2, pinned={})
-    >>> shares = as_shares(CostTable(costs, costs, costs, Cost(0.0, 0.0, 0.0)), free, Budget(48.0, None, None))
-    >>> fill(jnp.array([[2.2, 4.0], [0.9, 1.8]]), shares, free).tolist()
+    >>> shares = normalise_costs(CostTable(costs, costs, costs, Cost(0.0, 0.0, 0.0)), free, Budget(48.0, None, None))
+    >>> fill_budget(jnp.array([[2.2, 4.0], [0.9, 1.8]]), shares, free).tolist()
     [[5, 7], [3, 4]]
     """
     top = lead(ladder(bounds)[1] - 1, preference)

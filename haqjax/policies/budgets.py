@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from haqjax.policies.cost import cost_64
+from haqjax.policies.cost import policy_cost_64
 from haqjax.types import WIDTHS, Budget, Cost, CostTable
 
 TOLERANCE = 1e-6  # relative; a float32 sum over a network's layers is not exact
@@ -46,7 +46,7 @@ def budget(
     >>> [float(limit) for limit in budget(table, size=0.5, latency_s=3.0)]
     [3.0, inf, 2.0, inf, inf]
     """
-    full = cost_64(table, np.full((len(table), 2), WIDTHS))
+    full = policy_cost_64(table, np.full((len(table), 2), WIDTHS))
     given = ((latency, latency_s), (energy, energy_j), (size, size_bytes), (bops, bop_count), (memory, memory_bytes))
     limits = (_limit(name, *forms, cost) for name, forms, cost in zip(Cost._fields, given, full, strict=True))
     return Budget(*(jnp.asarray(limit, jnp.float32) for limit in limits))

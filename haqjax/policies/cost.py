@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Cost, CostTable, Lifetimes
 
 
-def price(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
+def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
     """Adds up what every layer costs at its bit-widths, and what no policy changes.
 
     Integer bits are looked up. Fractional bits are interpolated linearly in both widths between the four
@@ -29,9 +29,9 @@ def price(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"
     >>> bits = np.arange(1.0, 9.0)
     >>> cycles = np.broadcast_to(bits[:, None] * bits[None, :], (3, 8, 8))
     >>> table = CostTable(latency=cycles, energy=cycles, size=cycles, fixed=Cost(0.0, 0.0, 5.0))
-    >>> float(price(table, jnp.full((3, 2), 4)).latency)
+    >>> float(policy_cost(table, jnp.full((3, 2), 4)).latency)
     48.0
-    >>> float(price(table, jnp.full((3, 2), 4.5)).size)
+    >>> float(policy_cost(table, jnp.full((3, 2), 4.5)).size)
     65.75
     """
     check_shape(table, policy)
@@ -75,16 +75,16 @@ def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array
     return jnp.max(stored @ alive.T, axis=-1) / 8
 
 
-def cost_64(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> tuple[float, ...]:
-    """`price` of one policy on the host, in float64."""
-    total = {name: entries(values, policy).sum() for name, values in zip(Cost._fields, tables(table), strict=False)}
+def policy_cost_64(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> tuple[float, ...]:
+    """`policy_cost` of one policy on the host, in float64."""
+    total = {name: layer_costs(values, policy).sum() for name, values in zip(Cost._fields, tables(table), strict=False)}
     if table.lifetimes is not None:
         total["memory"] = (np.asarray(table.lifetimes.alive) @ stored_bytes(table.lifetimes, policy)).max()
     fixed = [0.0 if extra is None else float(extra) for extra in table.fixed]
     return tuple(float(total.get(name, math.nan)) + extra for name, extra in zip(Cost._fields, fixed, strict=True))
 
 
-def entries(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
+def layer_costs(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
     """What each layer costs under one policy, on the host."""
     return np.asarray(values)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
 

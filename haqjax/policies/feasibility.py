@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import cost_64, entries, price, stored_bytes, tables
+from haqjax.policies.cost import layer_costs, policy_cost, policy_cost_64, stored_bytes, tables
 from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
 
 SHOWN = {  # for people to read
@@ -21,7 +21,7 @@ SHOWN = {  # for people to read
 
 def floor(table: CostTable, bounds: Bounds) -> Cost:
     """What the network costs with every layer at its lowest bits."""
-    return price(table, jnp.asarray(bounds.low))
+    return policy_cost(table, jnp.asarray(bounds.low))
 
 
 def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Seq
     Raises:
       ValueError: a limit below the floor. The line says what was asked, the floor, and which layers hold most of it.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.policies.budgets import budget as make_budget
     >>> table = CostTable(*(np.full((3, 8, 8), 1e-3) for _ in range(3)), fixed=Cost(0.0, 0.0, 0.0))
     >>> check_reachable(table, make_bounds(3), make_budget(table, latency=0.5))
@@ -45,7 +45,7 @@ layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits
     """
     lowest = np.asarray(bounds.low)
     names = [f"layer {index}" for index in range(len(table))] if names is None else names
-    for name, limit, least in zip(Cost._fields, budget, cost_64(table, lowest), strict=True):
+    for name, limit, least in zip(Cost._fields, budget, policy_cost_64(table, lowest), strict=True):
         if limit is None or np.isposinf(limit) or least <= float(limit) * (1 + TOLERANCE):
             continue
         scale, unit = SHOWN[name]
@@ -61,7 +61,7 @@ def _holders(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, na
     if table.lifetimes is not None and resource == "memory":
         parts = _tensors(table.lifetimes, policy, names)
     else:
-        values = entries(tables(table)[Cost._fields.index(resource)], policy)
+        values = layer_costs(tables(table)[Cost._fields.index(resource)], policy)
         parts = [*zip(values, names, strict=True), (float(getattr(table.fixed, resource)), "what no policy changes")]
     total = sum(value for value, _ in parts)
     largest = sorted(parts, key=lambda part: -part[0])[:3]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from haqjax.policies.actions import uniform
 from haqjax.policies.bounds import at_rank, clip_policy, follow, lead, to_rank
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import check_shape, price
+from haqjax.policies.cost import check_shape, policy_cost
 from haqjax.types import WEIGHT, WIDTHS, Bounds, Budget, CostTable, Projection
 
 
@@ -38,7 +38,7 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
     Raises:
       ValueError: the policy has another number of layers than the table.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
@@ -65,13 +65,13 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
     def halve(_: int, span: tuple[Array, Array]) -> tuple[Array, Array]:
         least, most = span
         middle = (least + most) // 2
-        enough = fits(price(table, lower(middle)), budget)
+        enough = fits(policy_cost(table, lower(middle)), budget)
         return jnp.where(enough, least, middle + 1), jnp.where(enough, middle, most)
 
     span = (jnp.zeros(policy.shape[:-2], jnp.int32), jnp.full(policy.shape[:-2], last, jnp.int32))
     _, steps = jax.lax.fori_loop(0, math.ceil(math.log2(last + 1)), halve, span)
     lowered = lower(steps)
-    cost = price(table, lowered)
+    cost = policy_cost(table, lowered)
     return Projection(lowered, fits(cost, budget), cost)
 
 
@@ -81,7 +81,7 @@ def best_uniform(table: CostTable, bounds: Bounds, budget: Budget) -> Projection
     Returns:
       The policy [L, 2], its cost, and whether it fits. Where none fits, the lowest one with `feasible` false.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.policies.budgets import budget as make_budget
     >>> from haqjax.types import Cost
     >>> bits = np.arange(1.0, 9.0)
@@ -91,7 +91,7 @@ def best_uniform(table: CostTable, bounds: Bounds, budget: Budget) -> Projection
     [[6, 6], [6, 6]]
     """
     policies = jax.vmap(uniform, in_axes=(0, None))(jnp.arange(WIDTHS, 0, -1), bounds)
-    cost = price(table, policies)
+    cost = policy_cost(table, policies)
     feasible = fits(cost, budget)
     best = jnp.where(feasible.any(), jnp.argmax(feasible), WIDTHS - 1)
     return jax.tree.map(lambda x: x[best], Projection(policies, feasible, cost))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from haqjax.policies.bounds import PINNED, bounds
+from haqjax.policies.bounds import PINNED, make_bounds
 from haqjax.types import WIDTHS, Bounds
 
 WIDTH = re.compile(r"([1-8])(?:-([1-8]))?")
@@ -55,8 +55,8 @@ def bounds_by_rules(
     _check_left(names, allowed)
     groups = [_find_group(group, names) for group in _parts(tied, ";")]
     if not (rules or groups or available is not None):
-        return bounds(count, low=low, high=high)
-    return bounds(count, low=1, pinned={}, allowed=allowed, tied=groups)
+        return make_bounds(count, low=low, high=high)
+    return make_bounds(count, low=1, pinned={}, allowed=allowed, tied=groups)
 
 
 def _parts(text: str, mark: str) -> list[str]:

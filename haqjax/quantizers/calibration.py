@@ -12,9 +12,9 @@ from haqjax.quantizers.clipping import METHODS, Row
 from haqjax.quantizers.histogram import Histogram, Sample, add, draw, empty
 from haqjax.quantizers.im2col import ROWS
 from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
-from haqjax.quantizers.per_channel import channel_maximum, input_energy, spread_channels
+from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum, input_energy
 from haqjax.quantizers.rounding_offsets import make_rounding
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import Ranges
@@ -87,7 +87,7 @@ def _count_activations(
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
         energy = input_energy(layer, weight) if weighted else 1.0
         mine = add_moments(sums[layer.index], layer, activation, most)
-        return lower(layer, activation, weight, compute), (draw(activation, energy), mine)
+        return use_cpu_kernels(layer, activation, weight, compute), (draw(activation, energy), mine)
 
     samples, grown = zip(*with_records(apply, hook)(params, x)[1], strict=True)
     return add(so_far, _stack(samples)), grown
@@ -105,7 +105,7 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
             return draw(weight)
         largest = channel_maximum(layer, weight)
         share = largest / jnp.where(jnp.max(largest) > 0, jnp.max(largest), 1)
-        spread = spread_channels(layer, jnp.where(share > 0, share, 1))
+        spread = broadcast_channels(layer, jnp.where(share > 0, share, 1))
         return draw(weight / spread, spread**2 if squared else 1.0)
 
     samples = _stack(map_weights(sample, apply, params, x))

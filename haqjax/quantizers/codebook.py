@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from haqjax.quantizers.kmeans import CLUSTERS, flatten, shared_values, sort_values
 from haqjax.tracing.hooks import Apply, map_weights
-from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Bank
+from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Codebook
 
 Policy = Int[Array, "L 2"]
 
 
-def make_bank(apply: Apply, params: PyTree, x: PyTree) -> Bank:
+def make_codebook(apply: Apply, params: PyTree, x: PyTree) -> Codebook:
     """Clusters each layer's weights at 1..8 bits (k-means as in Han et al. 2016, section 3, and Wang et al. 2019).
 
     The squared error is that of the best clustering there is, or very close to it (benchmarks/kmeans.py measures how
@@ -30,8 +30,8 @@ def make_bank(apply: Apply, params: PyTree, x: PyTree) -> Bank:
       ValueError: a weight that is not finite; names the layer.
 
     >>> apply = lambda params, x: x @ params["w"]
-    >>> bank = make_bank(apply, {"w": jnp.array([[0.0, 1.0], [4.0, 5.0]])}, jnp.ones((1, 2)))
-    >>> bank.codebooks[0, 0, :3].tolist(), bank.codes[0][0].tolist()
+    >>> codebook = make_codebook(apply, {"w": jnp.array([[0.0, 1.0], [4.0, 5.0]])}, jnp.ones((1, 2)))
+    >>> codebook.codebooks[0, 0, :3].tolist(), codebook.assignments[0][0].tolist()
     ([0.5, 4.5, 4.5], [[0, 0], [1, 1]])
     """
     named = map_weights(lambda layer, weight: (layer.name, weight), apply, params, x)
@@ -43,11 +43,11 @@ def make_bank(apply: Apply, params: PyTree, x: PyTree) -> Bank:
         return _cluster(tuple(weight for _, weight in named), together)
 
 
-def bank_weights(bank: Bank, policy: Policy, weights: tuple[Array, ...]) -> tuple[Array, ...]:
+def codebook_weights(codebook: Codebook, policy: Policy, weights: tuple[Array, ...]) -> tuple[Array, ...]:
     """Each layer's weight as the bank has it at the policy's width.
 
     The gradient of a shared value is the sum over its members. Codes stay as they are when codebooks are trained:
-    differentiate with respect to `codebooks` and put them back with `bank._replace`.
+    differentiate with respect to `codebooks` and put them back with `codebook._replace`.
 
     Args:
       policy: weight and activation bits; weights 1..8, or 32 to leave a weight as it is. Traced: another width does
@@ -58,37 +58,39 @@ def bank_weights(bank: Bank, policy: Policy, weights: tuple[Array, ...]) -> tupl
     Raises:
       ValueError: a bank of other layers than these, or a policy of another number of layers.
 
-    >>> w, codes = jnp.ones(3), jnp.zeros((8, 3), jnp.uint8).at[1].set(jnp.array([0, 3, 3], jnp.uint8))
-    >>> bank = Bank((codes,), jnp.zeros((1, 8, 256)))
-    >>> at_two_bits = lambda books: bank_weights(bank._replace(codebooks=books), jnp.array([[2, 8]]), (w,))[0].sum()
-    >>> jax.grad(at_two_bits)(bank.codebooks)[0, 1, :4].tolist()
+    >>> w, assignments = jnp.ones(3), jnp.zeros((8, 3), jnp.uint8).at[1].set(jnp.array([0, 3, 3], jnp.uint8))
+    >>> codebook = Codebook((assignments,), jnp.zeros((1, 8, 256)))
+    >>> at_two_bits = lambda books: codebook_weights(codebook._replace(codebooks=books), jnp.array([[2, 8]]), (w,))[
+    ...     0
+    ... ].sum()
+    >>> jax.grad(at_two_bits)(codebook.codebooks)[0, 1, :4].tolist()
     [1.0, 0.0, 0.0, 2.0]
     """
-    _check_shapes(bank, policy, weights)
+    _check_shapes(codebook, policy, weights)
     bits = jnp.asarray(policy)[:, WEIGHT]
     column = jnp.clip(bits, 1, WIDTHS) - 1
-    books = jnp.take_along_axis(jnp.asarray(bank.codebooks), column[:, None, None], axis=1)[:, 0]
+    books = jnp.take_along_axis(jnp.asarray(codebook.codebooks), column[:, None, None], axis=1)[:, 0]
 
     def chosen(layer: int, weight: Array) -> Array:
-        codes = jnp.asarray(bank.codes[layer])[column[layer]]
-        shared = books[layer].at[codes].get(mode="promise_in_bounds").astype(weight.dtype)
+        assignments = jnp.asarray(codebook.assignments[layer])[column[layer]]
+        shared = books[layer].at[assignments].get(mode="promise_in_bounds").astype(weight.dtype)
         return jnp.where(bits[layer] >= FULL_PRECISION, weight, shared)
 
     return tuple(chosen(layer, weight) for layer, weight in enumerate(weights))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cluster(weights: tuple[Array, ...], together: int | None) -> Bank:
+def _cluster(weights: tuple[Array, ...], together: int | None) -> Codebook:
     shared = shared_values(sort_values(weights), together)
     last = jnp.max(jnp.where(jnp.isinf(shared), -jnp.inf, shared), axis=-1, keepdims=True)
-    codes = _encode(shared, *flatten(weights))
+    assignments = _assign(shared, *flatten(weights))
     ends = np.cumsum([weight.size + 1 for weight in weights])
-    parts = [codes[:, end - weight.size : end] for end, weight in zip(ends, weights, strict=True)]
+    parts = [assignments[:, end - weight.size : end] for end, weight in zip(ends, weights, strict=True)]
     shaped = tuple(part.reshape(WIDTHS, *weight.shape) for part, weight in zip(parts, weights, strict=True))
-    return Bank(shaped, jnp.swapaxes(jnp.where(jnp.isinf(shared), last, shared), 0, 1))
+    return Codebook(shaped, jnp.swapaxes(jnp.where(jnp.isinf(shared), last, shared), 0, 1))
 
 
-def _encode(shared: Float[Array, "8 L 256"], flat: Float[Array, "T"], layer: Int[Array, "T"]) -> UInt8[Array, "8 T"]:
+def _assign(shared: Float[Array, "8 L 256"], flat: Float[Array, "T"], layer: Int[Array, "T"]) -> UInt8[Array, "8 T"]:
     """The nearest shared value of each weight, by bisection of the midpoints, which are exact in 64 bits."""
     exact = shared.astype(jnp.float64)
     midpoints = (exact[..., :-1] + exact[..., 1:]) / 2
@@ -102,8 +104,11 @@ def _encode(shared: Float[Array, "8 L 256"], flat: Float[Array, "T"], layer: Int
     return jax.lax.map(at_width, midpoints)
 
 
-def _check_shapes(bank: Bank, policy: Policy, weights: tuple[Array, ...]) -> None:
-    found, wanted = [codes.shape[1:] for codes in bank.codes], [jnp.shape(weight) for weight in weights]
+def _check_shapes(codebook: Codebook, policy: Policy, weights: tuple[Array, ...]) -> None:
+    found, wanted = (
+        [assignments.shape[1:] for assignments in codebook.assignments],
+        [jnp.shape(weight) for weight in weights],
+    )
     if found != wanted:
         raise ValueError(f"the bank is of weights {found}, but the network's are {wanted}: make a bank for it")
     if jnp.shape(policy) != (len(weights), 2):

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantizers.codebook import bank_weights
+from haqjax.quantizers.codebook import codebook_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
-from haqjax.quantizers.per_channel import channel_maximum, channel_shares, spread_channels, spread_outputs
-from haqjax.quantizers.rounding_offsets import clip_factor, find_unmoved, nudge, output_bias
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
+from haqjax.quantizers.rounding_offsets import apply_offsets, clip_factor, find_unmoved, output_bias
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
@@ -52,11 +52,11 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
 
 def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
     """Each layer's weight, quantised; of `x` only shapes are read, so that many batches can share the result."""
-    if ranges.bank is not None:
-        return bank_weights(ranges.bank, policy, map_weights(lambda layer, weight: weight, apply, params, x))
+    if ranges.codebook is not None:
+        return codebook_weights(ranges.codebook, policy, map_weights(lambda layer, weight: weight, apply, params, x))
     maxima = map_weights(channel_maximum, apply, params, x)
     _check_rows(len(maxima), policy, ranges)
-    shares, layer_of = channel_shares(maxima)
+    shares, layer_of = channel_ratios(maxima)
     bits, unmoved = jnp.asarray(policy)[layer_of, WEIGHT], find_unmoved(apply, params, x, ranges)
     clip = _clips(policy, ranges)[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
     grids = make_grid(clip * clip_factor(bits, unmoved, ranges), bits, jnp.ones(len(layer_of), bool))
@@ -64,9 +64,9 @@ def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ra
 
     def quantized(layer: Layer, weight: Array) -> Array:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
-        grid: Grid = jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids)
+        grid: Grid = jax.tree.map(lambda leaf: broadcast_channels(layer, leaf[mine]), grids)
         same = None if unmoved is None else unmoved[mine]
-        return snap(nudge(layer, weight, grid, same, policy, ranges), grid)
+        return snap(apply_offsets(layer, weight, grid, same, policy, ranges), grid)
 
     return map_weights(quantized, apply, params, x)
 
@@ -92,7 +92,8 @@ def make_hook(
     """How a layer is computed under a policy, with weights from `quantize_weights`.
 
     Args:
-      biases: from `haqjax.quantizers.rounding_offsets.output_biases`, where many batches share them; None computes them in place.
+      biases: from `haqjax.quantizers.rounding_offsets.output_biases`, where many batches share them; None computes
+        them in place.
     """
     return hook_with(make_operands(weights, policy, ranges, biases), ranges)
 
@@ -114,11 +115,11 @@ def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         mine = operands[layer.index]
-        y = lower(layer, snap(activation, mine.grid), mine.weight, compute)
+        y = use_cpu_kernels(layer, snap(activation, mine.grid), mine.weight, compute)
         if ranges.rounding is None or ranges.rounding.means is None:
             return y
         bias = output_bias(layer, weight, mine.weight, ranges) if mine.bias is None else mine.bias
-        return y + spread_outputs(layer, bias).astype(y.dtype)
+        return y + broadcast_outputs(layer, bias).astype(y.dtype)
 
     return hook
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.quantizers.fake_quantize import _clips, quantize_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
-from haqjax.quantizers.per_channel import spread_outputs
+from haqjax.quantizers.per_channel import broadcast_outputs
 from haqjax.quantizers.rounding_offsets import output_bias
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
@@ -20,13 +20,13 @@ from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
 class Neighbours(NamedTuple):
     """Two whole policies, and how much of the upper one there is in the mixture."""
 
-    lower: Int[Array, "L 2"]
+    use_cpu_kernels: Int[Array, "L 2"]
     upper: Int[Array, "L 2"]
     share: Float[Array, "L 2"]
 
 
 def quantize_fractionally(
-    apply: Apply, *, hook: Hook = lower
+    apply: Apply, *, hook: Hook = use_cpu_kernels
 ) -> Callable[[PyTree, PyTree, Float[Array, "L 2"], Ranges], PyTree]:
     """Makes `apply` run under fractional bits, so that its output has a gradient with respect to them.
 
@@ -64,7 +64,7 @@ def quantize_fractionally(
             if ranges.rounding is None or ranges.rounding.means is None:
                 return y
             low, high = (output_bias(layer, weight, end, ranges) for end in ends)  # of each width: a gradient by bits
-            return y + spread_outputs(layer, mix(low, high, share[WEIGHT])).astype(y.dtype)
+            return y + broadcast_outputs(layer, mix(low, high, share[WEIGHT])).astype(y.dtype)
 
         return with_hook(apply, on_layer)(params, x)
 
@@ -75,7 +75,7 @@ def neighbours(bits: Float[Array, "L 2"]) -> Neighbours:
     """The whole widths below and above fractional bits; at a whole width one of them has it all.
 
     >>> near = neighbours(jnp.array([[2.25, 8.0]]))
-    >>> print(near.lower, near.upper, near.share)
+    >>> print(near.use_cpu_kernels, near.upper, near.share)
     [[2 7]] [[3 8]] [[0.25 1.  ]]
     """
     whole = jnp.floor(jax.lax.stop_gradient(bits))

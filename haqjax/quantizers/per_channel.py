@@ -16,13 +16,13 @@ def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
     return jnp.max(jnp.abs(weight), axis=summed).reshape(-1)
 
 
-def spread_channels(layer: Layer, values: Float[Array, "C"]) -> Array:
+def broadcast_channels(layer: Layer, values: Float[Array, "C"]) -> Array:
     """One value a channel, in the rank of the layer's weight."""
     shape = [size if axis in layer.channel_axes else 1 for axis, size in enumerate(layer.weight_shape)]
     return values.reshape(shape)
 
 
-def channel_shares(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np.ndarray]:
+def channel_ratios(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np.ndarray]:
     """Each channel's largest magnitude as a share of its layer's, all layers in one vector, and each one's layer.
 
     A channel of zeros has share one: any clip leaves it zero.
@@ -33,12 +33,12 @@ def channel_shares(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np
     return jnp.where(flat > 0, flat / jnp.where(whole > 0, whole, 1), 1), layer
 
 
-def spread_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
+def broadcast_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
     """One value an output channel, in the rank of the layer's output.
 
     >>> from haqjax.tracing.hooks import map_weights
     >>> apply = lambda params, x: jnp.einsum("bsi,io->bso", x, params["w"])
-    >>> shape = lambda layer, weight: spread_outputs(layer, jnp.arange(4.0)).shape
+    >>> shape = lambda layer, weight: broadcast_outputs(layer, jnp.arange(4.0)).shape
     >>> map_weights(shape, apply, {"w": jnp.ones((3, 4))}, jnp.ones((2, 5, 3)))
     ((1, 1, 4),)
     """

@@ -11,7 +11,7 @@ from haqjax.quantizers.comq import round_levels
 from haqjax.quantizers.im2col import from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
 from haqjax.quantizers.linear import Grid
-from haqjax.quantizers.per_channel import channel_maximum, spread_channels
+from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding
@@ -36,8 +36,8 @@ def make_rounding(
     means = tuple(_mean(*row) for row in rows) if moments[0].first is not None else None
     if moments[0].second is None:
         return Rounding(None, None, means, None)
-    nudges, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
-    return Rounding(nudges, np.concatenate(factors, axis=1), means, tuple(weight for _, weight, _ in rows))
+    offsets, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
+    return Rounding(offsets, np.concatenate(factors, axis=1), means, tuple(weight for _, weight, _ in rows))
 
 
 def to_nearest(ranges: Ranges) -> Ranges:
@@ -71,7 +71,7 @@ def clip_factor(bits: Int[Array, "C"], unmoved: Bool[Array, "C"] | None, ranges:
     return jnp.where(unmoved, jnp.take_along_axis(jnp.asarray(ranges.rounding.factor), column[None], axis=0)[0], 1)
 
 
-def nudge(
+def apply_offsets(
     layer: Layer, weight: Array, grid: Grid, unmoved: Bool[Array, "C"] | None, policy: Policy, ranges: Ranges
 ) -> Array:
     """The weight moved by whole levels, such that its nearest level is the one chosen for it.
@@ -81,15 +81,15 @@ def nudge(
     Args:
       unmoved: of the layer's own channels.
     """
-    if unmoved is None or ranges.rounding is None or ranges.rounding.nudges is None:
+    if unmoved is None or ranges.rounding is None or ranges.rounding.offsets is None:
         return weight
     column = jnp.clip(jnp.asarray(policy)[layer.index, WEIGHT], 1, WIDTHS) - 1
-    moves = jnp.asarray(ranges.rounding.nudges[layer.index])[column]
+    moves = jnp.asarray(ranges.rounding.offsets[layer.index])[column]
     step = jax.lax.stop_gradient(grid.step.astype(weight.dtype))
     moved = weight + moves.astype(weight.dtype) * step
     limit = grid.highest.astype(weight.dtype)
     near = jnp.abs(moved) < limit + step / 2
-    leave = grid.identity | ~spread_channels(layer, unmoved)
+    leave = grid.identity | ~broadcast_channels(layer, unmoved)
     return jnp.where(leave, weight, jnp.where(near, _pull_in(moved, limit), moved))
 
 
@@ -135,7 +135,7 @@ def _round(
     share = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
     sides = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
     factor = (steps * sides / (clip[:, None] * share)).astype(np.float32)
-    return np.stack([_nudges(layer, weight, *pair) for pair in zip(levels.level, steps, strict=True)]), factor
+    return np.stack([_offsets(layer, weight, *pair) for pair in zip(levels.level, steps, strict=True)]), factor
 
 
 def _mean(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
@@ -144,9 +144,9 @@ def _mean(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
     return _once(layer, from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape)))
 
 
-def _nudges(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
+def _offsets(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
     chosen = np.asarray(from_matrix(layer, level))
-    nearest = np.rint(weight / np.asarray(spread_channels(layer, jnp.asarray(step))))
+    nearest = np.rint(weight / np.asarray(broadcast_channels(layer, jnp.asarray(step))))
     beyond = (np.abs(nearest) > np.abs(chosen)) & (np.abs(chosen) == np.abs(level).max(initial=0))
     return np.clip(np.where(beyond & (nearest * chosen > 0), 0, chosen - nearest), -INT8, INT8).astype(np.int8)
 

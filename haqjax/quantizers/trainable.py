@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from haqjax.quantizers.linear import hold_step, make_grid, snap
-from haqjax.quantizers.per_channel import channel_maximum, channel_shares, spread_channels, spread_outputs
+from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
 from haqjax.quantizers.rounding_offsets import output_bias, to_nearest
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer, elements
-from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Bank, Ranges
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Codebook, Ranges
 
 LEAST = 1 / 16  # share of its first value that a clip keeps at least, so that it stays positive
 
@@ -41,13 +41,13 @@ def begin(params: PyTree, policy: Policy, ranges: Ranges) -> Learned:
         raise ValueError(f"policy has shape {jnp.shape(policy)}, but the ranges need {jnp.shape(ranges.clip)[:2]}")
     column = jnp.clip(jnp.asarray(policy), 1, WIDTHS) - 1
     clip = jnp.take_along_axis(jnp.asarray(ranges.clip), column[..., None], axis=2)[..., 0]
-    if ranges.bank is None:
+    if ranges.codebook is None:
         return Learned(params, clip, None)
-    books = jnp.take_along_axis(jnp.asarray(ranges.bank.codebooks), column[:, WEIGHT, None, None], axis=1)[:, 0]
+    books = jnp.take_along_axis(jnp.asarray(ranges.codebook.codebooks), column[:, WEIGHT, None, None], axis=1)[:, 0]
     return Learned(params, clip, books)
 
 
-def spread(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
+def as_ranges(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
     """Ranges that hold at every width what was learned at the policy's; weights go to their nearest level.
 
     Args:
@@ -58,34 +58,36 @@ def spread(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ra
     ranges = to_nearest(ranges)
     first = begin(learned.params, policy, ranges)
     clip = _at_every_width(_keep_positive(learned.clip, first.clip), axis=2)
-    if ranges.bank is None or learned.codebooks is None:
+    if ranges.codebook is None or learned.codebooks is None:
         return dataclasses.replace(ranges, clip=clip)
-    books = jax.vmap(settle)(learned.codebooks, policy[:, WEIGHT])
-    codes = map_weights(lambda layer, weight: nearest(weight, books[layer.index]), apply, learned.params, x)
-    everywhere = Bank(tuple(_at_every_width(found, axis=0) for found in codes), _at_every_width(books, axis=1))
-    return dataclasses.replace(ranges, clip=clip, bank=everywhere)
+    books = jax.vmap(sort_codebook)(learned.codebooks, policy[:, WEIGHT])
+    assignments = map_weights(lambda layer, weight: nearest(weight, books[layer.index]), apply, learned.params, x)
+    everywhere = Codebook(
+        tuple(_at_every_width(found, axis=0) for found in assignments), _at_every_width(books, axis=1)
+    )
+    return dataclasses.replace(ranges, clip=clip, codebook=everywhere)
 
 
 def end(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
     """The ranges with what was learned at the policy's widths; other widths stay as they were. On the host.
 
-    Args: as `spread`.
+    Args: as `as_ranges`.
     """
     ranges = to_nearest(ranges)
-    found = spread(apply, learned, x, policy, ranges)
+    found = as_ranges(apply, learned, x, policy, ranges)
     mine = np.arange(1, WIDTHS + 1) == np.clip(np.asarray(policy), 1, WIDTHS)[..., None]
     clip = np.where(mine, found.clip, ranges.clip)
-    if ranges.bank is None or found.bank is None:
+    if ranges.codebook is None or found.codebook is None:
         return dataclasses.replace(ranges, clip=clip)
     mine = mine[:, WEIGHT]
-    books = np.where(mine[..., None], found.bank.codebooks, ranges.bank.codebooks)
-    pairs = zip(mine, found.bank.codes, ranges.bank.codes, strict=True)
-    codes = tuple(np.where(this.reshape(-1, *(1,) * (new.ndim - 1)), new, old) for this, new, old in pairs)
-    return dataclasses.replace(ranges, clip=clip, bank=Bank(codes, books))
+    books = np.where(mine[..., None], found.codebook.codebooks, ranges.codebook.codebooks)
+    pairs = zip(mine, found.codebook.assignments, ranges.codebook.assignments, strict=True)
+    assignments = tuple(np.where(this.reshape(-1, *(1,) * (new.ndim - 1)), new, old) for this, new, old in pairs)
+    return dataclasses.replace(ranges, clip=clip, codebook=Codebook(assignments, books))
 
 
 def quantize_learned(
-    apply: Apply, *, gradient: Gradient = "lsq", hook: Hook = lower
+    apply: Apply, *, gradient: Gradient = "lsq", hook: Hook = use_cpu_kernels
 ) -> Callable[[Learned, PyTree, Policy, Ranges], PyTree]:
     """Makes `apply` run under a policy as `haqjax.quantize` does, with a gradient for everything that is learned.
 
@@ -93,9 +95,9 @@ def quantize_learned(
     call, and the gradient of a codebook's value is the sum over the weights that took it (Han et al. 2016, arXiv
     1510.00149, section 3.3), here divided by their number on average: it moves as its members do.
 
-    Clips, "lsq": as `haqjax.quantizers.linear.snap`, such that the step moves as in Esser et al. 2020 (arXiv 1902.08153,
-    section 2.2), where its gradient is divided by `sqrt(elements levels)`. "pact": of activations alone, from what is
-    clipped alone (Choi et al. 2018, arXiv 1805.06085, equation 3).
+    Clips, "lsq": as `haqjax.quantizers.linear.snap`, such that the step moves as in Esser et al. 2020 (arXiv
+    1902.08153, section 2.2), where its gradient is divided by `sqrt(elements levels)`. "pact": of activations alone,
+    from what is clipped alone (Choi et al. 2018, arXiv 1805.06085, equation 3).
 
     Args:
       apply: pure function `apply(params, x)`; one that also returns moved statistics will do.
@@ -130,7 +132,7 @@ def quantize_learned(
             if ranges.rounding is None or ranges.rounding.means is None:
                 return y
             bias = output_bias(layer, weight, weights[layer.index], ranges)
-            return y + spread_outputs(layer, bias).astype(y.dtype)
+            return y + broadcast_outputs(layer, bias).astype(y.dtype)
 
         return with_hook(apply, on_layer)(learned.params, x)
 
@@ -152,10 +154,10 @@ def _scale_tangent(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
     return primals[0], tangents[0] * primals[1]
 
 
-def settle(codebook: Float[Array, "256"], bits: Int[Array, ""]) -> Float[Array, "256"]:
+def sort_codebook(codebook: Float[Array, "256"], bits: Int[Array, ""]) -> Float[Array, "256"]:
     """The codebook of a width in rising order, the rest of the row filled up with its last value.
 
-    >>> print(settle(jnp.arange(256.0)[::-1], 1)[:4])
+    >>> print(sort_codebook(jnp.arange(256.0)[::-1], 1)[:4])
     [254. 255. 255. 255.]
     """
     last = jnp.left_shift(1, jnp.clip(bits, 1, WIDTHS)) - 1
@@ -166,12 +168,12 @@ def settle(codebook: Float[Array, "256"], bits: Int[Array, ""]) -> Float[Array, 
 def nearest(weight: Float[Array, "*shape"], codebook: Float[Array, "256"]) -> UInt8[Array, "*shape"]:
     """Which value of a settled codebook is nearest to each weight; of two at the same distance the lower one.
 
-    >>> print(nearest(jnp.array([0.2, 0.8, 7.0]), settle(jnp.arange(256.0), 1)))
+    >>> print(nearest(jnp.array([0.2, 0.8, 7.0]), sort_codebook(jnp.arange(256.0), 1)))
     [0 1 1]
     """
     between = (codebook[1:] + codebook[:-1]) / 2
-    codes = jnp.searchsorted(between, weight.reshape(-1)).reshape(weight.shape)
-    return jnp.minimum(codes, jnp.searchsorted(codebook, codebook[-1])).astype(jnp.uint8)
+    assignments = jnp.searchsorted(between, weight.reshape(-1)).reshape(weight.shape)
+    return jnp.minimum(assignments, jnp.searchsorted(codebook, codebook[-1])).astype(jnp.uint8)
 
 
 def look_up(weight: Float[Array, "*shape"], codebook: Float[Array, "256"]) -> Float[Array, "*shape"]:
@@ -191,7 +193,7 @@ def _quantize_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy,
     def from_codebook(layer: Layer, weight: Array) -> Array:
         width = bits[layer.index]
         each = jnp.left_shift(1, jnp.clip(width, 1, WIDTHS)) / weight.size
-        taken = look_up(weight, scale_gradient(settle(books[layer.index], width), each))
+        taken = look_up(weight, scale_gradient(sort_codebook(books[layer.index], width), each))
         return jnp.where(width >= FULL_PRECISION, weight, taken)
 
     return map_weights(from_codebook, apply, learned.params, x)
@@ -203,7 +205,7 @@ def _linear_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy, r
     Through a channel's largest weight every weight of the channel would pull at one.
     """
     maxima = jax.lax.stop_gradient(map_weights(channel_maximum, apply, learned.params, x))
-    shares, layer_of = channel_shares(maxima)
+    shares, layer_of = channel_ratios(maxima)
     bits = policy[layer_of, WEIGHT]
     clip = learned.clip[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
     grids = make_grid(clip, bits, jnp.ones(len(layer_of), bool))
@@ -211,7 +213,7 @@ def _linear_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy, r
 
     def quantized(layer: Layer, weight: Array) -> Array:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
-        grid = jax.tree.map(lambda leaf: spread_channels(layer, leaf[mine]), grids)
+        grid = jax.tree.map(lambda leaf: broadcast_channels(layer, leaf[mine]), grids)
         return snap(weight, grid)
 
     return map_weights(quantized, apply, learned.params, x)

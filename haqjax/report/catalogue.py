@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from haqjax.report.interactive.layers import bits_chart, cost_chart, roofline_chart
 from haqjax.report.interactive.search import front_chart, runs_chart, search_chart
-from haqjax.report.run_data import Facts, best_gain, find_front, front_resources, references
+from haqjax.report.run_data import RunData, best_reward, find_front, front_resources, references
 from haqjax.report.static.bits import bits_figure
 from haqjax.report.static.costs import cost_figure
 from haqjax.report.static.roofline import move_figure
@@ -21,54 +21,56 @@ class Picture(NamedTuple):
 
     title: str
     caption: str
-    still: Callable[[Facts], Figure | None]
-    chart: Callable[[Facts], go.Figure | None]
+    still: Callable[[RunData], Figure | None]
+    chart: Callable[[RunData], go.Figure | None]
 
 
-def draw_bits(facts: Facts) -> Figure:
+def draw_bits(run_data: RunData) -> Figure:
     """The bits of each layer."""
-    of = facts.layers
-    return bits_figure(of.names, facts.policy, of.depthwise, of.pinned, facts.title, pointwise=of.pointwise)
+    of = run_data.layers
+    return bits_figure(of.names, run_data.policy, of.depthwise, of.pinned, run_data.title, pointwise=of.pointwise)
 
 
-def draw_costs(facts: Facts) -> Figure | None:
+def draw_costs(run_data: RunData) -> Figure | None:
     """What each layer costs."""
-    of = facts.layers
-    return cost_figure(of.names, facts.spent, of.depthwise, of.pointwise, facts.title) if facts.spent else None
+    of = run_data.layers
+    return cost_figure(of.names, run_data.spent, of.depthwise, of.pointwise, run_data.title) if run_data.spent else None
 
 
-def draw_roofline(facts: Facts) -> Figure | None:
+def draw_roofline(run_data: RunData) -> Figure | None:
     """Where each layer stands under the machine's limits."""
-    if facts.rooflines is None:
+    if run_data.rooflines is None:
         return None
-    return move_figure(facts.rooflines, facts.layers.depthwise, facts.layers.pointwise, facts.title)
+    return move_figure(run_data.rooflines, run_data.layers.depthwise, run_data.layers.pointwise, run_data.title)
 
 
-def draw_search(facts: Facts) -> Figure | None:
+def draw_search(run_data: RunData) -> Figure | None:
     """Accuracy and reward over episodes."""
-    episodes = facts.episodes
+    episodes = run_data.episodes
     if episodes is None or not len(episodes.accuracy):
         return None
-    accuracy, feasible, level = episodes.accuracy, episodes.feasible, facts.searched
-    gain = episodes.gain, best_gain(episodes)
-    return search_figure(accuracy, feasible, episodes.best, level["float"], level["uniform"], facts.title, gain=gain)
+    accuracy, feasible, level = episodes.accuracy, episodes.feasible, run_data.searched
+    reward = episodes.reward, best_reward(episodes)
+    return search_figure(
+        accuracy, feasible, episodes.best, level["float"], level["uniform"], run_data.title, reward=reward
+    )
 
 
-def draw_front(facts: Facts) -> Figure | None:
+def draw_front(run_data: RunData) -> Figure | None:
     """Accuracy over what the budget limits."""
-    episodes, resources = facts.episodes, front_resources(facts)
+    episodes, resources = run_data.episodes, front_resources(run_data)
     if episodes is None or not resources:
         return None
     costs = {
         name: Costs(
             np.asarray(getattr(episodes.cost, name)),
             find_front(episodes, name),
-            facts.budget.get(name),
-            references(facts, name),
+            run_data.budget.get(name),
+            references(run_data, name),
         )
         for name in resources
     }
-    return front_figure(episodes.accuracy, episodes.feasible, costs, facts.title)
+    return front_figure(episodes.accuracy, episodes.feasible, costs, run_data.title)
 
 
 PICTURES = {
@@ -108,24 +110,24 @@ PICTURES = {
 }
 
 
-def common_resource(runs: Sequence[Facts]) -> str:
+def common_resource(runs: Sequence[RunData]) -> str:
     """What the fronts of several runs are compared by: the first resource that all of them limit, else the latency."""
-    shared = [name for name in runs[0].budget if all(name in facts.budget for facts in runs)]
+    shared = [name for name in runs[0].budget if all(name in run_data.budget for run_data in runs)]
     return [*shared, "latency"][0]
 
 
-def draw_runs(runs: Sequence[Facts]) -> Figure | None:
+def draw_runs(runs: Sequence[RunData]) -> Figure | None:
     """Several searches in one figure."""
     resource, curves = common_resource(runs), {}
-    for facts in runs:
-        episodes = facts.episodes
-        if episodes is not None and resource in front_resources(facts, always=resource):
-            at, full = find_front(episodes, resource), float(getattr(facts.costs["8_bits"], resource))
+    for run_data in runs:
+        episodes = run_data.episodes
+        if episodes is not None and resource in front_resources(run_data, always=resource):
+            at, full = find_front(episodes, resource), float(getattr(run_data.costs["8_bits"], resource))
             cost = np.asarray(getattr(episodes.cost, resource))[at] / full
-            curves[facts.name] = episodes.best, cost, episodes.accuracy[at]
+            curves[run_data.name] = episodes.best, cost, episodes.accuracy[at]
     return runs_figure(curves, f"{resource}, share of that at 8 bits") if curves else None
 
 
-def chart_runs(runs: Sequence[Facts]) -> go.Figure | None:
+def chart_runs(runs: Sequence[RunData]) -> go.Figure | None:
     """The same for a screen."""
     return runs_chart(runs, common_resource(runs))

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from haqjax.report.catalogue import PICTURES, chart_runs
-from haqjax.report.run_data import Facts, kinds
+from haqjax.report.run_data import RunData, kinds
 from haqjax.report.tables import comparison_columns, unit_of
 from haqjax.types import ACTIVATION, WEIGHT
 
@@ -27,7 +27,7 @@ CONFIG = {
 COLUMN, GAP, MOST = 34, 6, 3  # rem: the least width of a figure beside others; what is between; columns of the page
 
 
-def make_page(runs: Sequence[Facts], stills: Mapping[str, Sequence[bytes | None]]) -> str:
+def make_page(runs: Sequence[RunData], stills: Mapping[str, Sequence[bytes | None]]) -> str:
     """A report of some runs as HTML.
 
     Args:
@@ -46,19 +46,19 @@ def make_page(runs: Sequence[Facts], stills: Mapping[str, Sequence[bytes | None]
         parts.append(_section("Runs together", f"<p>{text}</p>{together}" if together else ""))
     for key, picture in PICTURES.items():
         figures = [
-            _figure(f"{key}-{at}", facts.name if several else "", picture.chart(facts), still, picture.title)
-            for at, (facts, still) in enumerate(zip(runs, stills[key], strict=True))
+            _figure(f"{key}-{at}", run_data.name if several else "", picture.chart(run_data), still, picture.title)
+            for at, (run_data, still) in enumerate(zip(runs, stills[key], strict=True))
         ]
         if any(figures):
             drawn = f'<p>{picture.caption}</p><div class="side">{"".join(figures)}</div>'
             parts.append(_section(picture.title, drawn))
-    parts.append(_section("Layers", "".join(_layer_table(facts, len(runs) > 1) for facts in runs)))
+    parts.append(_section("Layers", "".join(_layer_table(run_data, len(runs) > 1) for run_data in runs)))
     parts.append(_section("Configuration, versions, seeds", _configuration(runs)))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("haqjax", "plotly", "matplotlib"))
     page = Template(resources.files("haqjax.report").joinpath("page.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=html.escape(title),
-        lead="".join(_lead(facts, several) for facts in runs),
+        lead="".join(_lead(run_data, several) for run_data in runs),
         body="\n".join(parts),
         plotly=get_plotlyjs(),
         width=f"{(COLUMN + GAP) * max(2, min(len(runs), MOST))}rem",
@@ -71,9 +71,9 @@ def _section(title: str, content: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{content}\n</section>" if content else ""
 
 
-def _lead(facts: Facts, several: bool) -> str:
-    name = f"{facts.name}: {facts.title}" if several else f"Run folder {facts.name}"
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in facts.notes)
+def _lead(run_data: RunData, several: bool) -> str:
+    name = f"{run_data.name}: {run_data.title}" if several else f"Run folder {run_data.name}"
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in run_data.notes)
     return f"<p>{html.escape(name)}</p>\n{notes}"
 
 
@@ -90,19 +90,19 @@ def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, w
     )
 
 
-def _result(runs: Sequence[Facts]) -> str:
-    rows = [row for facts in runs for row in facts.rows]
-    starts = [sum(len(facts.rows) for facts in runs[:at]) for at in range(len(runs))]
-    references = [start for start, facts in zip(starts, runs, strict=True) for _ in facts.rows]
+def _result(runs: Sequence[RunData]) -> str:
+    rows = [row for run_data in runs for row in run_data.rows]
+    starts = [sum(len(run_data.rows) for run_data in runs[:at]) for at in range(len(runs))]
+    references = [start for start, run_data in zip(starts, runs, strict=True) for _ in run_data.rows]
     columns = comparison_columns(rows, references)
     body = ""
     for at, row in enumerate(zip(*columns.values(), strict=True)):
         if len(runs) > 1 and at in starts:
-            facts = runs[starts.index(at)]
-            body += f'<tr class="group"><th colspan="{len(columns)}">{html.escape(facts.name)}</th></tr>'
+            run_data = runs[starts.index(at)]
+            body += f'<tr class="group"><th colspan="{len(columns)}">{html.escape(run_data.name)}</th></tr>'
         body += _row(row)
-    told = "".join(f"<p>{_tell(facts, len(runs) > 1)}</p>" for facts in runs)
-    told += "".join(_front_table(facts) for facts in runs)
+    told = "".join(f"<p>{_tell(run_data, len(runs) > 1)}</p>" for run_data in runs)
+    told += "".join(_front_table(run_data) for run_data in runs)
     return (
         f"{_table(list(columns), body)}<p>Accuracy on images that nothing was chosen by, with its standard error; in "
         "brackets the share of the 8-bit cost. Costs are what the model of the hardware, or a measured table, says."
@@ -110,18 +110,18 @@ def _result(runs: Sequence[Facts]) -> str:
     )
 
 
-def _front_table(facts: Facts) -> str:
+def _front_table(run_data: RunData) -> str:
     """What was found within each of several budgets."""
-    if not facts.front:
+    if not run_data.front:
         return ""
-    columns = comparison_columns(facts.front)
+    columns = comparison_columns(run_data.front)
     body = "".join(_row(row) for row in zip(*columns.values(), strict=True))
-    return _table(list(columns), body, f"{facts.name}: the best policy within each budget")
+    return _table(list(columns), body, f"{run_data.name}: the best policy within each budget")
 
 
-def _tell(facts: Facts, several: bool) -> str:
+def _tell(run_data: RunData, several: bool) -> str:
     """The policy against the best uniform one, and both on the images that it was chosen by."""
-    uniform, found, searched = facts.rows[1], facts.rows[2], facts.searched
+    uniform, found, searched = run_data.rows[1], run_data.rows[2], run_data.searched
     pairs: Any = zip(found.cost._fields, found.cost, uniform.cost, strict=True)
     ratios = [f"{name} {spent / other:.2f}x" for name, spent, other in pairs if other > 0 and spent > 0]
     points = 100 * (found.accuracy - uniform.accuracy)
@@ -130,39 +130,39 @@ def _tell(facts: Facts, several: bool) -> str:
         f"images that the policy was chosen by: float {100 * searched['float']:.1f} %, "
         f"uniform {100 * searched['uniform']:.1f} %, found {100 * searched['policy']:.1f} %."
     )
-    return html.escape(f"{facts.name}: {text}" if several else text)
+    return html.escape(f"{run_data.name}: {text}" if several else text)
 
 
-def _layer_table(facts: Facts, several: bool) -> str:
+def _layer_table(run_data: RunData, several: bool) -> str:
     """What the figures show of each layer, as numbers."""
-    of = facts.layers
+    of = run_data.layers
     columns: dict[str, list[str]] = {
         "": [str(at + 1) for at in range(len(of.names))],
         "layer": list(of.names),
         "kind": kinds(of),
         "shape": list(of.shapes),
-        "weight bits": [str(bits) for bits in facts.policy[:, WEIGHT]],
-        "activation bits": [str(bits) for bits in facts.policy[:, ACTIVATION]],
+        "weight bits": [str(bits) for bits in run_data.policy[:, WEIGHT]],
+        "activation bits": [str(bits) for bits in run_data.policy[:, ACTIVATION]],
     }
     if of.macs is not None:
         columns["multiply-accumulates (M)"] = [f"{macs / 1e6:.3f}" for macs in of.macs]
-    for resource, spent in facts.spent.items():
+    for resource, spent in run_data.spent.items():
         unit, scale = unit_of(resource, spent.before)
         for when, values in zip(("at 8 bits", "found"), spent, strict=True):
             columns[f"{resource} ({unit}), {when}"] = [f"{value / scale:.4g}" for value in values]
     body = "".join(_row(row) for row in zip(*columns.values(), strict=True))
-    return _table(list(columns), body, facts.name if several else "", "layers")
+    return _table(list(columns), body, run_data.name if several else "", "layers")
 
 
-def _configuration(runs: Sequence[Facts]) -> str:
-    names = list(dict.fromkeys(name for facts in runs for name in facts.configuration))
+def _configuration(runs: Sequence[RunData]) -> str:
+    names = list(dict.fromkeys(name for run_data in runs for name in run_data.configuration))
     body = ""
     for name in names:
-        values = [facts.configuration.get(name, "–") for facts in runs]
+        values = [run_data.configuration.get(name, "–") for run_data in runs]
         style = ' class="differs"' if len(set(values)) > 1 else ""
         cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
         body += f"<tr{style}><th>{html.escape(name)}{' ≠' if style else ''}</th>{cells}</tr>"
-    return _table(["", *(facts.name for facts in runs)], body, style="words")
+    return _table(["", *(run_data.name for run_data in runs)], body, style="words")
 
 
 def _table(headings: Sequence[str], body: str, caption: str = "", style: str = "") -> str:

@@ -32,14 +32,14 @@ class Episodes(NamedTuple):
     """What was evaluated, an entry an episode."""
 
     accuracy: Float[np.ndarray, "E"]  # on the search split
-    gain: Float[np.ndarray, "E"]  # the reward
+    reward: Float[np.ndarray, "E"]  # the reward
     best: Float[np.ndarray, "E"]  # accuracy of the best that fits so far, since the budget changed; NaN before it
     feasible: Bool[np.ndarray, "E"]
     cost: Cost
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class RunData:
     """A run."""
 
     name: str  # of its folder
@@ -74,17 +74,17 @@ def kinds(layers: Layers) -> list[str]:
     return layer_kinds(layers.depthwise, layers.pointwise)
 
 
-def describe(facts: Facts) -> list[str]:
+def describe(run_data: RunData) -> list[str]:
     """All that is known of each layer, as lines of HTML with <br> between them."""
-    layers = facts.layers
+    layers = run_data.layers
     told = []
     for at, name in enumerate(layers.names):
         place = {0: ", first", len(layers.names) - 1: ", last"}.get(at, "")
-        weight, activation = facts.policy[at, WEIGHT], facts.policy[at, ACTIVATION]
+        weight, activation = run_data.policy[at, WEIGHT], run_data.policy[at, ACTIVATION]
         lines = [f"<b>{at + 1} {html.escape(name)}</b>", f"{kinds(layers)[at]}{place} {layers.shapes[at]}".strip()]
         lines += [f"{layers.macs[at] / 1e6:.3g} M multiply-accumulates"] if layers.macs is not None else []
         lines += [f"weights {weight} bits, activations {activation} bits"]
-        for resource, spent in facts.spent.items():
+        for resource, spent in run_data.spent.items():
             unit, scale = unit_of(resource, spent.before)
             before, after = spent.before[at] / scale, spent.after[at] / scale
             lines += [f"{resource} {before:.3g} → {after:.3g} {unit} ({after / before:.2f}x)"]
@@ -92,28 +92,31 @@ def describe(facts: Facts) -> list[str]:
     return told
 
 
-def describe_policies(facts: Facts) -> list[str]:
+def describe_policies(run_data: RunData) -> list[str]:
     """What is known of each episode's policy, as lines of HTML with <br> between them; none without episodes."""
-    episodes = facts.episodes
+    episodes = run_data.episodes
     if episodes is None:
         return []
     known = {name: values for name, values in episodes.cost._asdict().items() if values is not None}
     units = {name: unit_of(name, values) for name, values in known.items() if np.isfinite(values).any()}
     told = []
     for at, accuracy in enumerate(episodes.accuracy):
-        chosen = ", the one found" if at == facts.best else ""
-        lines = [f"<b>episode {at + 1}{chosen}</b>", f"accuracy {100 * accuracy:.1f} %, reward {episodes.gain[at]:.4f}"]
+        chosen = ", the one found" if at == run_data.best else ""
+        lines = [
+            f"<b>episode {at + 1}{chosen}</b>",
+            f"accuracy {100 * accuracy:.1f} %, reward {episodes.reward[at]:.4f}",
+        ]
         lines += [f"{name} {known[name][at] / scale:.4g} {unit}" for name, (unit, scale) in units.items()]
         told.append("<br>".join(lines + ([] if episodes.feasible[at] else ["over budget"])))
     return told
 
 
-def front_resources(facts: Facts, always: str | None = None) -> list[str]:
+def front_resources(run_data: RunData, always: str | None = None) -> list[str]:
     """The resources that the budget limits, and `always`, as far as the costs of episodes are known."""
-    if facts.episodes is None or not len(facts.episodes.accuracy):
+    if run_data.episodes is None or not len(run_data.episodes.accuracy):
         return []
-    asked = dict.fromkeys([*facts.budget, *([always] if always else [])])
-    costs = {name: getattr(facts.episodes.cost, name) for name in asked}
+    asked = dict.fromkeys([*run_data.budget, *([always] if always else [])])
+    costs = {name: getattr(run_data.episodes.cost, name) for name in asked}
     return [name for name, values in costs.items() if values is not None and np.isfinite(values).any()]
 
 
@@ -126,18 +129,21 @@ def find_front(episodes: Episodes, resource: str) -> Int[np.ndarray, "F"]:
     return front(Record(**told), resource)
 
 
-def references(facts: Facts, resource: str) -> dict[str, tuple[float, float]]:
+def references(run_data: RunData, resource: str) -> dict[str, tuple[float, float]]:
     """(cost, accuracy on the search split) of the policies that others are compared with."""
     names = {"8 bits": "8_bits", "best uniform": "uniform", "found": "policy"}
-    return {label: (float(getattr(facts.costs[name], resource)), facts.searched[name]) for label, name in names.items()}
+    return {
+        label: (float(getattr(run_data.costs[name], resource)), run_data.searched[name])
+        for label, name in names.items()
+    }
 
 
-def best_gain(episodes: Episodes) -> Float[np.ndarray, "E"]:
+def best_reward(episodes: Episodes) -> Float[np.ndarray, "E"]:
     """The greatest reward so far of a policy that fits; NaN throughout where the budget changed on the way."""
     known = episodes.best[np.isfinite(episodes.best)]
     if (np.diff(known) < 0).any():
-        return np.full(len(episodes.gain), np.nan)
-    return best_so_far(episodes.gain, episodes.feasible)
+        return np.full(len(episodes.reward), np.nan)
+    return best_so_far(episodes.reward, episodes.feasible)
 
 
 def best_so_far(values: Float[np.ndarray, "E"], feasible: Bool[np.ndarray, "E"]) -> Float[np.ndarray, "E"]:

@@ -105,7 +105,7 @@ def from_first(make: Callable[[], T]) -> T:
     return answer
 
 
-def share_devices(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
+def make_evaluation_mesh(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
     """A mesh of all devices of all processes, to judge so many policies at once by a split; None on one device."""
     count, batches = jax.device_count(), -(-len(split) // fill_evenly(split, batch_size))
     return None if count == 1 else make_mesh(policies=suggest_policies(count, policies, batches))

@@ -24,7 +24,7 @@ from haqjax.searchers.accuracy_constrained import PROBES, Drop, search_drop
 from haqjax.searchers.base import Searcher
 from haqjax.searchers.front import Front, FrontState, search_front
 from haqjax.searchers.haq import HAQ, make_haq
-from haqjax.searchers.improve import improve
+from haqjax.searchers.improve import extend
 from haqjax.searchers.loop import find_searcher
 from haqjax.searchers.stages import Course
 from haqjax.training.checkpoints import telling
@@ -131,5 +131,5 @@ def make_searcher(config: SearchConfig, budgets: int = 0, problem: Problem | Non
         warmup = 0 if config.warm_start is not None else min(usual.warmup, config.episodes // agents // 5)
         agent = dataclasses.replace(usual, warmup=warmup)
         episodes = config.episodes // agents
-        return make_haq(improve(HAQ(agent=agent, parallel=config.parallel), config.added, problem, episodes))
+        return make_haq(extend(HAQ(agent=agent, parallel=config.parallel), config.extension_names, problem, episodes))
     return find_searcher(config.search, config.parallel)

@@ -24,14 +24,14 @@ from haqjax.policies.budgets import budget
 from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.rules import bounds_by_rules
 from haqjax.quantizers import calibrate
-from haqjax.quantizers.codebook import make_bank
+from haqjax.quantizers.codebook import make_codebook
 from haqjax.run.config.commands import SearchConfig
-from haqjax.run.distributed import share_devices
+from haqjax.run.distributed import make_evaluation_mesh
 from haqjax.run.float_network import cache_folder, empty_network
 from haqjax.searchers.front import spread_fractions
-from haqjax.sharding import share_policies
+from haqjax.sharding import shard_policies
 from haqjax.tracing.hooks import layers
-from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Judgement, LayerTable, Ranges
+from haqjax.types import ACTIVATION, FULL_PRECISION, Bounds, Budget, CostTable, Evaluation, LayerTable, Ranges
 
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
@@ -121,7 +121,7 @@ def find_ranges(config: SearchConfig, network: Network, data: Dataset) -> Ranges
     ranges = calibrate(network.apply, network.params, few, config.calibration, rounding=config.rounding)
     if not config.by_codebook:
         return ranges
-    return dataclasses.replace(ranges, bank=make_bank(network.apply, network.params, network.example))
+    return dataclasses.replace(ranges, codebook=make_codebook(network.apply, network.params, network.example))
 
 
 def calibration_batches(split: Split | Source) -> list[Float[np.ndarray, "B H W C"]]:
@@ -131,12 +131,12 @@ def calibration_batches(split: Split | Source) -> list[Float[np.ndarray, "B H W 
 
 
 @jax.jit
-def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Judgement:
+def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Evaluation:
     answer = judge(policies)
-    return answer if isinstance(answer, Judgement) else Judgement(answer, jnp.full(len(policies), jnp.nan))
+    return answer if isinstance(answer, Evaluation) else Evaluation(answer, jnp.full(len(policies), jnp.nan))
 
 
-def judge_all(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Judgement]:
+def judge_all(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Evaluation]:
     """Accuracy and loss by name, the loss NaN where it is not told; four policies at a time, so that all splits and
     all numbers of policies share one compiled program."""
     names = {name: np.asarray(policy).tobytes() for name, policy in policies.items()}
@@ -145,7 +145,7 @@ def judge_all(judge: jax.tree_util.Partial, policies: Mapping[str, Int[Array, "L
     for at in range(0, len(rows), AT_ONCE):
         some = rows[at : at + AT_ONCE]
         judged = _judge_all(judge, jnp.stack(some + some[-1:] * (AT_ONCE - len(some))))
-        told += [Judgement(*pair) for pair in zip(*map(np.asarray, judged), strict=True)][: len(some)]
+        told += [Evaluation(*pair) for pair in zip(*map(np.asarray, judged), strict=True)][: len(some)]
     known = dict(zip(distinct, told, strict=True))
     return {name: known[key] for name, key in names.items()}
 
@@ -178,14 +178,14 @@ def make_judge(
 
     All devices of all hosts share the work.
     """
-    mesh = share_devices(config.parallel, split, config.batch_size)
+    mesh = make_evaluation_mesh(config.parallel, split, config.batch_size)
     if config.finetune_steps:
         judge = make_finetuned_evaluate(
             network.apply, network.params, split, ranges, data.train,
             steps=config.finetune_steps, key=jax.random.key(FINETUNE_SEED), apply_train=network.apply_train,
             batch_size=config.batch_size, policies_at_once=config.policies_at_once or 1,
         )  # fmt: skip
-        judge = judge if mesh is None else share_policies(judge, mesh)
+        judge = judge if mesh is None else shard_policies(judge, mesh)
     else:
         judge = make_evaluate(
             network.apply, network.params, split, ranges, batch_size=config.batch_size,
@@ -255,5 +255,5 @@ def _as_stored(config: SearchConfig, judge: jax.tree_util.Partial) -> jax.tree_u
 
 def _judge_weights(
     judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"], *more: Array
-) -> Float[Array, "N"] | Judgement:
+) -> Float[Array, "N"] | Evaluation:
     return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION), *more)

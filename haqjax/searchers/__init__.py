@@ -1,6 +1,6 @@
 """Searches for a policy: what all share, and one file for each method."""
 
-from haqjax.searchers.base import Judgement, Problem, Record, Searcher, SearchResult, make_problem
+from haqjax.searchers.base import Evaluation, Problem, Record, Searcher, SearchResult, make_problem
 from haqjax.searchers.greedy import make_greedy
 from haqjax.searchers.haq import HAQ, make_haq
 from haqjax.searchers.ilp import ILP, make_ilp
@@ -11,7 +11,7 @@ __all__ = [
     "HAQ",
     "ILP",
     "SEARCHERS",
-    "Judgement",
+    "Evaluation",
     "Problem",
     "Record",
     "SearchResult",

@@ -11,11 +11,11 @@ from jaxtyping import PRNGKeyArray
 
 from haqjax.policies.actions import to_actions
 from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import cost_64
+from haqjax.policies.cost import policy_cost_64
 from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.projection import project
 from haqjax.searchers.base import Problem, Record, Searcher, SearchResult
-from haqjax.searchers.driver import gains, judge
+from haqjax.searchers.driver import judge, rewards
 from haqjax.searchers.loop import find_searcher
 from haqjax.searchers.stages import Course, Leg, OnRound, head, play
 from haqjax.types import Cost
@@ -150,8 +150,8 @@ def _play_widest(searcher: Searcher, problem: Problem) -> Record:
     """The record of the policy with the most bits that there are."""
     lowered = project(problem.bounds.high[None], problem.table, problem.bounds, problem.budget)
     judged = judge(problem, lowered.policy)
-    actions, gain = to_actions(lowered.policy, problem.bounds), gains(searcher, problem, judged)
-    record = Record(actions, lowered.policy, judged.accuracy, judged.loss, gain, lowered.cost, lowered.feasible)
+    actions, reward = to_actions(lowered.policy, problem.bounds), rewards(searcher, problem, judged)
+    record = Record(actions, lowered.policy, judged.accuracy, judged.loss, reward, lowered.cost, lowered.feasible)
     host: Any = jax.tree.map(np.asarray, record)
     return host
 
@@ -164,7 +164,7 @@ def _check(problem: Problem, max_drop: float, resource: str, episodes: int) -> f
         raise ValueError(f"unknown resource {resource!r}: there are {', '.join(Cost._fields)}")
     if episodes < 2:
         raise ValueError(f"a search of {episodes} episodes cannot compare costs: it needs at least 2")
-    least = cost_64(problem.table, np.asarray(problem.bounds.low))[Cost._fields.index(resource)]
+    least = policy_cost_64(problem.table, np.asarray(problem.bounds.low))[Cost._fields.index(resource)]
     if not math.isfinite(least):
         raise ValueError(f"the table has no {resource}: choose another resource or machine")
     check_reachable(problem.table, problem.bounds, problem.budget, problem.names)

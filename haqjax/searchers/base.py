@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from haqjax.searchers.haq_features import describe
-from haqjax.types import Bounds, Budget, Cost, CostTable, Judgement, LayerTable
+from haqjax.types import Bounds, Budget, Cost, CostTable, Evaluation, LayerTable
 
 MOST_LOSS = 100.0  # nats: what a loss that is no number, or a greater one, counts as
 
 
-Evaluate = Callable[[Int[Array, "N L 2"]], Float[Array, "N"] | Judgement]  # policies -> accuracies, and losses if known
+Evaluate = Callable[
+    [Int[Array, "N L 2"]], Float[Array, "N"] | Evaluation
+]  # policies -> accuracies, and losses if known
 
 
 @jax.tree_util.register_dataclass
@@ -57,13 +59,14 @@ def make_problem(
     Args:
       layers: the network's layers.
       table, bounds, budget: as for `haqjax.project`.
-      evaluate: policies int32 [N, L, 2] -> accuracies [N] in 0..1, or a `Judgement` with losses; traceable. A
+      evaluate: policies int32 [N, L, 2] -> accuracies [N] in 0..1, or a `Evaluation` with losses; traceable. A
         `jax.tree_util.Partial` whose function is the same object each time makes another problem of the same shapes
         run without compiling.
       reference: accuracy of the unquantised network on the same images.
       reference_loss: its loss on them, in nats.
       soft_loss: loss of a policy with fractional bits, for searches that follow its gradient.
-      race: of `haqjax.evaluation.make_race`: judges in place of `evaluate` and gives up policies that cannot be the best.
+      race: of `haqjax.evaluation.make_race`: judges in place of `evaluate` and gives up policies that cannot be the
+        best.
 
     Raises:
       ValueError: another number of layers in the table or the bounds, or an accuracy outside 0..1.
@@ -81,8 +84,8 @@ def make_problem(
 class Searcher(NamedTuple):
     """A method of search: three pure functions around one state, a pytree of arrays.
 
-    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policies.actions.to_bits` reads them; the key is consumed. `tell`
-    is given the state, those actions, the policies that came of them, and their gains [N].
+    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policies.actions.to_bits` reads them; the key is
+    consumed. `tell` is given the state, those actions, the policies that came of them, and their gains [N].
 
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is
     given the same configuration returns the same functions. Together that makes one compiled program serve all.
@@ -103,7 +106,7 @@ class Record(NamedTuple):
     policy: Int[Array, "E L 2"]  # as evaluated: lowered onto the budget, unless the searcher is not projected
     accuracy: Float[Array, "E"]  # as judged; may be NaN
     loss: Float[Array, "E"]  # as judged, nats; inf for a NaN, and NaN where nothing tells losses
-    gain: Float[Array, "E"]  # over the reference, as the searcher was told
+    reward: Float[Array, "E"]  # over the reference, as the searcher was told
     cost: Cost
     feasible: Bool[Array, "E"]
 

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from haqjax.policies.actions import to_bits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
 from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.searchers.driver import ask, gains, judge, start, tell
+from haqjax.searchers.driver import ask, judge, rewards, start, tell
 from haqjax.searchers.loop import find_searcher
 from haqjax.types import Bounds, Budget, Cost, CostTable, Projection
 
@@ -49,7 +49,7 @@ def stack_tables(tables: Sequence[CostTable]) -> CostTable:
 
 
 @jax.jit
-def price_all(tables: CostTable, policies: Int[Array, "*n L 2"]) -> Cost:
+def cost_on_machines(tables: CostTable, policies: Int[Array, "*n L 2"]) -> Cost:
     """What each policy costs on each machine, in one call.
 
     Args:
@@ -60,10 +60,10 @@ def price_all(tables: CostTable, policies: Int[Array, "*n L 2"]) -> Cost:
       Seconds, joules, bytes, [M, *n] each.
 
     >>> one = CostTable(*(np.ones((2, 8, 8)) for _ in range(3)), fixed=Cost(0.0, 0.0, 2.0))
-    >>> price_all(stack_tables([one, one, one]), jnp.full((5, 2, 2), 4)).size.shape
+    >>> cost_on_machines(stack_tables([one, one, one]), jnp.full((5, 2, 2), 4)).size.shape
     (3, 5)
     """
-    return jax.vmap(price, (0, None))(tables, policies)
+    return jax.vmap(policy_cost, (0, None))(tables, policies)
 
 
 @jax.jit
@@ -127,9 +127,9 @@ def codesign(
         actions, _ = ask(method, problem, state, jax.random.fold_in(round_key, played))
         lowered, machine = fit_machines(to_bits(actions, problem.bounds), tables, problem.bounds, problem.budget)
         accuracy, loss = judged = judge(problem, lowered.policy)
-        gain = gains(method, problem, judged)
-        state = tell(method, state, actions, lowered.policy, gain)
-        rounds.append(Record(actions, lowered.policy, accuracy, loss, gain, lowered.cost, lowered.feasible))
+        reward = rewards(method, problem, judged)
+        state = tell(method, state, actions, lowered.policy, reward)
+        rounds.append(Record(actions, lowered.policy, accuracy, loss, reward, lowered.cost, lowered.feasible))
         chosen.append(machine)
         played += len(machine)
     records = jax.tree.map(lambda *parts: np.concatenate(parts)[:episodes], *rounds)
@@ -140,7 +140,7 @@ def codesign(
 
 
 def _say_unreachable(problem: Problem, tables: CostTable) -> str:
-    least = float(np.min(price_all(tables, problem.bounds.low).latency))
+    least = float(np.min(cost_on_machines(tables, problem.bounds.low).latency))
     limit = float(problem.budget.latency)
     asked = f"; latency {limit:.4g} s was asked, {least:.4g} s is the least" if math.isfinite(limit) else ""
     return f"no policy fits the budget on any of {len(tables.latency)} machines{asked}: raise it, or give larger ones"

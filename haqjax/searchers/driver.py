@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policies.actions import to_bits
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
-from haqjax.searchers.base import MOST_LOSS, Judgement, Problem, Record, Searcher
+from haqjax.searchers.base import MOST_LOSS, Evaluation, Problem, Record, Searcher
 from haqjax.types import Projection
 
 Known = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
@@ -46,10 +46,10 @@ def play_round(
     actions, lowered = ask(searcher, problem, state, key)
     # By way of the host: else a judge on many devices spreads the searcher's state over them, and all compiles anew.
     judgement = _recall(known, lowered.policy) or jax.tree.map(np.asarray, judge(problem, lowered.policy, least))
-    gain = gains(searcher, problem, judgement)
-    state = tell(searcher, state, actions, lowered.policy, gain)
+    reward = rewards(searcher, problem, judgement)
+    state = tell(searcher, state, actions, lowered.policy, reward)
     accuracy, loss = judgement
-    record = Record(actions, lowered.policy, accuracy, loss, gain, lowered.cost, lowered.feasible)
+    record = Record(actions, lowered.policy, accuracy, loss, reward, lowered.cost, lowered.feasible)
     record = jax.tree.map(np.asarray, record)
     remember(known, record)
     return state, record
@@ -70,37 +70,37 @@ def tell(
     state: Any,
     actions: Float[Array, "N L 2"],
     policies: Int[Array, "N L 2"],
-    gain: Float[Array, "N"],
+    reward: Float[Array, "N"],
 ) -> Any:
     """The searcher's state once it knows what its proposals gained."""
     if not searcher.on_host:
-        return _tell(searcher, state, actions, policies, gain)
-    return searcher.tell(_to_host(state), *_to_host((actions, policies, gain)))
+        return _tell(searcher, state, actions, policies, reward)
+    return searcher.tell(_to_host(state), *_to_host((actions, policies, reward)))
 
 
 @jax.jit
-def judge(problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Judgement:
+def judge(problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
     """Evaluates N policies; losses are NaN where the evaluation does not tell them, and only there.
 
     In a race, those that cannot reach the least accuracy are given up, and told by the images they were shown.
     """
     answer = problem.evaluate(policies) if problem.race is None else problem.race(policies, least)
-    if not isinstance(answer, Judgement):
+    if not isinstance(answer, Evaluation):
         _check_count("accuracies", answer, len(policies))
-        return Judgement(answer, jnp.full(len(policies), jnp.nan))
+        return Evaluation(answer, jnp.full(len(policies), jnp.nan))
     _check_count("accuracies", answer.accuracy, len(policies))
     _check_count("losses", answer.loss, len(policies))
-    return Judgement(answer.accuracy, jnp.where(jnp.isnan(answer.loss), jnp.inf, answer.loss))
+    return Evaluation(answer.accuracy, jnp.where(jnp.isnan(answer.loss), jnp.inf, answer.loss))
 
 
-def gains(searcher: Searcher, problem: Problem, judgement: Judgement) -> Float[Array, "N"]:
+def rewards(searcher: Searcher, problem: Problem, judgement: Evaluation) -> Float[Array, "N"]:
     """What the searcher is told: by how much policies are better than the network as it is; never a NaN.
 
     An accuracy that is not finite counts as 0. A loss that is not finite counts as `MOST_LOSS`, as does a greater one.
     Where no loss is known at all, or the searcher does not ask for it, gains are of the accuracy.
     """
     by_loss = searcher.objective == "loss"
-    return _gains(by_loss, problem.reference, problem.reference_loss, judgement)
+    return _rewards(by_loss, problem.reference, problem.reference_loss, judgement)
 
 
 def _check_count(what: str, values: Array, count: int) -> None:
@@ -126,24 +126,24 @@ def _lower(projected: bool, problem: Problem, actions: Float[Array, "N L 2"]) ->
     policies = to_bits(actions, problem.bounds)
     if projected:
         return project(policies, problem.table, problem.bounds, problem.budget)
-    cost = price(problem.table, policies)
+    cost = policy_cost(problem.table, policies)
     return Projection(policies, fits(cost, problem.budget), cost)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _tell(searcher: Searcher, state: Any, actions: Array, policies: Array, gain: Array) -> Any:
-    return searcher.tell(state, actions, policies, gain)
+def _tell(searcher: Searcher, state: Any, actions: Array, policies: Array, reward: Array) -> Any:
+    return searcher.tell(state, actions, policies, reward)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gains(by_loss: bool, reference: Array, reference_loss: Array, judgement: Judgement) -> Float[Array, "N"]:
+def _rewards(by_loss: bool, reference: Array, reference_loss: Array, judgement: Evaluation) -> Float[Array, "N"]:
     accuracy, loss = judgement
-    gain = jnp.where(jnp.isfinite(accuracy), accuracy, 0) - reference
+    reward = jnp.where(jnp.isfinite(accuracy), accuracy, 0) - reference
     if not by_loss:
-        return gain
+        return reward
     lost = jnp.where(jnp.isfinite(loss), jnp.minimum(loss, MOST_LOSS), MOST_LOSS)
     # Without a reference any constant does: searches compare gains with each other.
-    return jnp.where(jnp.isnan(loss), gain, jnp.nan_to_num(reference_loss) - lost)
+    return jnp.where(jnp.isnan(loss), reward, jnp.nan_to_num(reference_loss) - lost)
 
 
 def _to_host(state: Any) -> Any:
@@ -152,12 +152,12 @@ def _to_host(state: Any) -> Any:
     return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
 
 
-def _recall(known: Known, policies: Int[Array, "N L 2"]) -> Judgement | None:
+def _recall(known: Known, policies: Int[Array, "N L 2"]) -> Evaluation | None:
     """What is known of the policies, where all were evaluated before."""
     told = [known.get(policy.tobytes()) for policy in np.asarray(policies)]
     if None in told:
         return None
-    return Judgement(*np.asarray(told, np.float32).T)
+    return Evaluation(*np.asarray(told, np.float32).T)
 
 
 def remember(known: Known, record: Record) -> Known:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import ladder, to_rank
-from haqjax.policies.budget_fill import as_shares, fill, spent
+from haqjax.policies.budget_fill import fill_budget, normalise_costs, normalised_cost
 from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
 from haqjax.searchers.history import Seen, first_new, is_new, note, nothing
 from haqjax.searchers.pareto import crowding, sort_fronts
@@ -88,7 +88,7 @@ def make_nsga2(parallel: int = 1, resource: str = "latency", population: int = 3
 
 def _make(config: Evolution, resource: str | None) -> Searcher:
     most = jnp.inf if resource is None else 0.0  # a front has cheap policies, too: those need no more bits
-    survive = _by_gain if resource is None else _by_front
+    survive = _by_reward if resource is None else _by_front
     count = config.parallel * config.tries
 
     def init(problem: Problem, key: PRNGKeyArray) -> EvolutionState:
@@ -98,8 +98,8 @@ def _make(config: Evolution, resource: str | None) -> Searcher:
             jnp.full((config.population, 1 if resource is None else 2), MOST_LOSS),
             jnp.int32(0),
             nothing(),
-            as_shares(problem.table, problem.bounds, problem.budget),
-            as_shares(problem.table, problem.bounds, _full_cost(problem, resource)),
+            normalise_costs(problem.table, problem.bounds, problem.budget),
+            normalise_costs(problem.table, problem.bounds, _full_cost(problem, resource)),
             problem.bounds,
         )
 
@@ -109,12 +109,12 @@ def _make(config: Evolution, resource: str | None) -> Searcher:
         children = _children(child_key, state, count, config)
         wanted = jnp.where(state.living < config.population, strangers, children)
         fractions = jax.random.uniform(order_key, wanted.shape, maxval=ALWAYS)
-        candidates = fill(wanted + fractions, state.shares, state.bounds, most)
+        candidates = fill_budget(wanted + fractions, state.shares, state.bounds, most)
         return to_actions(first_new(state.seen, candidates, config.parallel), state.bounds)
 
-    def tell(state: EvolutionState, actions: Array, policies: Array, gains: Array) -> EvolutionState:
+    def tell(state: EvolutionState, actions: Array, policies: Array, rewards: Array) -> EvolutionState:
         new = is_new(state.seen, policies)
-        values = [-gains] if resource is None else [-gains, spent(state.prices, policies).max(axis=-1)]
+        values = [-rewards] if resource is None else [-rewards, normalised_cost(state.prices, policies).max(axis=-1)]
         everyone = jnp.concatenate([state.policy, policies])
         value = jnp.concatenate([state.value, jnp.stack(values, axis=-1)])
         real = jnp.concatenate([jnp.arange(config.population) < state.living, new])
@@ -133,8 +133,8 @@ def _full_cost(problem: Problem, resource: str | None) -> Budget:
     none = Budget(*(jnp.float32(jnp.inf) for _ in RESOURCES))
     if resource is None:
         return none
-    one = as_shares(table, bounds, none._replace(**{resource: jnp.float32(1.0)}))
-    return none._replace(**{resource: spent(one, jnp.full(bounds.low.shape, WIDTHS)).max(axis=-1)})
+    one = normalise_costs(table, bounds, none._replace(**{resource: jnp.float32(1.0)}))
+    return none._replace(**{resource: normalised_cost(one, jnp.full(bounds.low.shape, WIDTHS)).max(axis=-1)})
 
 
 def _strangers(key: PRNGKeyArray, bounds: Bounds, count: int) -> Float[Array, "K L 2"]:
@@ -156,7 +156,7 @@ def _children(key: PRNGKeyArray, state: EvolutionState, count: int, config: Evol
     return (to_rank(child, state.bounds) + step).astype(jnp.float32)
 
 
-def _by_gain(value: Float[Array, "M 1"], real: Bool[Array, "M"]) -> Int[Array, "M"]:
+def _by_reward(value: Float[Array, "M 1"], real: Bool[Array, "M"]) -> Int[Array, "M"]:
     return jnp.lexsort((value[:, 0], ~real))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import cost_64
+from haqjax.policies.cost import policy_cost_64
 from haqjax.policies.feasibility import check_reachable
 from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
 from haqjax.searchers.gradient import begin, start_front
@@ -124,7 +124,7 @@ def spread_fractions(table: CostTable, bounds: Bounds, resource: str, count: int
     Raises:
       ValueError: the table does not know the resource, or no bits make it cheaper than 8.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> square = np.broadcast_to(np.arange(1.0, 9.0)[:, None] * np.arange(1.0, 9.0), (2, 8, 8))
     >>> table = CostTable(square, square, square, fixed=Cost(0.0, 0.0, 0.0))
     >>> spread_fractions(table, make_bounds(2, pinned={}), "latency", 4)
@@ -133,7 +133,10 @@ def spread_fractions(table: CostTable, bounds: Bounds, resource: str, count: int
     if resource not in Cost._fields:
         raise ValueError(f"unknown resource {resource!r}: there are {', '.join(Cost._fields)}")
     at = Cost._fields.index(resource)
-    least, full = cost_64(table, np.asarray(bounds.low))[at], cost_64(table, np.full((len(table), 2), WIDTHS))[at]
+    least, full = (
+        policy_cost_64(table, np.asarray(bounds.low))[at],
+        policy_cost_64(table, np.full((len(table), 2), WIDTHS))[at],
+    )
     if not math.isfinite(full):
         raise ValueError(f"the table has no {resource}: choose another resource or machine")
     if not 0 < least < full:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import to_rank
-from haqjax.policies.budget_fill import as_shares, fill
+from haqjax.policies.budget_fill import fill_budget, normalise_costs
 from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
 from haqjax.searchers.history import Seen, first_new, note, nothing
 from haqjax.searchers.relaxation import STEPS, descend
@@ -43,7 +43,7 @@ class GradientState(NamedTuple):
 
     rank: Float[Array, "L 2"]  # where the descent ended
     best: Int[Array, "L 2"]
-    gain: Float[Array, ""]  # of the best
+    reward: Float[Array, ""]  # of the best
     seen: Seen
     shares: CostTable
     bounds: Bounds
@@ -71,20 +71,20 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
         return begin(problem, rank)
 
     def ask(state: GradientState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
-        rounding_key, exchange_key = jax.random.split(key)
+        rounding_key, swap_key = jax.random.split(key)
         count = config.parallel * TRIES
         rounded = _roundings(rounding_key, state, count)
-        exchanged = _exchanges(exchange_key, state, count)
-        wanted = jnp.where(state.seen.total < config.roundings, rounded, exchanged)
-        candidates = fill(wanted, state.shares, state.bounds)
+        swapped = _swaps(swap_key, state, count)
+        wanted = jnp.where(state.seen.total < config.roundings, rounded, swapped)
+        candidates = fill_budget(wanted, state.shares, state.bounds)
         return to_actions(first_new(state.seen, candidates, config.parallel), state.bounds)
 
-    def tell(state: GradientState, actions: Array, policies: Array, gains: Array) -> GradientState:
-        at = jnp.argmax(gains)
-        better = gains[at] > state.gain
+    def tell(state: GradientState, actions: Array, policies: Array, rewards: Array) -> GradientState:
+        at = jnp.argmax(rewards)
+        better = rewards[at] > state.reward
         return state._replace(
             best=jnp.where(better, policies[at], state.best),
-            gain=jnp.where(better, gains[at], state.gain),
+            reward=jnp.where(better, rewards[at], state.reward),
             seen=note(state.seen, policies),
         )
 
@@ -93,7 +93,7 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
 
 def begin(problem: Problem, rank: Float[Array, "L 2"]) -> GradientState:
     """The state before the first round, from where a descent ended."""
-    shares = as_shares(problem.table, problem.bounds, problem.budget)
+    shares = normalise_costs(problem.table, problem.bounds, problem.budget)
     return GradientState(rank, problem.bounds.low, jnp.float32(-2 * MOST_LOSS), nothing(), shares, problem.bounds)
 
 
@@ -113,13 +113,13 @@ def start_front(
 
 
 def _roundings(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
-    """Preferences whose `fill` rounds the solution: the very first to the nearest, the others at random."""
+    """Preferences whose `fill_budget` rounds the solution: the very first to the nearest, the others at random."""
     noise = jax.random.uniform(key, (count, *state.rank.shape), minval=-WOBBLE, maxval=WOBBLE)
     plain = (jnp.arange(count) == 0) & (state.seen.total == 0)
     return state.rank[None] + 0.5 + jnp.where(plain[:, None, None], 0, noise)
 
 
-def _exchanges(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
+def _swaps(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
     """Preferences near the best policy; what makes up for their changes follows the solution."""
     many_key, where_key, step_key, noise_key = jax.random.split(key, 4)
     best = to_rank(state.best, state.bounds).astype(jnp.float32)
@@ -134,6 +134,7 @@ def _exchanges(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Arr
 def _check(problem: Problem) -> None:
     if problem.soft_loss is None:
         raise ValueError(
-            "a search by gradients needs a differentiable loss: give make_problem soft_loss=haqjax.evaluation.make_soft_loss"
+            "a search by gradients needs a differentiable loss: give make_problem "
+            "soft_loss=haqjax.evaluation.make_soft_loss"
             "(apply, params, split, ranges), or choose another search"
         )

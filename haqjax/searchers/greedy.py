@@ -22,7 +22,7 @@ class GreedyState(NamedTuple):
     """Where the descent stands, and what the next step of each entry is thought to lose."""
 
     policy: Int[np.ndarray, "L 2"]
-    gain: Float[np.ndarray, ""]  # of the policy; NaN until it was evaluated
+    reward: Float[np.ndarray, ""]  # of the policy; NaN until it was evaluated
     loss: Float[np.ndarray, "L 2"]
     fresh: Bool[np.ndarray, "L 2"]  # whether that was measured
     played: Int[np.ndarray, ""]  # episodes
@@ -54,23 +54,25 @@ def make_greedy(parallel: int = 1) -> Searcher:
 
     def ask(state: GreedyState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         proposed = [] if state.played else [_descend(state)]
-        proposed += [state.policy] if np.isnan(state.gain) else []
+        proposed += [state.policy] if np.isnan(state.reward) else []
         proposed += [_lower(state, *entry) for entry in _order(state) if not state.fresh[entry]]
         proposed = (proposed + [state.policy] * parallel)[:parallel]
         return to_actions(jnp.asarray(np.stack(proposed)), state.bounds)
 
-    def tell(state: GreedyState, actions: Array, policies: Array, gains: Array) -> GreedyState:
-        reached = {np.asarray(policy).tobytes(): float(gain) for policy, gain in zip(policies, gains, strict=True)}
-        state = state._replace(played=np.asarray(state.played + len(gains), np.int32))
-        if np.isnan(state.gain):
-            state = state._replace(gain=np.asarray(reached.get(state.policy.tobytes(), np.nan)))
-        if np.isnan(state.gain):
+    def tell(state: GreedyState, actions: Array, policies: Array, rewards: Array) -> GreedyState:
+        reached = {
+            np.asarray(policy).tobytes(): float(reward) for policy, reward in zip(policies, rewards, strict=True)
+        }
+        state = state._replace(played=np.asarray(state.played + len(rewards), np.int32))
+        if np.isnan(state.reward):
+            state = state._replace(reward=np.asarray(reached.get(state.policy.tobytes(), np.nan)))
+        if np.isnan(state.reward):
             return state
         loss, fresh = state.loss.copy(), state.fresh.copy()
         for entry in _order(state):
-            gain = reached.get(_lower(state, *entry).tobytes())
-            if gain is not None:
-                loss[entry], fresh[entry] = float(state.gain) - gain, True
+            reward = reached.get(_lower(state, *entry).tobytes())
+            if reward is not None:
+                loss[entry], fresh[entry] = float(state.reward) - reward, True
         return _walk(state._replace(loss=loss, fresh=fresh), reached)
 
     return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
@@ -83,8 +85,8 @@ def _walk(state: GreedyState, reached: dict[bytes, float]) -> GreedyState:
         loss[entry] = max(loss[entry], 0) * FACTOR
         fresh[entry] = False
         policy = _lower(state, *entry)
-        gain = np.asarray(reached.get(policy.tobytes(), np.nan))
-        state = state._replace(policy=policy, gain=gain, loss=loss, fresh=fresh)
+        reward = np.asarray(reached.get(policy.tobytes(), np.nan))
+        state = state._replace(policy=policy, reward=reward, loss=loss, fresh=fresh)
     return state
 
 

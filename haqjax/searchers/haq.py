@@ -17,16 +17,16 @@ from haqjax.searchers.haq_extensions import (
     Best,
     Kept,
     empty_kept,
-    exchange,
     keep,
     near,
+    swap,
     update_best,
     with_kept,
 )
 from haqjax.searchers.haq_features import COSTS, FIRST, describe_costs, observe
 from haqjax.types import WIDTHS, Bounds, Transition
 
-REWARD = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
+REWARD_SCALE = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class HAQ:
     updates: float = 1.0  # of the agent, per decision
     start: tuple[tuple[int, int], ...] | None = None  # a policy that the warm-up stays near, such as an allocation
     retain: int = 0  # best episodes that the memory never forgets
-    exchange: int | None = None  # the episode from which bits of the best policy are exchanged at random
+    swap: int | None = None  # the episode from which bits of the best policy are exchanged at random
     costs: bool = False  # the agent also sees what each decision spends
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class HAQ:
 
     @property
     def adds_proposals(self) -> bool:
-        return self.start is not None or self.exchange is not None
+        return self.start is not None or self.swap is not None
 
 
 class HAQState(NamedTuple):
@@ -112,28 +112,28 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
         return propose(state, episodes, actions, other_key) if config.adds_proposals else actions
 
     def propose(state: HAQState, episodes: Int[Array, "N"], actions: Array, key: PRNGKeyArray) -> Array:
-        start_key, exchange_key = jax.random.split(key)
+        start_key, swap_key = jax.random.split(key)
         if config.start is not None:
             start = jnp.asarray(config.start, jnp.int32)
             close = near(start, state.bounds, start_key, config.parallel)
             close = jnp.where(episodes[:, None, None] == 0, to_actions(start, state.bounds)[None], close)
             actions = jnp.where((episodes < config.agent.warmup)[:, None, None], close, actions)
-        if config.exchange is not None:
-            exchanged = exchange(state.best, state.bounds, exchange_key, config.parallel)
-            actions = jnp.where((episodes >= config.exchange)[:, None, None], exchanged, actions)
+        if config.swap is not None:
+            swapped = swap(state.best, state.bounds, swap_key, config.parallel)
+            actions = jnp.where((episodes >= config.swap)[:, None, None], swapped, actions)
         return actions
 
-    def tell(state: HAQState, actions: Array, policies: Array, gains: Array) -> HAQState:
-        rows = _remember(state, actions, REWARD * gains, config.agent.discount)
-        memory, kept = add(state.memory, rows), keep(state.kept, rows, gains)
-        episode = state.episode + len(gains)
+    def tell(state: HAQState, actions: Array, policies: Array, rewards: Array) -> HAQState:
+        rows = _remember(state, actions, REWARD_SCALE * rewards, config.agent.discount)
+        memory, kept = add(state.memory, rows), keep(state.kept, rows, rewards)
+        episode = state.episode + len(rewards)
         updates = round(config.updates * actions.size)
         learned = jax.lax.cond(
             episode > config.agent.warmup,
             lambda: agent.learn(state.agent, with_kept(memory, kept), jax.random.fold_in(state.key, episode), updates),
             lambda: state.agent,
         )
-        best = update_best(state.best, policies, gains)
+        best = update_best(state.best, policies, rewards)
         return state._replace(agent=learned, memory=memory, episode=episode, kept=kept, best=best)
 
     return Searcher(init, ask, tell)

@@ -20,14 +20,14 @@ class Kept(NamedTuple):
     """The best episodes so far."""
 
     rows: Transition  # [K, 2L]
-    gains: Float[Array, "K"]
+    rewards: Float[Array, "K"]
 
 
 class Best(NamedTuple):
     """The best policy so far."""
 
     policy: Int[Array, "L 2"]
-    gain: Float[Array, ""]
+    reward: Float[Array, ""]
 
 
 def near(policy: Int[Array, "L 2"], bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
@@ -36,12 +36,12 @@ def near(policy: Int[Array, "L 2"], bounds: Bounds, key: PRNGKeyArray, count: in
     return truncated_normal(key, jnp.broadcast_to(actions, (count, *actions.shape)), jnp.float32(SPREAD))
 
 
-def exchange(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
+def swap(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
     """The best policy with one entry a width wider and another one narrower, both at random.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> best = Best(jnp.full((3, 2), 4), jnp.float32(0))
-    >>> exchange(best, make_bounds(3, pinned={}), jax.random.key(0), 5).shape
+    >>> swap(best, make_bounds(3, pinned={}), jax.random.key(0), 5).shape
     (5, 3, 2)
     """
     wider_key, narrower_key = jax.random.split(key)
@@ -55,11 +55,11 @@ def exchange(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float
     return to_actions(at_rank(jnp.clip(ranks.reshape(shape), 0, widest), bounds), bounds)
 
 
-def update_best(best: Best, policies: Int[Array, "N L 2"], gains: Float[Array, "N"]) -> Best:
+def update_best(best: Best, policies: Int[Array, "N L 2"], rewards: Float[Array, "N"]) -> Best:
     """The best of it and N others."""
-    first = jnp.argmax(gains)
-    better = gains[first] > best.gain
-    return Best(jnp.where(better, policies[first], best.policy), jnp.where(better, gains[first], best.gain))
+    first = jnp.argmax(rewards)
+    better = rewards[first] > best.reward
+    return Best(jnp.where(better, policies[first], best.policy), jnp.where(better, rewards[first], best.reward))
 
 
 def empty_kept(storage: Transition, count: int, decisions: int) -> Kept:
@@ -68,20 +68,20 @@ def empty_kept(storage: Transition, count: int, decisions: int) -> Kept:
     return Kept(rows, jnp.full(count, LOWEST))
 
 
-def keep(kept: Kept, rows: Transition, gains: Float[Array, "N"]) -> Kept:
+def keep(kept: Kept, rows: Transition, rewards: Float[Array, "N"]) -> Kept:
     """Keeps the best of those kept and N others, whose rows are [N 2L] in one axis."""
-    count = kept.gains.size
+    count = kept.rewards.size
     if not count:
         return kept
-    shaped = jax.tree.map(lambda x: x.reshape(gains.size, -1, *x.shape[1:]), rows)
+    shaped = jax.tree.map(lambda x: x.reshape(rewards.size, -1, *x.shape[1:]), rows)
     together = jax.tree.map(lambda *x: jnp.concatenate(x), kept.rows, shaped)
-    best, at = jax.lax.top_k(jnp.concatenate([kept.gains, gains]), count)
+    best, at = jax.lax.top_k(jnp.concatenate([kept.rewards, rewards]), count)
     return Kept(jax.tree.map(lambda x: x[at], together), best)
 
 
 def with_kept(memory: ReplayState, kept: Kept) -> ReplayState:
     """The memory with the episodes kept before its rows; they are all there once learning begins."""
-    if not kept.gains.size:
+    if not kept.rewards.size:
         return memory
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept.rows)
     storage = jax.tree.map(lambda *x: jnp.concatenate(x), flat, memory.storage)

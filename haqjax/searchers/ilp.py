@@ -15,7 +15,7 @@ from haqjax.allocation.additive import Sensitivity, guard, rank_correlation
 from haqjax.allocation.bayes import draw, fit, mean
 from haqjax.allocation.choices import allowed
 from haqjax.allocation.integer_program import allocate, is_within
-from haqjax.allocation.local_search import Space, as_policy, exchanges, lay_out, make_space, settle
+from haqjax.allocation.local_search import Space, as_policy, lay_out, make_space, solve_by_prices, swaps
 from haqjax.policies.actions import to_actions
 from haqjax.searchers.archive import Archive, make_archive, record
 from haqjax.searchers.base import Problem, Searcher
@@ -69,8 +69,8 @@ def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None
 
     Args:
       config: the method's numbers.
-      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.sensitivity` gives. The search starts
-        from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
+      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.sensitivity` gives. The search
+        starts from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
 
     >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))
     True
@@ -94,17 +94,17 @@ def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Search
         policies = _propose(config, state, random)
         return to_actions(jnp.asarray(np.stack(policies)), state.bounds)
 
-    def tell(state: ILPState, actions: Array, policies: Array, gains: Array) -> ILPState:
-        return state._replace(archive=record(state.archive, np.asarray(policies), np.asarray(gains)))
+    def tell(state: ILPState, actions: Array, policies: Array, rewards: Array) -> ILPState:
+        return state._replace(archive=record(state.archive, np.asarray(policies), np.asarray(rewards)))
 
     return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
 
 
 def _propose(config: ILP, state: ILPState, random: np.random.Generator) -> list[Int[np.ndarray, "L 2"]]:
     """A round's policies, none of them evaluated before as long as there are others."""
-    policies, gains = state.archive.seen
+    policies, rewards = state.archive.seen
     known = {policy.tobytes() for policy in policies}
-    start = estimate(policies, gains, state.bounds) if state.given is None else state.given
+    start = estimate(policies, rewards, state.bounds) if state.given is None else state.given
     wanted = list_probes(state.bounds, config.probes) if state.given is None else []
     probes = [probe for probe in wanted if probe.tobytes() not in known]
     first = int(state.archive.told)
@@ -139,10 +139,10 @@ def check_additivity(
       Spearman's rank correlation of sums and losses over the policies that are no probes, and their number. NaN where
       they are too few, or all alike, to tell.
 
-    >>> from haqjax.policies.bounds import bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> policies = np.array([[[8, 8]], [[2, 8]], [[8, 2]], [[4, 4]], [[3, 3]], [[2, 3]]])
     >>> losses = 4.0 ** -policies.min(axis=(1, 2)) * policies[:, 0, 0] ** -0.5
-    >>> check_additivity(policies, losses, bounds(1, pinned={}))
+    >>> check_additivity(policies, losses, make_bounds(1, pinned={}))
     (1.0, 3)
     """
     start = estimate(policies, -np.asarray(losses, float), bounds) if sensitivity is None else sensitivity
@@ -161,7 +161,7 @@ def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> F
 def list_probes(bounds: Bounds, widths: int) -> list[Int[np.ndarray, "L 2"]]:
     """The widest policy, then those in which one entry is narrower; tied layers go together.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> [probe[0].tolist() for probe in list_probes(make_bounds(1, pinned={}), 2)]
     [[8, 8], [2, 8], [8, 2], [5, 8], [8, 5]]
     """
@@ -181,7 +181,7 @@ def list_probes(bounds: Bounds, widths: int) -> list[Int[np.ndarray, "L 2"]]:
 
 
 def estimate(
-    policies: Int[np.ndarray, "N L 2"], gains: Float[np.ndarray, "N"], bounds: Bounds
+    policies: Int[np.ndarray, "N L 2"], rewards: Float[np.ndarray, "N"], bounds: Bounds
 ) -> Float[np.ndarray, "L 2 8"]:
     """Sensitivities from the probes among some evaluations: what an entry loses by itself, of the widest policy.
 
@@ -190,16 +190,16 @@ def estimate(
     """
     widest = np.asarray(bounds.high)
     law = FACTOR ** -np.arange(1.0, WIDTHS + 1) * (widest > np.asarray(bounds.low))[..., None]
-    base = [gain for policy, gain in zip(policies, gains, strict=True) if np.array_equal(policy, widest)]
+    base = [reward for policy, reward in zip(policies, rewards, strict=True) if np.array_equal(policy, widest)]
     if not base:
         return law
     lost: dict[tuple[int, int], dict[int, float]] = {}
-    for policy, gain in zip(policies, gains, strict=True):
+    for policy, reward in zip(policies, rewards, strict=True):
         changed = np.argwhere(policy != widest)
         tied = len(changed) and len({*changed[:, 1]}) == 1 and (bounds.tied is not None or len(changed) == 1)
         if tied and (bounds.tied is None or len({*np.asarray(bounds.tied)[changed[:, 0]]}) == 1):
             layer, column = (int(i) for i in changed[0])
-            lost.setdefault((layer, column), {})[int(policy[layer, column])] = max(float(base[0] - gain), 0.0)
+            lost.setdefault((layer, column), {})[int(policy[layer, column])] = max(float(base[0] - reward), 0.0)
     largest = max((loss for told in lost.values() for loss in told.values()), default=0.0) or 1.0
     median = float(np.median([max(told.values()) for told in lost.values()])) if lost else largest
     sensitivity = law / law.max() * max(median, TIE * largest)
@@ -242,10 +242,10 @@ def _refine(
     config: ILP, state: ILPState, start: Sensitivity, known: set[bytes], random: np.random.Generator
 ) -> Iterator[Int[np.ndarray, "L 2"]]:
     """Policies by what was learned within the budget; `known` may grow meanwhile."""
-    policies, gains = state.archive.seen
+    policies, rewards = state.archive.seen
     inside = [i for i, policy in enumerate(policies) if is_within(state.table, state.budget, policy)]
-    best = np.array(inside)[np.argsort(-gains[inside], kind="stable")][: config.learned]
-    posterior = fit(start, policies[best], -gains[best].astype(float))
+    best = np.array(inside)[np.argsort(-rewards[inside], kind="stable")][: config.learned]
+    posterior = fit(start, policies[best], -rewards[best].astype(float))
     space = make_space(state.table, state.bounds, state.budget)
     expected = mean(posterior)
     if len(space.room) != 1:  # prices are good for one resource; several, and memory, want the exact programme
@@ -260,8 +260,8 @@ def _unseen(
     space: Space, losses: Float[np.ndarray, "G K"], state: ILPState, known: set[bytes]
 ) -> Iterator[Int[np.ndarray, "L 2"]]:
     """The best policy by some sensitivities, else those a few bits from it, that fit and were not evaluated."""
-    taken = settle(space, losses)
-    near = (taken for _, taken in exchanges(space, losses, taken))
+    taken = solve_by_prices(space, losses)
+    near = (taken for _, taken in swaps(space, losses, taken))
     for one in itertools.chain([taken], near):
         policy = as_policy(space, one)
         if policy.tobytes() not in known and is_within(state.table, state.budget, policy):

@@ -10,12 +10,12 @@ from haqjax.searchers.base import Problem
 from haqjax.searchers.haq import HAQ
 from haqjax.types import WIDTHS
 
-ADDITIONS = ("costs", "exchange", "retain", "start", "twin")
+EXTENSIONS = ("costs", "exchange", "retain", "start", "twin")
 RETAINED = 8  # episodes
 FACTOR = 4.0  # a bit less has four times the squared error
 
 
-def improve(config: HAQ, additions: Collection[str], problem: Problem | None, episodes: int) -> HAQ:
+def extend(config: HAQ, extensions: Collection[str], problem: Problem | None, episodes: int) -> HAQ:
     """The method with some additions, none of which is in the paper; each can be had alone.
 
     "costs": the agent also sees what each decision spends of the budget. "start": the warm-up stays near the allocation
@@ -25,29 +25,29 @@ def improve(config: HAQ, additions: Collection[str], problem: Problem | None, ep
 
     Args:
       config: what it starts from.
-      additions: of `ADDITIONS`.
+      additions: of `EXTENSIONS`.
       problem: its table, bounds and budget say where "start" is; the others do without.
       episodes: of the search.
 
     Raises:
       ValueError: an addition that there is not, or "start" without a problem.
 
-    >>> improve(HAQ(), ["twin", "exchange"], None, 100).exchange
+    >>> extend(HAQ(), ["twin", "swap"], None, 100).swap
     50
     """
-    unknown = sorted(set(additions) - set(ADDITIONS))
+    unknown = sorted(set(extensions) - set(EXTENSIONS))
     if unknown:
-        raise ValueError(f"unknown addition {unknown[0]!r}: there are {', '.join(ADDITIONS)}")
-    if "start" in additions:
+        raise ValueError(f"unknown addition {unknown[0]!r}: there are {', '.join(EXTENSIONS)}")
+    if "start" in extensions:
         if problem is None:
             raise ValueError("the addition 'start' needs a problem: its budget says where the search starts")
         config = dataclasses.replace(config, start=find_start(problem))
-    if "exchange" in additions:
-        config = dataclasses.replace(config, exchange=episodes // 2)
-    if "retain" in additions:
+    if "exchange" in extensions:
+        config = dataclasses.replace(config, swap=episodes // 2)
+    if "retain" in extensions:
         config = dataclasses.replace(config, retain=min(RETAINED, config.agent.warmup))
-    agent = dataclasses.replace(config.agent, twin="twin" in additions)
-    return dataclasses.replace(config, agent=agent, costs="costs" in additions)
+    agent = dataclasses.replace(config.agent, twin="twin" in extensions)
+    return dataclasses.replace(config, agent=agent, costs="costs" in extensions)
 
 
 def find_start(problem: Problem) -> tuple[tuple[int, int], ...]:

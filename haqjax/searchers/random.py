@@ -23,7 +23,7 @@ def make_random(parallel: int = 1) -> Searcher:
     def ask(state: Bounds, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         return jax.random.uniform(key, (parallel, *state.low.shape))
 
-    def tell(state: Bounds, actions: Array, policies: Array, gains: Array) -> Bounds:
+    def tell(state: Bounds, actions: Array, policies: Array, rewards: Array) -> Bounds:
         return state
 
     return Searcher(init, ask, tell)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policies.bounds import follow, ladder
-from haqjax.policies.budget_fill import as_shares, spent
+from haqjax.policies.budget_fill import normalise_costs, normalised_cost
 from haqjax.types import Bounds, Budget, CostTable
 
 STEPS = 100
@@ -20,7 +20,7 @@ TINY = 1e-6  # nats, and shares: keeps logarithms finite
 HALVINGS = 20
 
 
-class Descent(NamedTuple):
+class Relaxation(NamedTuple):
     """What a step of the descent changes."""
 
     rank: Float[Array, "L 2"]
@@ -39,7 +39,8 @@ def optimise_bits(
     """Continuous bits of low loss under each of some budgets: loss and cost in one gradient, a front in one call.
 
     Args:
-      soft_loss: bits float [L, 2] and the number of a step -> loss, not negative; see `haqjax.evaluation.make_soft_loss`.
+      soft_loss: bits float [L, 2] and the number of a step -> loss, not negative; see
+        `haqjax.evaluation.make_soft_loss`.
       table, bounds: as for `haqjax.project`.
       budgets: limits, each [B].
       key: of the batches' order.
@@ -48,7 +49,7 @@ def optimise_bits(
     Returns:
       Bits between those that are allowed, before any rounding. They may exceed the budget a little.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.types import Cost
     >>> import numpy as np
     >>> product = np.broadcast_to(np.arange(1.0, 9.0)[:, None] * np.arange(1.0, 9.0), (2, 8, 8))
@@ -81,10 +82,10 @@ def descend(
     first = jax.random.randint(key, (), 0, 1 << 20)
 
     def one(budget: Budget) -> Float[Array, "L 2"]:
-        shares = as_shares(table, bounds, budget)
+        shares = normalise_costs(table, bounds, budget)
         start = _boundary(shares, bounds)
-        resources = spent(shares, start).shape[-1]
-        state = Descent(start, _ADAM.init(start), jnp.zeros(resources))
+        resources = normalised_cost(shares, start).shape[-1]
+        state = Relaxation(start, _ADAM.init(start), jnp.zeros(resources))
         step = functools.partial(_step, soft_loss, shares, bounds, first, jnp.asarray(steps))
         return jax.lax.fori_loop(0, steps, step, state).rank
 
@@ -102,11 +103,11 @@ def _step(
     first: Int[Array, ""],
     steps: Int[Array, ""],
     index: Int[Array, ""],
-    state: Descent,
-) -> Descent:
+    state: Relaxation,
+) -> Relaxation:
     def lagrangian(rank: Float[Array, "L 2"]) -> tuple[Float[Array, ""], Float[Array, "R"]]:
         bits = soft_bits(rank, bounds)
-        over = jnp.log(jnp.maximum(spent(shares, bits), TINY))
+        over = jnp.log(jnp.maximum(normalised_cost(shares, bits), TINY))
         pressed = jnp.maximum(state.multiplier + PENALTY * over, 0)
         loss = jnp.log(jnp.maximum(soft_loss(bits, first + index), 0) + TINY)
         return loss + ((pressed**2 - state.multiplier**2) / (2 * PENALTY)).sum(), over
@@ -115,13 +116,13 @@ def _step(
     direction, adam = _ADAM.update(jnp.nan_to_num(gradient), state.adam)
     rate = RATE * (0.01 + 0.99 * (1 + jnp.cos(jnp.pi * index / steps)) / 2)
     rank = jnp.clip(state.rank - rate * direction, 0, ladder(bounds)[1] - 1)
-    return Descent(rank, adam, jnp.maximum(state.multiplier + DUAL_RATE * over, 0))
+    return Relaxation(rank, adam, jnp.maximum(state.multiplier + DUAL_RATE * over, 0))
 
 
 def soft_bits(rank: Float[Array, "L 2"], bounds: Bounds) -> Float[Array, "L 2"]:
     """`haqjax.policies.bounds.at_rank` for fractional ranks: on a line between two allowed widths.
 
-    >>> from haqjax.policies.bounds import bounds as make_bounds
+    >>> from haqjax.policies.bounds import make_bounds
     >>> print(soft_bits(jnp.array([[0.5, 6.0]]), make_bounds(1, pinned={})))
     [[2.5 8. ]]
     """
@@ -138,7 +139,7 @@ def _boundary(shares: CostTable, bounds: Bounds) -> Float[Array, "L 2"]:
     def halve(_: int, span: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = span
         middle = (low + high) / 2
-        fits = (spent(shares, soft_bits(middle * top, bounds)) <= 1).all()
+        fits = (normalised_cost(shares, soft_bits(middle * top, bounds)) <= 1).all()
         return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
 
     return jax.lax.fori_loop(0, HALVINGS, halve, (jnp.float32(0), jnp.float32(1)))[0] * top

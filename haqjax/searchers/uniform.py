@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import clip_policy
-from haqjax.policies.budget_fill import as_shares, is_within, spent
+from haqjax.policies.budget_fill import is_within, normalise_costs, normalised_cost
 from haqjax.searchers.base import Problem, Searcher
 from haqjax.searchers.history import is_new, nothing
 from haqjax.types import WIDTHS
@@ -38,18 +38,18 @@ def make_uniform(parallel: int = 1) -> Searcher:
         pairs = jnp.stack([weight, activation], axis=-1)
         shape = (len(pairs), *problem.bounds.low.shape)
         policies = clip_policy(jnp.broadcast_to(pairs[:, None], shape), problem.bounds)
-        shares = as_shares(problem.table, problem.bounds, problem.budget)
+        shares = normalise_costs(problem.table, problem.bounds, problem.budget)
         first = jnp.argsort(weight != activation, stable=True)  # of pairs that come to the same, the equal one stays
         policies, unequal = policies[first], (weight != activation)[first]
         fitting = is_within(shares, policies) & is_new(nothing(), policies)
-        unused = jnp.where(unequal, -spent(shares, policies).max(axis=-1), 0.0)
+        unused = jnp.where(unequal, -normalised_cost(shares, policies).max(axis=-1), 0.0)
         order = jnp.lexsort((unused, unequal, ~fitting))
         return UniformState(to_actions(policies[order], problem.bounds), fitting.sum(), jnp.int32(0))
 
     def ask(state: UniformState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         return state.actions[(state.asked + jnp.arange(parallel)) % jnp.maximum(state.fitting, 1)]
 
-    def tell(state: UniformState, actions: Array, policies: Array, gains: Array) -> UniformState:
-        return state._replace(asked=state.asked + len(gains))
+    def tell(state: UniformState, actions: Array, policies: Array, rewards: Array) -> UniformState:
+        return state._replace(asked=state.asked + len(rewards))
 
     return Searcher(init, ask, tell)

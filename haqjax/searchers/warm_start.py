@@ -15,7 +15,7 @@ from haqjax.types import Cost
 LEARNED = ("actor", "critic", "target_actor", "target_critic")
 
 
-def begin_with(learned: AgentState, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
+def start_warm(learned: AgentState, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
     """A search that has played nothing yet, to be given to `haqjax.searchers.search` as `resume`.
 
     Args:
@@ -33,13 +33,13 @@ def begin_with(learned: AgentState, searcher: Searcher, problem: Problem, key: P
         if jax.tree.map(jnp.shape, value) != jax.tree.map(jnp.shape, getattr(state.agent, name)):
             raise ValueError(f"the {name} that was learned is of another size: give both searches the same additions")
     state = state._replace(agent=state.agent._replace(**knows))
-    return SearchResult(None, no_episodes(len(problem.names)), state)
+    return SearchResult(None, empty_records(len(problem.names)), state)
 
 
-def no_episodes(layers: int) -> Record:
+def empty_records(layers: int) -> Record:
     """The records of a search that has played nothing.
 
-    >>> no_episodes(3).policy.shape
+    >>> empty_records(3).policy.shape
     (0, 3, 2)
     """
     none: Any = np.zeros(0, np.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Compute
 from haqjax.tracing.jaxpr import Layer
 
@@ -21,25 +21,25 @@ LAST = ("NHWC", "HWIO", "NHWC")  # the order that has the fast form
 Pair = tuple[int, int]
 
 
-def lower_for_training(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-    """A hook as `haqjax.tracing.cpu_kernels.lower`, for reverse-mode gradients inside a loop.
+def use_training_kernels(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+    """A hook as `haqjax.tracing.cpu_kernels.use_cpu_kernels`, for reverse-mode gradients inside a loop.
 
     >>> from haqjax.tracing.hooks import with_hook
     >>> apply = lambda params, x: lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=LAST)
     >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 1))
     >>> loss = lambda apply, params: apply(params, x).sum()
-    >>> plain, lowered = (jax.grad(loss, 1)(f, params)["w"] for f in (apply, with_hook(apply, lower_for_training)))
+    >>> plain, lowered = (jax.grad(loss, 1)(f, params)["w"] for f in (apply, with_hook(apply, use_training_kernels)))
     >>> bool(jnp.allclose(plain, lowered))
     True
     """
     if not _is_plain(layer):
-        return lower(layer, activation, weight, compute)
+        return use_cpu_kernels(layer, activation, weight, compute)
     params = layer.equation.params
 
     def convolve(activation: Array, weight: Array) -> Array:
         return _convolve(activation, weight, params["window_strides"], params["padding"])
 
-    return lower(layer, activation, weight, convolve)
+    return use_cpu_kernels(layer, activation, weight, convolve)
 
 
 def _is_plain(layer: Layer) -> bool:

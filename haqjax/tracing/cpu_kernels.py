@@ -31,7 +31,7 @@ class _Convolution(NamedTuple):
     places: tuple[int, ...]  # sizes of the output map
 
 
-def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
     """A hook for `with_hook`: computes the layer in the form that is fastest on the platform it runs on.
 
     Equal to the plain form within float32 rounding; differentiable, and works under `vmap`. The result holds its layers
@@ -42,7 +42,7 @@ def lower(layer: Layer, activation: Array, weight: Array, compute: Compute) -> A
     >>> kinds = dict(feature_group_count=2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
     >>> apply = lambda params, x: conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)
     >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 2))
-    >>> bool(jnp.allclose(with_hook(apply, lower)(params, x), apply(params, x)))
+    >>> bool(jnp.allclose(with_hook(apply, use_cpu_kernels)(params, x), apply(params, x)))
     True
     """
     form = _choose(layer)

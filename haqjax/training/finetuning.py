@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
 from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
 from haqjax.training.checkpoints import fingerprint, open_checkpoints
 from haqjax.training.distillation import cross_entropy, divergence
@@ -174,7 +174,7 @@ def finetune_all(
 
 @functools.lru_cache(maxsize=8)
 def make_program(
-    apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning, steps: int, hook: Hook = lower
+    apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning, steps: int, hook: Hook = use_cpu_kernels
 ) -> tuple[Objective, optax.GradientTransformation]:
     """What one step of fine-tuning does: the objective of `run_steps`, and the optimiser.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 from haqjax.data import Source, Split
 from haqjax.models import Network
 from haqjax.models.network import Params
-from haqjax.tracing.cpu_kernels import lower
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 from haqjax.training.distillation import cross_entropy
 from haqjax.training.steps import Objective, Passes, Progress, run_steps
@@ -51,7 +51,7 @@ def fit(
     weight_decay: float = 5e-4,
     shift: int = 2,
     flip: bool = False,
-    hook: Callable | None = lower,
+    hook: Callable | None = use_cpu_kernels,
     mesh: Mesh | None = None,
     on_epoch: Callable[[Progress], None] | None = None,
 ) -> Params:
@@ -69,8 +69,8 @@ def fit(
       weight_decay: of kernels, at a learning rate of one.
       shift: images are moved by up to so many pixels.
       flip: whether images are mirrored at random; not for digits or text.
-      hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`; the default picks the fastest equal form, None
-        leaves layers as they are.
+      hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`; the default picks the fastest equal form,
+        None leaves layers as they are.
       mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
       on_epoch: called after each epoch.
 

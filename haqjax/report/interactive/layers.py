@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
 from haqjax.report.interactive.style import HOVER, INK, lay_out, panels, plain
-from haqjax.report.run_data import Facts, describe, kinds, labels
+from haqjax.report.run_data import RunData, describe, kinds, labels
 from haqjax.report.static.bits import KINDS
 from haqjax.report.static.roofline import MARKS, Place, roofs
 from haqjax.report.tables import unit_of
@@ -17,45 +17,45 @@ DASHES = {8: "solid", 4: "dash", 2: "dot"}  # of the roofs, by bits
 SYMBOLS = {"D": "diamond", "o": "circle", "^": "triangle-up"}  # Plotly's names of Matplotlib's marks
 
 
-def bits_chart(facts: Facts) -> go.Figure:
+def bits_chart(run_data: RunData) -> go.Figure:
     """The bits of each layer: weights upwards and, where the search chose any, activations downwards."""
-    pinned = facts.layers.pinned
+    pinned = run_data.layers.pinned
     columns = [WEIGHT] if pinned[:, ACTIVATION].all() else [WEIGHT, ACTIVATION]
     figure = panels(len(columns), gap=0.015)
     beyond = WIDTHS + 2  # the height of a tensor left as it is
-    ticks = {2: "2", 4: "4", 6: "6", 8: "8"} | ({beyond: "32"} if (facts.policy[:, columns] > WIDTHS).any() else {})
+    ticks = {2: "2", 4: "4", 6: "6", 8: "8"} | ({beyond: "32"} if (run_data.policy[:, columns] > WIDTHS).any() else {})
     for row, column in enumerate(columns, start=1):
-        bits = facts.policy[:, column]
-        _add_bars(figure, row, facts, np.where(bits > WIDTHS, beyond, bits), 0.78, fixed=pinned[:, column])
+        bits = run_data.policy[:, column]
+        _add_bars(figure, row, run_data, np.where(bits > WIDTHS, beyond, bits), 0.78, fixed=pinned[:, column])
         top = max(ticks) + 0.5
         sides = [0, top + 0.8] if column == WEIGHT else [top, 0]  # above: room for the marks of the ends
         title = ("weight bits", "activation bits")[column]
         figure.update_yaxes(row=row, title_text=title, range=sides, tickvals=list(ticks), ticktext=list(ticks.values()))
-    _mark_ends(figure, facts)
-    return _name_layers(lay_out(figure, 200 + 150 * len(columns)), facts, len(columns))
+    _mark_ends(figure, run_data)
+    return _name_layers(lay_out(figure, 200 + 150 * len(columns)), run_data, len(columns))
 
 
-def cost_chart(facts: Facts) -> go.Figure | None:
+def cost_chart(run_data: RunData) -> go.Figure | None:
     """The cost of each layer under the policy, in front of that at 8 bits; a panel a resource."""
-    if not facts.spent:
+    if not run_data.spent:
         return None
-    figure = panels(len(facts.spent), gap=0.06)
-    told, names = describe(facts), labels(facts.layers)
-    for row, (resource, (before, after)) in enumerate(facts.spent.items(), start=1):
+    figure = panels(len(run_data.spent), gap=0.06)
+    told, names = describe(run_data), labels(run_data.layers)
+    for row, (resource, (before, after)) in enumerate(run_data.spent.items(), start=1):
         unit, scale = unit_of(resource, before)
         behind = go.Bar(
             x=names, y=plain(before / scale), width=0.92, marker=BEFORE, name="at 8 bits", legendgroup="8",
             hovertext=told, showlegend=row == 1, **HOVER,
         )  # fmt: skip
         figure.add_trace(behind, row=row, col=1)
-        _add_bars(figure, row, facts, after / scale, 0.56, prefix="found, ")
+        _add_bars(figure, row, run_data, after / scale, 0.56, prefix="found, ")
         figure.update_yaxes(row=row, title_text=f"{resource} ({unit})", rangemode="tozero")
-    return _name_layers(lay_out(figure, 200 + 150 * len(facts.spent)), facts, len(facts.spent))
+    return _name_layers(lay_out(figure, 200 + 150 * len(run_data.spent)), run_data, len(run_data.spent))
 
 
-def roofline_chart(facts: Facts) -> go.Figure | None:
+def roofline_chart(run_data: RunData) -> go.Figure | None:
     """Where each layer stands under the machine's limits: hollow at 8 bits, filled under the policy."""
-    lines = facts.rooflines
+    lines = run_data.rooflines
     if lines is None:
         return None
     figure = go.Figure()
@@ -68,7 +68,7 @@ def roofline_chart(facts: Facts) -> go.Figure | None:
     stroke = {"color": "#a6a6a6", "width": 0.7}
     figure.add_scatter(x=ways[0], y=ways[1], mode="lines", line=stroke, hoverinfo="skip", showlegend=False)
     for when, place in (("at 8 bits", lines.before), ("under the policy", lines.after)):
-        _add_places(figure, facts, place, when, filled=place is lines.after)
+        _add_places(figure, run_data, place, when, filled=place is lines.after)
     figure.update_xaxes(type="log", title_text="operations per byte of DRAM traffic", exponentformat="power", dtick=1)
     figure.update_yaxes(type="log", title_text="operations per second", exponentformat="power", dtick=1)
     return lay_out(figure, 460)
@@ -77,7 +77,7 @@ def roofline_chart(facts: Facts) -> go.Figure | None:
 def _add_bars(
     figure: go.Figure,
     row: int,
-    facts: Facts,
+    run_data: RunData,
     heights: Float[np.ndarray, "L"],
     width: float,
     *,
@@ -85,8 +85,8 @@ def _add_bars(
     prefix: str = "",
 ) -> None:
     """A bar a layer, a trace a kind of layer: what the search could not change is an outline."""
-    told, names = describe(facts), labels(facts.layers)
-    groups = np.where(np.zeros(len(names), bool) if fixed is None else fixed, "not searched", kinds(facts.layers))
+    told, names = describe(run_data), labels(run_data.layers)
+    groups = np.where(np.zeros(len(names), bool) if fixed is None else fixed, "not searched", kinds(run_data.layers))
     for group in (*KINDS, "not searched"):
         if not (at := np.flatnonzero(groups == group)).size:
             continue
@@ -109,8 +109,8 @@ def _is_new(figure: go.Figure, name: str) -> bool:
     return all(trace.name != name for trace in figure.data)
 
 
-def _add_places(figure: go.Figure, facts: Facts, place: Place, when: str, *, filled: bool) -> None:
-    names, told = np.array(kinds(facts.layers)), describe(facts)
+def _add_places(figure: go.Figure, run_data: RunData, place: Place, when: str, *, filled: bool) -> None:
+    names, told = np.array(kinds(run_data.layers)), describe(run_data)
     for kind, mark in MARKS.items():
         if not (at := np.flatnonzero(names == kind)).size:
             continue
@@ -127,9 +127,9 @@ def _add_places(figure: go.Figure, facts: Facts, place: Place, when: str, *, fil
         )  # fmt: skip
 
 
-def _mark_ends(figure: go.Figure, facts: Facts) -> None:
+def _mark_ends(figure: go.Figure, run_data: RunData) -> None:
     """Says above the bars which layer is the first and which the last."""
-    names = labels(facts.layers)
+    names = labels(run_data.layers)
     for at, text, side in ((0, "first", "left"), (len(names) - 1, "last", "right"))[: len(names)]:
         figure.add_annotation(
             x=at, y=1, xref="x", yref="y domain", text=text, showarrow=False, xanchor=side, yanchor="top",
@@ -137,9 +137,9 @@ def _mark_ends(figure: go.Figure, facts: Facts) -> None:
         )  # fmt: skip
 
 
-def _name_layers(figure: go.Figure, facts: Facts, rows: int) -> go.Figure:
+def _name_layers(figure: go.Figure, run_data: RunData, rows: int) -> go.Figure:
     """Names below the last panel, as many as there is room for."""
-    names = labels(facts.layers)
+    names = labels(run_data.layers)
     figure.update_xaxes(type="category", categoryorder="array", categoryarray=names, showgrid=False)
     figure.update_xaxes(row=rows, tickangle=-90, tickfont_size=9)
     return figure.update_layout(barmode="overlay", bargap=0)

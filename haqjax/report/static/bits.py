@@ -187,9 +187,9 @@ def outline_axes(axes: Axes, label: str) -> None:
 
 
 def _legend(figure: Figure, there: Collection[str], any_fixed: bool, title: str) -> None:
-    entries = {kind: style for kind, style in KINDS.items() if kind in there}
-    entries |= {"not searched": FIXED} if any_fixed else {}
-    patches = [Patch(edgecolor="0.15", linewidth=0.5, label=name, **style) for name, style in entries.items()]
+    layer_costs = {kind: style for kind, style in KINDS.items() if kind in there}
+    layer_costs |= {"not searched": FIXED} if any_fixed else {}
+    patches = [Patch(edgecolor="0.15", linewidth=0.5, label=name, **style) for name, style in layer_costs.items()]
     figure.legend(
         handles=patches, loc="outside upper left", ncols=4, fontsize=TEXT, frameon=False, title=title, **TITLE
     )

@@ -29,7 +29,7 @@ def search_figure(
     uniform_accuracy: float | None = None,
     title: str = "",
     *,
-    gain: tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E"]] | None = None,
+    reward: tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E"]] | None = None,
 ) -> Figure:
     """Draws the accuracy of each episode's policy, the best so far, and what it is measured against.
 
@@ -49,7 +49,7 @@ def search_figure(
     >>> [line.get_label() for line in figure.axes[0].lines]
     ['best so far, 80.0 %', 'float network, 90.0 %']
     """
-    count = 1 if gain is None else 2
+    count = 1 if reward is None else 2
     figure = Figure(figsize=(WIDTH, 1.2 + 1.6 * count), layout="constrained")
     panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     axes = panels[0]
@@ -67,8 +67,8 @@ def search_figure(
     ):
         if value is not None:
             axes.axhline(100 * value, color=color, lw=1.2, ls=style, label=f"{name}, {100 * value:.1f} %")
-    if gain is not None:
-        _draw_gain(panels[1], episodes, *gain, feasible)
+    if reward is not None:
+        _draw_reward(panels[1], episodes, *reward, feasible)
     panels[-1].set_xlabel("episode", fontsize=TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.015)
@@ -76,10 +76,10 @@ def search_figure(
     return figure
 
 
-def _draw_gain(axes: Axes, episodes: np.ndarray, gain: np.ndarray, best: np.ndarray, feasible: np.ndarray) -> None:
+def _draw_reward(axes: Axes, episodes: np.ndarray, reward: np.ndarray, best: np.ndarray, feasible: np.ndarray) -> None:
     outline_axes(axes, "reward")
-    axes.scatter(episodes[feasible], gain[feasible], s=9, c=DOTS, linewidths=0)
-    axes.scatter(episodes[~feasible], gain[~feasible], s=14, c="0.45", marker="x", lw=0.8)
+    axes.scatter(episodes[feasible], reward[feasible], s=9, c=DOTS, linewidths=0)
+    axes.scatter(episodes[~feasible], reward[~feasible], s=14, c="0.45", marker="x", lw=0.8)
     axes.plot(episodes, best, color=LINE, lw=1.8, drawstyle="steps-post")
 
 

@@ -28,7 +28,7 @@ from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 FINETUNED, FINETUNING = "finetuned", "finetuning"  # folders within the run folder: the result, and its checkpoints
 
 
-class SavedRun(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run with its network, ready to be measured again."""
 
     config: SearchConfig
@@ -116,7 +116,7 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     return out
 
 
-def open_run(folder: str | Path, console: Console) -> SavedRun:
+def open_run(folder: str | Path, console: Console) -> FinishedRun:
     """Reads a run folder and makes its network and ranges again.
 
     Raises:
@@ -134,10 +134,10 @@ def open_run(folder: str | Path, console: Console) -> SavedRun:
     ranges = find_ranges(config, network, task.data)
     policy = from_rows(told["layers"], task.layers.names)
     even = leave_activations(config, uniform(told["uniform_bits"], task.bounds))
-    return SavedRun(config, task, network, ranges, policy, even)
+    return FinishedRun(config, task, network, ranges, policy, even)
 
 
-def _judge(run: SavedRun, params: PyTree, ranges: Ranges) -> jax.tree_util.Partial:
+def _judge(run: FinishedRun, params: PyTree, ranges: Ranges) -> jax.tree_util.Partial:
     return make_evaluate(
         run.network.apply, params, run.task.data.report, ranges, batch_size=run.config.batch_size,
         policies_at_once=run.config.policies_at_once or 1,
@@ -150,7 +150,7 @@ def _save_tuned(out: Path, tuned: Tuned) -> None:
     save_params(out / "params", tuned.params)
 
 
-def _load_tuned(folder: Path, run: SavedRun) -> Tuned:
+def _load_tuned(folder: Path, run: FinishedRun) -> Tuned:
     leaves, tree = jax.tree.flatten(to_nearest(run.ranges))
     found = load_params(folder / "ranges", {str(i): leaf for i, leaf in enumerate(leaves)})
     ranges = jax.tree.unflatten(tree, [found[str(i)] for i in range(len(leaves))])

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from haqjax.files import new_folder
-from haqjax.hardware import Machine, cost_table, find_bounds, machine
+from haqjax.hardware import Machine, cost_table, find_limits, machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
@@ -51,7 +51,7 @@ def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
 
 
 def _explain(accelerator: Machine, table_of: LayerTable) -> Parts:
-    latency, found = cost_table(accelerator, table_of).latency, find_bounds(accelerator, table_of)
+    latency, found = cost_table(accelerator, table_of).latency, find_limits(accelerator, table_of)
 
     def at(values: np.ndarray, bits: int) -> np.ndarray:
         return np.asarray(values)[:, bits - 1, bits - 1]
@@ -89,7 +89,7 @@ def _kind(table_of: LayerTable, at: int) -> str:
 
 
 def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> dict:
-    usage = MODELS[accelerator.model].use(accelerator.numbers, table_of)
+    usage = MODELS[accelerator.model].estimate(accelerator.spec, table_of)
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": share_figure(
@@ -98,7 +98,7 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
     }
     for bits, (_, _, intensity, use) in parts.items():
         at = (slice(None), bits - 1, bits - 1)
-        speed = 2.0 * accelerator.numbers.batch * table_of.macs / usage.latency[at]
+        speed = 2.0 * accelerator.spec.batch * table_of.macs / usage.latency[at]
         moved = np.sum([stream[at] for stream in usage.moved], axis=0) / 8
         longest = np.max([stream[at] for stream in usage.transfers], axis=0)
         bandwidth = float(np.nanmax(moved / np.maximum(longest, np.finfo(float).tiny)))

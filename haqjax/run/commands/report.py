@@ -10,10 +10,10 @@ from rich.console import Console
 from haqjax.files import write_bytes, write_text
 from haqjax.report.catalogue import PICTURES, draw_runs
 from haqjax.report.page import make_page
-from haqjax.report.run_data import Facts
+from haqjax.report.run_data import RunData
 from haqjax.report.static.bits import as_bytes
 from haqjax.run.config.commands import ReportConfig
-from haqjax.run.folder.run_data import read_facts
+from haqjax.run.folder.run_data import read_run_data
 
 PAGE = "report.html"
 
@@ -31,22 +31,22 @@ def run_report(config: ReportConfig, console: Console) -> Path:
     """
     if not config.run:
         raise ValueError("no run was given: name one or more run folders")
-    runs = _name_apart([read_facts(folder) for folder in config.run])
+    runs = _name_apart([read_run_data(folder) for folder in config.run])
     out = Path(config.out or config.run[0])
-    stills = {key: [_draw(picture.still(facts)) for facts in runs] for key, picture in PICTURES.items()}
+    stills = {key: [_draw(picture.still(run_data)) for run_data in runs] for key, picture in PICTURES.items()}
     if len(runs) > 1:
         stills["runs"] = [_draw(draw_runs(runs))]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for key, drawn in stills.items():
-        for facts, contents in zip(runs, drawn, strict=False):
-            name = key if len(runs) == 1 or key == "runs" else f"{facts.name}-{key}"
+        for run_data, contents in zip(runs, drawn, strict=False):
+            name = key if len(runs) == 1 or key == "runs" else f"{run_data.name}-{key}"
             for ending, content in contents.items():
                 write_bytes(out / "figures" / f"{name}.{ending}", content)
     svg = {key: [contents.get("svg") for contents in drawn] for key, drawn in stills.items()}
     page = write_text(out / PAGE, make_page(runs, svg))
-    for facts in runs:
-        for note in facts.notes:
-            console.print(f"{facts.name}: {note}", highlight=False, markup=False, soft_wrap=True)
+    for run_data in runs:
+        for note in run_data.notes:
+            console.print(f"{run_data.name}: {note}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{page}, and its figures in {out / 'figures'}", highlight=False, markup=False, soft_wrap=True)
     return page
 
@@ -55,10 +55,10 @@ def _draw(figure: Figure | None) -> dict[str, bytes]:
     return {} if figure is None else {ending: as_bytes(figure, ending) for ending in ("png", "svg")}
 
 
-def _name_apart(runs: Sequence[Facts]) -> list[Facts]:
+def _name_apart(runs: Sequence[RunData]) -> list[RunData]:
     """Numbers the runs whose folders have the same name."""
-    names = [facts.name for facts in runs]
+    names = [run_data.name for run_data in runs]
     return [
-        dataclasses.replace(facts, name=f"{facts.name}-{at + 1}") if names.count(facts.name) > 1 else facts
-        for at, facts in enumerate(runs)
+        dataclasses.replace(run_data, name=f"{run_data.name}-{at + 1}") if names.count(run_data.name) > 1 else run_data
+        for at, run_data in enumerate(runs)
     ]

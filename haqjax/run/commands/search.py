@@ -15,7 +15,7 @@ from haqjax.evaluation.evaluator import only_finite
 from haqjax.models import Network
 from haqjax.policies.actions import uniform
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.run.config.commands import SearchConfig, free_folder
 from haqjax.run.config.search import USUAL_BUDGET
@@ -177,7 +177,7 @@ def _find_uniform(
     if config.max_drop is None:
         return best_uniform(task.table, task.bounds, task.budget).policy
     policies = jax.vmap(uniform, in_axes=(0, None))(jnp.arange(WIDTHS, 0, -1), task.bounds)
-    cost = price(task.table, policies)
+    cost = policy_cost(task.table, policies)
     judged = measure(judge, {str(at): leave_activations(config, policy) for at, policy in enumerate(policies)})
     enough = np.array([*judged.values()]) >= reference - config.max_drop / 100 - ROUNDING
     spent = np.where(enough & np.asarray(fits(cost, task.budget)), getattr(cost, config.metrics[0]), np.inf)

@@ -13,7 +13,7 @@ from haqjax.run.config.limits import read_limits, read_metrics
 from haqjax.run.distributed import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.front import BUDGETS
-from haqjax.searchers.improve import ADDITIONS
+from haqjax.searchers.improve import EXTENSIONS
 from haqjax.types import Cost
 
 SIZE_WEIGHTS_ONLY = ((2, 8), (8, 8))  # a size budget leaves activations at 8 bits: they take no room in storage
@@ -63,7 +63,7 @@ class SearchConfig:
     """Layers that must have the same bits: patterns joined by +, with semicolons between groups."""
     search: str = "ilp"
     """How to search; see docs/search.md. The paper's agent is haq."""
-    additions: str | None = None
+    extensions: str | None = None
     """Additions to haq, with commas between: start, exchange, costs, retain, twin; see docs/search.md."""
     episodes: int = 400
     """Policies to evaluate, all in all."""
@@ -145,17 +145,17 @@ class SearchConfig:
 
     def _check_method(self) -> None:
         """Whether what is asked besides the search's name goes with it."""
-        for addition in self.added:
-            check_one_of("addition", addition, ADDITIONS)
-        if self.added and self.search != "haq":
-            raise ValueError(f"additions {self.additions!r} are to the search 'haq', not to {self.search!r}")
-        if "costs" in self.added and self.metrics == ("memory",):
+        for extension in self.extension_names:
+            check_one_of("addition", extension, EXTENSIONS)
+        if self.extension_names and self.search != "haq":
+            raise ValueError(f"additions {self.extensions!r} are to the search 'haq', not to {self.search!r}")
+        if "costs" in self.extension_names and self.metrics == ("memory",):
             raise ValueError(
                 "the addition 'costs' is for resources that are sums over layers: leave it out with memory"
             )
         if self.cuts and (self.search != "ilp" or self.finetune_steps):
             raise ValueError(f"cuts {self.cuts} are for the search 'ilp', without fine-tuning: leave them out")
-        if "start" in self.added and self.resource is not None:
+        if "start" in self.extension_names and self.resource is not None:
             raise ValueError(
                 "the addition 'start' is for a search within one budget: leave it out with front or max_drop"
             )
@@ -208,9 +208,9 @@ class SearchConfig:
             raise ValueError(f"metric {self.metric!r} with max_drop: give a budget for {', '.join(others)}")
 
     @property
-    def added(self) -> tuple[str, ...]:
+    def extension_names(self) -> tuple[str, ...]:
         """Names of the additions."""
-        return tuple(name.strip() for name in (self.additions or "").split(",") if name.strip())
+        return tuple(name.strip() for name in (self.extensions or "").split(",") if name.strip())
 
     @property
     def machine(self) -> Machine:

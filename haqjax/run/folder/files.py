@@ -12,7 +12,7 @@ import yaml
 from jaxtyping import Float, Int
 
 from haqjax.files import write_csv, write_yaml
-from haqjax.policies.cost import price
+from haqjax.policies.cost import policy_cost
 from haqjax.run.config.commands import SearchConfig
 from haqjax.searchers import Record
 from haqjax.types import WIDTHS, AnyArray, Cost, CostTable
@@ -77,7 +77,7 @@ def write_episodes(
         {
             "episode": episode,
             "accuracy": records.accuracy[episode],
-            "gain": records.gain[episode],
+            "gain": records.reward[episode],
             **in_units(jax.tree.map(lambda spent: spent[episode], records.cost)),  # noqa: B023 - called at once
             **({} if resource is None or limits is None else {f"budget_{UNITS[resource]}": limits[episode]}),
             "feasible": bool(records.feasible[episode]),
@@ -98,7 +98,9 @@ def best_so_far(records: Record, limits: Float[np.ndarray, "E"] | None = None) -
 
 def cost_of(table: CostTable, policy: Int[AnyArray, "L 2"]) -> Cost:
     """What a policy costs."""
-    return price(table, jnp.minimum(jnp.asarray(policy), WIDTHS))  # a tensor that is left alone costs as with 8 bits
+    return policy_cost(
+        table, jnp.minimum(jnp.asarray(policy), WIDTHS)
+    )  # a tensor that is left alone costs as with 8 bits
 
 
 def in_units(cost: Cost) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from haqjax.run.folder.files import open_folder, write_episodes
 from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
 from haqjax.searchers.stages import Course
-from haqjax.searchers.warm_start import begin_with
+from haqjax.searchers.warm_start import start_warm
 from haqjax.training.checkpoints import Checkpoints, open_checkpoints, telling
 from haqjax.types import Cost
 
@@ -173,7 +173,7 @@ def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PR
     if leaves is None:
         raise ValueError(f"{folder} has no checkpoint to take an agent from")
     learned = _unfold(leaves[0], _blank_state(searcher, problem), Path(folder) / CHECKPOINTS)["state"].agent
-    return begin_with(learned, searcher, problem, jax.random.split(key)[0])
+    return start_warm(learned, searcher, problem, jax.random.split(key)[0])
 
 
 def _read_newest(folder: Path, config: SearchConfig) -> tuple[list[np.ndarray], int] | None:

@@ -14,8 +14,8 @@ from haqjax.hardware import Machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS, Usage
 from haqjax.models import is_pretrained_source
-from haqjax.policies.cost import entries
-from haqjax.report.run_data import Episodes, Facts, Layers
+from haqjax.policies.cost import layer_costs
+from haqjax.report.run_data import Episodes, Layers, RunData
 from haqjax.report.static.costs import Spent
 from haqjax.report.static.roofline import DASHES, Place, Rooflines
 from haqjax.report.tables import Row
@@ -29,7 +29,7 @@ CHANGED = 1e-4  # relative; a cost that differs by more was computed by another 
 SUMS = ("latency", "energy", "size", "bops")  # resources that add up over layers
 
 
-def read_facts(folder: str | Path) -> Facts:
+def read_run_data(folder: str | Path) -> RunData:
     """All that a report shows of a run.
 
     Raises:
@@ -55,7 +55,7 @@ def read_facts(folder: str | Path) -> Facts:
         notes.append(f"There is no {EPISODES}: neither the search nor its front can be drawn.")
     if told.get("interrupted"):
         notes.append(f"The search was interrupted after {told['episodes']} policies.")
-    return Facts(
+    return RunData(
         name=folder.resolve().name,
         title=f"{config.model} on {told['hardware']}, {config.aim}",
         layers=_describe(task, [row["name"] for row in told["layers"]]),
@@ -120,7 +120,7 @@ def _spend(task: Task, policy: np.ndarray, config: SearchConfig) -> dict[str, Sp
     tables = {name: getattr(task.table, name) for name in shown}
     after, before = np.minimum(policy, WIDTHS), np.full_like(policy, WIDTHS)
     spent = {
-        name: Spent(entries(values, before), entries(values, after))
+        name: Spent(layer_costs(values, before), layer_costs(values, after))
         for name, values in tables.items()
         if values is not None
     }
@@ -136,20 +136,20 @@ def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> 
     """Where layers stand under a machine's limits, at 8 bits and under a policy; None for a measured table."""
     if machine.model == "measured":
         return None
-    usage = MODELS[machine.model].use(machine.numbers, layers)
-    operations = 2.0 * machine.numbers.batch * layers.macs
+    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    operations = 2.0 * machine.spec.batch * layers.macs
     timed = [moved for moved, time in zip(usage.moved, usage.transfers, strict=True) if np.any(time > 0)]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
 
     def place(bits: np.ndarray) -> Place:
-        moved = sum(entries(stream, bits) for stream in timed) / 8
-        names = tuple(LIMITS[int(at)] for at in entries(limit, bits))
-        return Place(operations / moved, operations / entries(usage.latency, bits), names)
+        moved = sum(layer_costs(stream, bits) for stream in timed) / 8
+        names = tuple(LIMITS[int(at)] for at in layer_costs(limit, bits))
+        return Place(operations / moved, operations / layer_costs(usage.latency, bits), names)
 
     def even(bits: int) -> np.ndarray:
         return np.full_like(policy, bits)
 
-    peaks = {bits: float(np.max(operations / entries(usage.ideal, even(bits)))) for bits in DASHES}
+    peaks = {bits: float(np.max(operations / layer_costs(usage.ideal, even(bits)))) for bits in DASHES}
     return Rooflines(place(even(WIDTHS)), place(np.minimum(policy, WIDTHS)), peaks, _bandwidth(usage))
 
 
