@@ -5,11 +5,12 @@ Sizes in shapes: L layers, N policies, E episodes, B images. Bit-widths run from
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, PyTree, UInt8
 
 AnyArray = Array | np.ndarray  # on the device or on the host
 
@@ -125,10 +126,10 @@ class Budget(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation says of N policies."""
+    """Accuracy and loss of N policies on the images of one split."""
 
-    accuracy: Float[Array, "N"]  # 0..1
-    loss: Float[Array, "N"]  # mean cross entropy, nats: it tells policies apart that are equally accurate
+    accuracy: Float[Array, "N"]  # 0..1; NaN where a policy cannot be evaluated
+    loss: Float[Array, "N"]  # mean cross entropy, nats, which ranks policies of equal accuracy; NaN where not measured
 
 
 class Projection(NamedTuple):
@@ -178,6 +179,34 @@ class Ranges:
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
     codebook: Codebook | None = None  # k-means weights
     rounding: Rounding | None = None  # of linear weights; None is to the nearest level
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Measures a network under policies: a function and all arrays that it reads, as one argument of compiled programs.
+
+    `evaluator(policies)` is traceable and gives the `Evaluation` of N policies. Another evaluator whose function is the
+    same object and whose arrays have the same shapes does not compile again.
+    """
+
+    function: Callable[..., Evaluation] = dataclasses.field(metadata={"static": True})  # (evaluator, policies, least)
+    params: PyTree
+    images: Float[Array, "m b *shape"] | None  # in micro-batches
+    labels: Int[Array, "m b"] | None  # below 0 where an image only completes the last micro-batch
+    ranges: Ranges | None
+    extra: PyTree = None  # what else the function reads: training images, activations kept at cuts, another evaluator
+    soft_loss: jax.tree_util.Partial | None = None  # fractional bits [L, 2], step -> nats; differentiable
+    races: bool = dataclasses.field(default=False, metadata={"static": True})  # gives up policies below `least`
+
+    def __call__(self, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
+        """Evaluates policies.
+
+        Args:
+          policies: bits of weights and activations.
+          least: accuracy below which a policy may be given up; read by an evaluator that `races`.
+        """
+        return self.function(self, policies, least)
 
 
 class Transition(NamedTuple):
