@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .SILENT:
-.PHONY: help setup search train evaluate finetune report experiments-quick test lint types format bench docs clean always
+.PHONY: help setup search train evaluate finetune report experiments-quick test test-all lint types format bench docs clean always
 
 INSTALLED := .venv/.installed
 PY := .venv/bin/python
@@ -12,15 +12,65 @@ export HAQJAX_CACHE ?= $(CURDIR)/.cache/haqjax
 # A variable becomes a flag where it is set, and whatever it holds stays one word.
 flag = $${$1:+--$2="$$$1"}
 
-help: ## list the targets
+# What make help says of the variables: lines that begin with two hashes. A test compares them with the recipes.
+## Network and data (search; train takes MODEL, DATA, DATA_DIR, PREPROCESSING, SEED and OUT, too)
+##   MODEL           mobilenet_v1, mobilenet_v2 (the default), resnet50, resnet20 or resnet56
+##   WEIGHTS         trained weights: a folder of make train, a .safetensors file, timm:NAME or hf:OWNER/REPOSITORY
+##   DATA            digits (the default, no download), tfds:NAME, folder:PATH or npz:FILE
+##   DATA_DIR        folder of the tfds sets
+##   PREPROCESSING   how images are scaled and cropped: torchvision, timm, cifar, ... or none
+##   IMAGE_SIZE      height and width of the images
+##   SEARCH_IMAGES   images to choose policies by, at most
+##   REPORT_IMAGES   images to report on, at most
+##
+## Machine and budget (search)
+##   HW              edge (the default), cloud, bitfusion, or the path of a machine's YAML file or of a measured table
+##   METRIC          what the budget limits: latency (the default), energy, size, bops, memory; several with commas
+##   BUDGET          fraction of the 8-bit cost, 0.6 by default, or a limit with its unit, 3ms or 900KiB; one a metric
+##   FRONT           a resource: finds a policy within each of several budgets of it
+##   MAX_DROP        points of accuracy that may be lost: finds the cheapest policy
+##   LAYERS          rules on layers by name, LAYERS='stem=8; *.depthwise=4-8'
+##   TIE             layers that have the same bits, TIE='blocks.1.project+blocks.2.project'
+##
+## Search (search)
+##   SEARCH          ilp (the default), haq, evolution, gradient, greedy, uniform or random
+##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin
+##   EPISODES        policies to evaluate, 400 by default
+##   PARALLEL        policies a round, 4 by default
+##   SEED            of the search; in train of the training, in finetune of the order of the images
+##   WARM_START      run folder whose agent the new agent of haq starts from
+##
+## Evaluation and calibration (search)
+##   ROUNDING        output (the default: least error at each layer's output) or nearest
+##   RACE            chance of an error at which a policy is given up early, such as 0.01
+##   CUTS            places at which ilp keeps what the widest policy gives, to probe single layers faster
+##   FINETUNE_STEPS  batches of fine-tuning under each policy before it is evaluated
+##
+## Run and resume
+##   RUN             run folder for evaluate, finetune and report; report takes several, RUN="runs/a runs/b"
+##   OUT             folder to write: search, train, report
+##   RESUME          run folder of a search that was stopped: goes on to the same result
+##   HOSTS           processes that search together: ADDRESS:PORT,PROCESS/PROCESSES, or auto
+##
+## Fine-tune (finetune)
+##   EPOCHS          3 by default
+##   BATCH_SIZE      32 by default
+##   LEARNING_RATE   of the weights
+##   CLIP_RATE       learning rate of the clip values; 0, the default, leaves them as they are
+##   CODEBOOK_RATE   learning rate of the codebooks; 0, the default, leaves them as they are
+##   DISTILL         weight of the float network's answers in the loss, 0 to 1
+##
+## Setup
+##   PYTHON          the Python that makes .venv, 3.11 or newer
+##   EXTRA           cuda or tpu: make setup adds JAX for that accelerator
+##   HAQJAX_CACHE    folder of compiled programs and trained networks
+##
+## More options, and the details: .venv/bin/python -m haqjax search --help (or train, finetune, table, hardware, ...)
+
+help: ## list the targets and the variables
 	awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 	echo
-	echo "  make search MODEL=resnet50 HW=cloud BUDGET=0.6 finds how many bits each layer should have. It also takes"
-	echo "  DATA, DATA_DIR, WEIGHTS, METRIC (latency, energy, size, bops, memory), SEARCH, EPISODES, LAYERS, TIE, SEED,"
-	echo "  FINETUNE_STEPS, RESUME, OUT (the run folder) and more;"
-	echo "  '.venv/bin/python -m haqjax search --help' says what each one means."
-	echo "  The first target that needs them installs haqjax's requirements in .venv; PYTHON=... chooses the Python, 3.11"
-	echo "  or newer. make setup EXTRA=cuda (or tpu) adds JAX for that accelerator."
+	awk '/^##( |$$)/ { print substr($$0, 4) }' Makefile
 
 setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
 	echo "haqjax is installed in .venv"
@@ -28,7 +78,7 @@ setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
 search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
 	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
 	  $(call flag,DATA_DIR,data-dir) $(call flag,PREPROCESSING,preprocessing) $(call flag,METRIC,metric) \
-	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) $(call flag,ADDITIONS,additions) $(call flag,RACE,race) $(call flag,CUTS,cuts) \
+	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) $(call flag,EXTENSIONS,extensions) $(call flag,RACE,race) $(call flag,CUTS,cuts) \
 	  $(call flag,EPISODES,episodes) $(call flag,PARALLEL,parallel) $(call flag,ROUNDING,rounding) \
 	  $(call flag,SEED,seed) \
 	  $(call flag,IMAGE_SIZE,image-size) $(call flag,SEARCH_IMAGES,search-images) \
@@ -60,6 +110,9 @@ experiments-quick: $(INSTALLED)-dev ## run every experiment of experiments/, sma
 	done
 
 test: lint types ## lint, types, tests, and the examples in the documentation
+	$(PY) -m pytest -q -n 2 -m "not slow"
+
+test-all: lint types ## the same with the tests that take minutes, as continuous integration does
 	$(PY) -m pytest -q -n 2
 
 lint: $(INSTALLED)-dev ## layout and lint, changing nothing

@@ -5,7 +5,7 @@
 ResNet-20 with published weights on a subset of CIFAR-10: 18,000 training images to fine-tune on, 2,000 others of the
 training split, and 5,000 test images. Accuracy with 4 and 3 bits throughout, and with 2-bit k-means weights beside
 8-bit activations, first and last layer at 8 bits. Speed of a training step beside PyTorch's fake quantisation of the
-same network, in turn in one process. Seconds a policy where a search fine-tunes each policy it judges.
+same network, in turn in one process. Seconds a policy where a search fine-tunes each policy it evaluates.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import records
 
 from haqjax import calibrate, layers
 from haqjax.data import load
-from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
+from haqjax.evaluation import make_evaluator, make_finetuned_evaluator
 from haqjax.models import load_pretrained
 from haqjax.quantizers.codebook import make_codebook
 from haqjax.quantizers.trainable import begin
@@ -30,9 +30,16 @@ from haqjax.training.steps import State, take_step
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TUNING = Tuning(
-    epochs=3, batch_size=64, learning_rate=0.01, clip_rate=0.01, weight_decay=1e-4, shift=4, flip=True, smoothing=0.0,
+    epochs=3,
+    batch_size=64,
+    learning_rate=0.01,
+    clip_rate=0.01,
+    weight_decay=1e-4,
+    shift=4,
+    flip=True,
+    smoothing=0.0,
     distill=1.0,
-)  # fmt: skip
+)
 KMEANS = dataclasses.replace(TUNING, codebook_rate=0.01)
 CASES = {"4/4": (4, 4, TUNING), "3/3": (3, 3, TUNING), "2-kmeans": (2, 8, KMEANS)}  # weight bits, activation bits
 BATCH = 64  # images of a timed step
@@ -45,8 +52,8 @@ def read(folder):
     data = load("tfds:cifar10", data_dir=str(folder / "tfds"), preprocessing=preprocessing)
     few = [data.train.images[start : start + 128] for start in range(0, 512, 128)]
     linear = calibrate(network.apply, network.params, few)
-    banked = dataclasses.replace(linear, codebook=make_codebook(network.apply, network.params, network.example))
-    return network, data, linear, banked
+    clustered = dataclasses.replace(linear, codebook=make_codebook(network.apply, network.params, network.example))
+    return network, data, linear, clustered
 
 
 def make_policy(count, weight_bits, activation_bits):
@@ -61,8 +68,8 @@ def measure_accuracy(network, params, ranges, policy, data):
     found = {}
     for name in ("search", "report"):
         split = getattr(data, name)
-        share = float(make_evaluate(network.apply, params, split, ranges)(policy[None])[0])
-        found[name] = {"percent": 100 * share, "standard_error": 100 * (share * (1 - share) / len(split)) ** 0.5}
+        right = float(make_evaluator(network.apply, params, split, ranges)(policy[None]).accuracy[0])
+        found[name] = {"percent": 100 * right, "standard_error": 100 * (right * (1 - right) / len(split)) ** 0.5}
     return found
 
 
@@ -74,10 +81,9 @@ def bench_accuracy(network, data, ranges, case, epochs):
     whole = measure_accuracy(network, network.params, ranges, jnp.full_like(policy, 32), data)
     before = measure_accuracy(network, network.params, ranges, policy, data)
     curve, start = [], time.perf_counter()
-    tuned = finetune_all(
-        network.apply, network.params, policy, ranges, data.train, tuning, key=jax.random.key(0),
-        apply_train=network.apply_train, on_epoch=lambda progress: curve.append(progress._asdict()),
-    )  # fmt: skip
+    world = (network.apply, network.params, policy, ranges, data.train, tuning)
+    options = dict(apply_train=network.apply_train, on_epoch=lambda progress: curve.append(progress._asdict()))
+    tuned = finetune_all(*world, key=jax.random.key(0), **options)
     seconds = time.perf_counter() - start
     after = measure_accuracy(network, *tuned, policy, data)
     return {
@@ -135,15 +141,15 @@ def torch_steps():
     stem = [Convolution(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     network = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     network = network.to(memory_format=torch.channels_last)
-    descent = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+    sgd = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     images = torch.randn(BATCH, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (BATCH,))
 
     def step(quantised):
         Convolution.quantised = quantised
-        descent.zero_grad()
+        sgd.zero_grad()
         functional.cross_entropy(network(images), labels).backward()
-        descent.step()
+        sgd.step()
 
     return {"pytorch_fake_quantisation": lambda: step(True), "pytorch_float": lambda: step(False)}
 
@@ -184,18 +190,16 @@ def bench_speed(network, data, ranges, repeats):
 def bench_search(network, data, ranges):
     """Seconds a policy and step inside a search, beside the same step on its own."""
     tuning = dataclasses.replace(TUNING, clip_rate=0.0, distill=0.0)
-    judged = data.search.take(np.arange(256))
-    judge = make_evaluate(network.apply, network.params, judged, ranges)
-    tuner = make_finetuned_evaluate(
-        network.apply, network.params, judged, ranges, data.train, tuning, steps=STEPS, key=jax.random.key(0),
-        apply_train=network.apply_train,
-    )  # fmt: skip
-    run = jax.jit(lambda evaluate, policies: evaluate(policies))
+    world = (network.apply, network.params, data.search.take(np.arange(256)), ranges)
+    options = dict(steps=STEPS, key=jax.random.key(0), apply_train=network.apply_train)
+    plain = make_evaluator(*world)
+    tuned = make_finetuned_evaluator(*world, data.train, tuning, **options)
+    run = jax.jit(lambda evaluator, policies: evaluator(policies).accuracy)
     policies = jnp.stack([make_policy(len(ranges.signed), 3, bits) for bits in (3, 4, 5, 6)][:POLICIES])
     step = our_steps(network, data, ranges)["clips_held"]
-    runs = {"tuned": lambda: run(tuner, policies), "judged": lambda: run(judge, policies), "step": step}
+    runs = {"tuned": lambda: run(tuned, policies), "plain": lambda: run(plain, policies), "step": step}
     seconds = records.measure_in_turn(runs, 3)
-    each = (seconds["tuned"] - seconds["judged"]) / POLICIES / STEPS
+    each = (seconds["tuned"] - seconds["plain"]) / POLICIES / STEPS
     return {
         "policies": POLICIES,
         "steps": STEPS,
@@ -203,8 +207,8 @@ def bench_search(network, data, ranges):
         "seconds_a_policy": seconds["tuned"] / POLICIES,
         "seconds_a_step_inside": each,
         "seconds_a_step_alone": seconds["step"],
-        "accuracy_before": run(judge, policies),
-        "accuracy_after": run(tuner, policies),
+        "accuracy_before": run(plain, policies),
+        "accuracy_after": run(tuned, policies),
     }
 
 
@@ -216,11 +220,11 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--name", default="finetune", help="of the result")
     asked = parser.parse_args()
-    network, data, linear, banked = read(asked.data)
+    network, data, linear, clustered = read(asked.data)
     figures = {}
     for case in asked.only:
         if case in CASES:
-            figures[case] = bench_accuracy(network, data, banked if "kmeans" in case else linear, case, asked.epochs)
+            figures[case] = bench_accuracy(network, data, clustered if "kmeans" in case else linear, case, asked.epochs)
             print(case, figures[case]["before"], figures[case]["after"], flush=True)  # the rest takes minutes
     if "speed" in asked.only:
         figures["speed"] = bench_speed(network, data, linear, asked.repeats)

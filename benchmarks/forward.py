@@ -16,8 +16,8 @@ import records
 
 from haqjax import calibrate, layers
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate
-from haqjax.evaluation.evaluator import in_batches, suggest_batch
+from haqjax.evaluation import make_evaluator
+from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
 from haqjax.models import build
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
@@ -46,9 +46,8 @@ def torch_network():
             return x + self.body(x) if self.residual else self.body(x)
 
     parts, c_in = [block(3, 32, 3, 2)], 32
-    for expand, c_out, count, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ):  # fmt: skip
+    stages = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+    for expand, c_out, count, stride in stages:
         for number in range(count):
             parts.append(Bottleneck(c_in, c_out, stride if number == 0 else 1, expand))
             c_in = c_out
@@ -75,14 +74,14 @@ def torch_run(size, count):
 def bench(size):
     """The figures at one image size."""
     network = build("mobilenet_v2", classes=1000, image_size=size, key=jax.random.key(0))
-    count, batch = IMAGES[size], suggest_batch(size * size)
+    count, batch = IMAGES[size], suggest_batch_size(size * size)
     images = np.asarray(jax.random.normal(jax.random.key(1), (count, size, size, 3)))
     split = Split(images, np.zeros(count, np.int32))
     ranges = calibrate(network.apply, network.params, [images[:batch]])
     policies = jnp.full((POLICIES, len(ranges.signed), 2), 6)
-    judge = jax.jit(lambda judge, policies: judge(policies))
-    evaluate = make_evaluate(network.apply, network.params, split, ranges)
-    batches, _ = in_batches(split, min(batch, count))
+    evaluate = jax.jit(lambda evaluator, policies: evaluator(policies))
+    evaluator = make_evaluator(network.apply, network.params, split, ranges)
+    batches, _ = split_into_batches(split, min(batch, count))
 
     def over_batches(apply, params, batches):
         return jax.lax.map(lambda x: apply(params, x).argmax(-1), batches)
@@ -94,7 +93,7 @@ def bench(size):
             ("float_as_xla_compiles_it", network.apply),
         )
     }
-    runs = {"quantised": lambda: judge(evaluate, policies), **floats, **torch_run(size, min(batch, count))}
+    runs = {"quantised": lambda: evaluate(evaluator, policies), **floats, **torch_run(size, min(batch, count))}
     images_of = {"quantised": count * POLICIES, "pytorch_float": min(batch, count)}
     seconds = records.measure_in_turn(runs)
     per_image = {name: 1e3 * taken / images_of.get(name, count) for name, taken in seconds.items()}

@@ -1,4 +1,4 @@
-"""How long does a network's k-means bank take, and is any clustering of its weights better?
+"""How long do a network's k-means codebooks take, and is any clustering of its weights better?
 
     python benchmarks/kmeans.py            # about half an hour; --quick: a minute or two, small layers alone
 
@@ -8,7 +8,7 @@ Every layer of MobileNetV2 (1,000 classes) at 1..8 bits; with weights trained on
 * the least there is, by dynamic programming over all places of all boundaries (in NumPy, on the host), and
 * scikit-learn's KMeans, the best of 10 starts with its own settings, on one thread: first wherever ours is not the
   least there is to one part in a million, which no time limit cuts short, then from the quickest problem on until
-  --budget seconds of processor time are spent. Equal weights are one point of the weight of all of them, which changes
+  --budget seconds of processor time are over. Equal weights are one point of the weight of all of them, which changes
   nothing but time.
 """
 
@@ -100,12 +100,12 @@ def our_errors(weight, codebooks, assignments):
     return [float(((weight - codebooks[bits - 1][assignments[bits - 1]]) ** 2).sum()) for bits in WIDTHS]
 
 
-def timed_bank(network):
-    """The bank, and seconds with and without compilation."""
-    make, times = lambda: jax.block_until_ready(make_codebook(network.apply, network.params, network.example)), []
+def time_codebook(network):
+    """Makes the codebook; measures seconds with and without compilation."""
+    times = []
     for _ in range(4):
         start, start_cpu = time.perf_counter(), time.process_time()
-        codebook = make()
+        codebook = jax.block_until_ready(make_codebook(network.apply, network.params, network.example))
         times.append((time.perf_counter() - start, time.process_time() - start_cpu))
     first, again = times[0], min(times[1:])
     return codebook, {
@@ -131,18 +131,21 @@ def least_of(name, weight, codebook, index):
 def compare(layers, budget):
     """Adds scikit-learn's errors to the layers' records; returns the processor seconds that it took."""
     pairs = [(index, bits) for index in range(len(layers)) for bits in WIDTHS]
-    over = lambda index, bits: layers[index]["error"][bits - 1] / layers[index]["least"][bits - 1]
+
+    def over(index, bits):
+        return layers[index]["error"][bits - 1] / layers[index]["least"][bits - 1]
+
     hard = [pair for pair in pairs if over(*pair) > 1 + SAME]
     rest = sorted(set(pairs) - set(hard), key=lambda pair: (layers[pair[0]]["distinct"] << pair[1], pair))
-    spent, allowed = 0.0, float("inf")
+    used, allowed = 0.0, float("inf")
     for number, (index, bits) in enumerate(hard + rest):
-        allowed = spent + budget if number == len(hard) else allowed
-        if spent > allowed:
+        allowed = used + budget if number == len(hard) else allowed
+        if used > allowed:
             break
         layers[index]["scikit"][bits - 1], seconds = scikit_error(layers[index]["values"], bits)
-        spent += seconds
+        used += seconds
         print(f"{layers[index]['name']} at {bits} bits: {seconds:.1f} s", flush=True)
-    return spent
+    return used
 
 
 def summary(layers):
@@ -185,16 +188,16 @@ def main():
     parser.add_argument("--quick", action="store_true", help="compare small layers alone, and write nothing")
     arguments = parser.parse_args()
     network, source = network_of(arguments.weights)
-    codebook, seconds = timed_bank(network)
+    codebook, seconds = time_codebook(network)
     print(seconds, flush=True)
     named = map_weights(
         lambda layer, weight: (layer.name, np.asarray(weight)), network.apply, network.params, network.example
     )
     limit = SMALL if arguments.quick else float("inf")
     layers = [least_of(*named[index], codebook, index) for index in range(len(named)) if named[index][1].size <= limit]
-    spent = compare(layers, 30 if arguments.quick else arguments.budget)
+    used = compare(layers, 30 if arguments.quick else arguments.budget)
     figures = {"weights": source, "layers": len(named), "total_weights": sum(weight.size for _, weight in named)}
-    figures |= seconds | {"scikit_cpu_seconds": spent} | summary(layers)
+    figures |= seconds | {"scikit_cpu_seconds": used} | summary(layers)
     if arguments.quick:
         print(figures)
     else:

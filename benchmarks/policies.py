@@ -1,8 +1,8 @@
-"""How many policies are priced and projected a second, and how long do an episode's updates of the agent take?
+"""How many policies are costed and projected a second, and how long do an episode's updates of the agent take?
 
     make bench        # or: python benchmarks/policies.py
 
-MobileNetV2's 53 layers on the BISMO edge machine. A slow loop in NumPy does the same pricing in the same run.
+MobileNetV2's 53 layers on the BISMO edge machine. A slow loop in NumPy computes the same costs in the same run.
 """
 
 import jax
@@ -21,7 +21,7 @@ PRICED, PROJECTED, DECISIONS = 1 << 20, 1 << 16, 106
 
 
 def loop_in_numpy(table, policies):
-    """One policy and one layer at a time, as HAQ's released code prices."""
+    """One policy and one layer at a time, as HAQ's released code computes costs."""
     return [sum(table.latency[i, w - 1, a - 1] for i, (w, a) in enumerate(policy)) for policy in policies]
 
 
@@ -36,10 +36,13 @@ def updates():
     memory = add(
         make_replay(rows, config.observation_size),
         Transition(
-            jax.random.uniform(keys[0], shape), jax.random.uniform(keys[1], (rows,)),
-            jax.random.normal(keys[2], (rows,)), jax.random.uniform(keys[3], shape), np.ones(rows, np.float32),
+            observation=jax.random.uniform(keys[0], shape),
+            action=jax.random.uniform(keys[1], (rows,)),
+            reward=jax.random.normal(keys[2], (rows,)),
+            next_observation=jax.random.uniform(keys[3], shape),
+            discount=np.ones(rows, np.float32),
         ),
-    )  # fmt: skip
+    )
     learn = jax.jit(agent.learn, static_argnums=3)
     return records.measure(lambda: learn(state, memory, jax.random.key(2), DECISIONS), repeats=10)
 
@@ -52,9 +55,9 @@ def main():
     limits, spendable = make_bounds(table_of), budget(table, latency=0.6)
     draw = jax.jit(lambda key, n: jax.random.randint(key, (n, len(table_of), 2), 2, 9), static_argnums=1)
     policies = draw(jax.random.key(0), PRICED)
-    lower = jax.jit(jax.vmap(project, (0, None, None, None)))
+    project_all = jax.jit(jax.vmap(project, (0, None, None, None)))
     priced = PRICED / records.measure(lambda: total_cost(table, policies))
-    projected = PROJECTED / records.measure(lambda: lower(policies[:PROJECTED], table, limits, spendable))
+    projected = PROJECTED / records.measure(lambda: project_all(policies[:PROJECTED], table, limits, spendable))
     few = np.asarray(policies[:200])
     looped = len(few) / records.measure(lambda: loop_in_numpy(table, few))
     # The widest product is 400 x 300, ten times an update: both targets, critic and its two gradients, actor likewise.

@@ -26,13 +26,13 @@ import tyro
 from haqjax import calibrate
 from haqjax.cli import keep_compiled_programs
 from haqjax.data import Split, load
-from haqjax.evaluation import make_evaluate
-from haqjax.evaluation.evaluator import in_batches, suggest_batch
+from haqjax.evaluation import make_evaluator
+from haqjax.evaluation.evaluator import suggest_batch_size
 from haqjax.models import Network, equalise, load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 from haqjax.training import reestimate_statistics
-from haqjax.types import FULL_PRECISION, WIDTHS
+from haqjax.types import FULL_PRECISION, WIDTHS, Evaluation, Evaluator
 
 NEAREST, OUTPUT = dict(rounding="nearest", correct_bias=False), dict(rounding="output", correct_bias=False)
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -96,9 +96,12 @@ def bench(config: Config, name: str) -> dict:
         found[option] = measure(config, network, few, more, splits, widths, dict(OPTIONS[option]))
         print(name, option, found[option], flush=True)
     return {
-        "network": name, "images": {split: len(s) for split, s in splits.items()}, "calibrated_on": len(images),
-        "options": found, "time": bench_time(network, few, splits["report"]),
-    }  # fmt: skip
+        "network": name,
+        "images": {split: len(s) for split, s in splits.items()},
+        "calibrated_on": len(images),
+        "options": found,
+        "time": bench_time(network, few, splits["report"]),
+    }
 
 
 def first(split: Any, most: int | None) -> Split:
@@ -131,8 +134,8 @@ def measure(
         if again and policy_name != "float":
             moved = reestimate_statistics(network.apply_train, params, policy, ranges, more)
         for split, images in splits.items():
-            judge = make_evaluate(network.apply, moved, images, ranges)
-            found[split][policy_name] = float(judge_all(judge, policy[None])[0])
+            evaluator = make_evaluator(network.apply, moved, images, ranges)
+            found[split][policy_name] = float(evaluate(evaluator, policy[None]).accuracy[0])
     return found
 
 
@@ -148,34 +151,37 @@ def policies(count: int, widths: tuple[int, ...], everywhere: bool) -> dict[str,
 
 
 @jax.jit
-def judge_all(judge: Any, policies: jax.Array) -> jax.Array:
-    """Accuracies of policies."""
-    return judge(policies)
+def evaluate(evaluator: Evaluator, policies: jax.Array) -> Evaluation:
+    """Evaluates policies in one compiled program."""
+    return evaluator(policies)
 
 
 def bench_time(network: Network, few: list, split: Split) -> dict:
     """Seconds of one policy on all images of a split, beside the float network."""
     ranges = calibrate(network.apply, network.params, few[:4])
-    judge = make_evaluate(network.apply, network.params, split, ranges)
-    batches, labels = in_batches(split, judge.args[1].shape[1])
+    evaluator = make_evaluator(network.apply, network.params, split, ranges)
     apply = with_hook(network.apply, use_cpu_kernels)
 
     @jax.jit
     def count(params: Any, batches: jax.Array, labels: jax.Array) -> jax.Array:
-        right = lambda batch: (apply(params, batch[0]).argmax(-1) == batch[1]).sum()
+        def right(batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return (apply(params, batch[0]).argmax(-1) == batch[1]).sum()
+
         return jax.lax.map(right, (batches, labels)).sum()
 
     two = jnp.stack([jnp.full((len(ranges.signed), 2), bits) for bits in (8, 4)])
     runs = {
-        "policy": functools.partial(judge_all, judge, two),
-        "float": functools.partial(count, network.params, batches, labels),
+        "policy": functools.partial(evaluate, evaluator, two),
+        "float": functools.partial(count, network.params, evaluator.images, evaluator.labels),
     }
     seconds = records.measure_in_turn(runs, 3)
     seconds["policy"] /= len(two)
     return {
-        "images": len(split), "images_at_a_time": suggest_batch(split.images.shape[1] * split.images.shape[2]),
-        "seconds": seconds, "ratio": seconds["policy"] / seconds["float"],
-    }  # fmt: skip
+        "images": len(split),
+        "images_at_a_time": suggest_batch_size(split.images.shape[1] * split.images.shape[2]),
+        "seconds": seconds,
+        "ratio": seconds["policy"] / seconds["float"],
+    }
 
 
 if __name__ == "__main__":

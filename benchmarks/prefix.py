@@ -1,4 +1,4 @@
-"""What does it save to go on from the widest policy's first layers, when single layers are probed?
+"""How much time does partial evaluation of the network save, when single layers are probed?
 
     python benchmarks/prefix.py
 
@@ -18,9 +18,9 @@ import search_quality
 import tyro
 from search_problems import pose
 
-from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluate, spared
-from haqjax.searchers.driver import judge
-from haqjax.searchers.ilp import list_probes
+from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator, saved_fraction
+from haqjax.searchers.driver import evaluate_policies
+from haqjax.searchers.probes import list_probes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Config:
 
     problems: tuple[str, ...] = ("b", "c")
     images: int = 500
-    """To judge by, at most."""
+    """To evaluate on, at most."""
     probes: int = 24
     """Of single entries, evenly over the network; a multiple of 4."""
 
@@ -44,30 +44,36 @@ def main(config: Config) -> None:
 def measure(name: str, config: Config) -> dict[str, Any]:
     """One problem."""
     posed = pose(search_quality.Config(problem=name, images=config.images))
-    apply, params, split, ranges = posed.judged
+    apply, params, split, ranges = posed.world
     base = np.asarray(posed.problem.bounds.high)
     every = list_probes(posed.problem.bounds, 1)[1:]
     chosen = [every[at] for at in np.linspace(0, len(every) - 1, config.probes).round().astype(int)]
     cuts = choose_cuts(posed.layers, len(split))
     begun = time.perf_counter()
-    from_cuts = jax.block_until_ready(make_prefix_evaluate(apply, params, split, ranges, base, cuts))
+    from_cuts = jax.block_until_ready(make_prefix_evaluator(apply, params, split, ranges, base, cuts))
     kept = time.perf_counter() - begun
-    problems = {"plain": posed.problem, "from_cuts": dataclasses.replace(posed.problem, evaluate=from_cuts)}
+    problems = {"plain": posed.problem, "from_cuts": dataclasses.replace(posed.problem, evaluator=from_cuts)}
     first = {kind: run(problem, chosen[:4])[0] for kind, problem in problems.items()}
     seconds: dict[str, list[float]] = {kind: [] for kind in problems}
     apart = 0.0
     for at in range(0, len(chosen), 4):
-        told = {kind: run(problem, chosen[at : at + 4]) for kind, problem in problems.items()}
-        for kind, (took, _) in told.items():
+        found = {kind: run(problem, chosen[at : at + 4]) for kind, problem in problems.items()}
+        for kind, (took, _) in found.items():
             seconds[kind].append(took)
-        apart = max(apart, float(np.abs(told["plain"][1] - told["from_cuts"][1]).max()))
+        apart = max(apart, float(np.abs(found["plain"][1] - found["from_cuts"][1]).max()))
     total = {kind: sum(each) for kind, each in seconds.items()}
     figures = {
-        "images": len(split), "probes": len(chosen), "cuts": cuts, "share_that_cuts_spare": spared(posed.layers, cuts),
-        "bytes_kept": sum(leaf.nbytes for leaf in jax.tree.leaves(from_cuts.args[-1])),
-        "seconds_to_compile_and_keep": kept, "seconds_to_compile_and_probe_four": first,
-        "seconds": total, "ratio": total["from_cuts"] / total["plain"], "largest_difference_of_accuracies": apart,
-    }  # fmt: skip
+        "images": len(split),
+        "probes": len(chosen),
+        "cuts": cuts,
+        "share_that_cuts_spare": saved_fraction(posed.layers, cuts),
+        "bytes_kept": sum(leaf.nbytes for leaf in jax.tree.leaves(from_cuts.extra.activations)),
+        "seconds_to_compile_and_keep": kept,
+        "seconds_to_compile_and_probe_four": first,
+        "seconds": total,
+        "ratio": total["from_cuts"] / total["plain"],
+        "largest_difference_of_accuracies": apart,
+    }
     print(name, figures, flush=True)
     return figures
 
@@ -76,8 +82,8 @@ def run(problem: Any, policies: list[np.ndarray]) -> tuple[float, np.ndarray]:
     """Seconds, and accuracies."""
     some = jnp.asarray(np.stack(policies))
     begun = time.perf_counter()
-    told = jax.block_until_ready(judge(problem, some))
-    return time.perf_counter() - begun, np.asarray(told.accuracy)
+    found = jax.block_until_ready(evaluate_policies(problem, some))
+    return time.perf_counter() - begun, np.asarray(found.accuracy)
 
 
 if __name__ == "__main__":

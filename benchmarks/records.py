@@ -17,8 +17,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def _find_commit() -> str:
-    """The commit, and whether anything but results differs from it."""
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent)
+    """Finds the commit, and whether anything but results differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent)
+
     commit = git("describe", "--always").stdout.strip() or "unknown"
     changed = git("diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)benchmarks/results").returncode == 1
     return f"{commit}-dirty" if changed else commit

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from haqjax import calibrate, search
 from haqjax.cli import keep_compiled_programs
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.policies.projection import best_uniform
 from haqjax.run import SearchConfig
 from haqjax.run.float_network import load_network
@@ -34,27 +34,26 @@ def bench(model, hw, episodes, seeds, budget):
     task = prepare(base)
     network = load_network(task.network, task.data, None, Console())
     ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train))
-    judges = {
-        name: make_evaluate(network.apply, network.params, split, ranges)
+    evaluators = {
+        name: make_evaluator(network.apply, network.params, split, ranges)
         for name, split in (("search", task.data.search), ("report", task.data.report))
     }
-    judge_all = jax.jit(lambda judge, policies: judge(policies))
+    evaluate = jax.jit(lambda evaluator, policies: evaluator(policies).accuracy)
 
     def accuracies(policy):
-        return {name: float(judge_all(judge, policy[None])[0]) for name, judge in judges.items()}
+        return {name: float(evaluate(evaluator, policy[None])[0]) for name, evaluator in evaluators.items()}
 
     unquantised = jnp.full((len(task.layers), 2), 32)
     uniform = best_uniform(task.table, task.bounds, task.budget)
     limit = float(task.budget.latency)
-    result = {
-        "model": model, "hw": hw, "budget": budget, "episodes": episodes,
+    result = {"model": model, "hw": hw, "budget": budget, "episodes": episodes} | {
         "images": {"search": len(task.data.search), "report": len(task.data.report)},
         "float": accuracies(unquantised),
         "8_bits": accuracies(jnp.full_like(unquantised, 8)),
         "uniform": accuracies(uniform.policy) | {"latency_of_budget": float(uniform.cost.latency) / limit},
-    }  # fmt: skip
+    }
     problem = make_problem(
-        task.layers, task.table, task.bounds, task.budget, judges["search"], result["float"]["search"]
+        task.layers, task.table, task.bounds, task.budget, evaluators["search"], result["float"]["search"]
     )
     for name in ("haq", "random"):
         rows = []

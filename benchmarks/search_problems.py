@@ -1,4 +1,4 @@
-"""The problems that searches are compared on, each with its judges.
+"""Problems that searches are compared on, each with its evaluators.
 
 a: five layers trained on the digits, two widths an entry, so that every policy can be evaluated.
 b: ResNet-20 on CIFAR-10 with published weights, BISMO cloud or size.
@@ -19,9 +19,8 @@ import optax
 
 from haqjax import budget, calibrate, cost_table, layers, machine
 from haqjax.data import Split, load
-from haqjax.evaluation import make_evaluate
-from haqjax.evaluation.racing import make_race
-from haqjax.evaluation.soft_loss import make_soft_loss
+from haqjax.evaluation import make_evaluator, make_racing_evaluator, make_soft_loss
+from haqjax.evaluation.evaluator import only_weights
 from haqjax.models import load_pretrained
 from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import fits
@@ -29,7 +28,7 @@ from haqjax.policies.cost import policy_cost
 from haqjax.quantizers.codebook import make_codebook
 from haqjax.searchers import make_problem
 from haqjax.searchers.base import Problem
-from haqjax.types import ACTIVATION, FULL_PRECISION, LayerTable, Ranges
+from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, LayerTable, Ranges
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CALIBRATION_IMAGES = 256
@@ -40,31 +39,31 @@ CASES = {
 
 
 class Posed(NamedTuple):
-    """A problem without a budget, and who judges what is found."""
+    """A problem without a budget, and the evaluator of the report split."""
 
     problem: Problem
-    report: jax.tree_util.Partial
+    report: Evaluator
     images: dict[str, int]
     references: dict[str, Any]  # the float network's accuracy by split, and what is known besides
     layers: LayerTable
-    judged: tuple[Any, Any, Split, Ranges]  # function, parameters, images to search by, ranges: for other judges
+    world: tuple[Any, Any, Split, Ranges]  # function, parameters, images to search by, ranges: of other evaluators
 
 
 @jax.jit
-def judge_all(judge: jax.tree_util.Partial, policies: jax.Array) -> Any:
-    """What a judge says of some policies."""
-    return judge(policies)
+def evaluate(evaluator: Evaluator, policies: jax.Array) -> Evaluation:
+    """Evaluates policies in one compiled program."""
+    return evaluator(policies)
 
 
 def pose(config: Any) -> Posed:
-    """The problem of this name."""
+    """Poses the problem of this name."""
     return pose_small(config) if config.problem == "a" else pose_network(config)
 
 
 def within(problem: Problem, config: Any, limit: float) -> Problem:
-    """The problem within a budget: a share of the 8-bit latency, or the size of so many bits on average.
+    """Puts the problem within a budget: a fraction of the 8-bit latency, or the size of so many bits on average.
 
-    In problem a the limit is a share of the way from the floor to the ceiling.
+    In problem a the limit is a fraction of the way from the floor to the ceiling.
     """
     if config.metric == "size":
         even = jnp.full_like(problem.bounds.low, round(limit))
@@ -78,12 +77,12 @@ def within(problem: Problem, config: Any, limit: float) -> Problem:
 
 
 def best_of_all(problem: Problem) -> dict[str, Any]:
-    """The best accuracy that a policy within the budget has, found by trying all of them."""
+    """Finds the best accuracy that a policy within the budget has, by trying all of them."""
     there = np.asarray(problem.bounds.allowed)
     widths = [np.flatnonzero(row) + 1 for row in there.reshape(-1, there.shape[-1])]
     policies = np.array(list(itertools.product(*widths)), np.int32).reshape(-1, len(there), 2)
     fitting = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
-    accuracy = np.asarray(judge_all(problem.evaluate, jnp.asarray(fitting)).accuracy)
+    accuracy = np.asarray(evaluate(problem.evaluator, jnp.asarray(fitting)).accuracy)
     best = float(accuracy.max())
     return {"policies": len(policies), "within": len(fitting), "optimum": best, "optima": int((accuracy == best).sum())}
 
@@ -99,10 +98,13 @@ def small_network(params: Any, x: jax.Array) -> jax.Array:
 
 
 def train_small(split: Any, seed: int, steps: int = 600) -> Any:
-    """Its parameters after some steps of Adam."""
+    """Trains the small network by some steps of Adam."""
     sizes = (3, 8, 12, 16, 24)
     keys = jax.random.split(jax.random.key(seed), 6)
-    draw = lambda key, *shape: jax.random.normal(key, shape) * (2 / np.prod(shape[:-1])) ** 0.5
+
+    def draw(key: jax.Array, *shape: int) -> jax.Array:
+        return jax.random.normal(key, shape) * (2 / np.prod(shape[:-1])) ** 0.5
+
     params = {
         "convolutions": [draw(k, 3, 3, i, o) for k, i, o in zip(keys, sizes, sizes[1:], strict=False)],
         "dense": draw(keys[4], sizes[-1], 10),
@@ -111,7 +113,9 @@ def train_small(split: Any, seed: int, steps: int = 600) -> Any:
 
     @jax.jit
     def step(params: Any, moments: Any, images: jax.Array, labels: jax.Array) -> Any:
-        loss = lambda p: optax.softmax_cross_entropy_with_integer_labels(small_network(p, images), labels).mean()
+        def loss(params: Any) -> jax.Array:
+            return optax.softmax_cross_entropy_with_integer_labels(small_network(params, images), labels).mean()
+
         change, moments = adam.update(jax.grad(loss)(params), moments)
         return optax.apply_updates(params, change), moments
 
@@ -123,7 +127,7 @@ def train_small(split: Any, seed: int, steps: int = 600) -> Any:
 
 
 def pose_small(config: Any) -> Posed:
-    """2 or 4 bits for each weight and activation: 1,024 policies; with `--by-layer` for each weight: 32 policies."""
+    """Poses 2 or 4 bits for each weight and activation, 1,024 policies; `--by-layer`: for each weight, 32."""
     data = load("digits", image_size=8)
     params = train_small(data.train, 0)
     ranges = calibrate(small_network, params, [data.train.images[:256]], rounding=config.rounding)
@@ -136,13 +140,11 @@ def pose_small(config: Any) -> Posed:
 
 
 def pose_network(config: Any) -> Posed:
-    """A network with published weights; with `--metric size`, k-means weights and activations left alone."""
+    """Poses a network with published weights; with `--metric size`, k-means weights and activations left alone."""
     name, weights, source, scaling, batch = CASES[config.problem]
     network, preprocessing = load_pretrained(str(SHARED / weights), name)
-    data = load(
-        source.format(SHARED), data_dir=str(SHARED / "tfds"), preprocessing=scaling or preprocessing,
-        search_images=config.images,
-    )  # fmt: skip
+    options = dict(data_dir=str(SHARED / "tfds"), preprocessing=scaling or preprocessing, search_images=config.images)
+    data = load(source.format(SHARED), **options)
     rows = np.sort(np.random.default_rng(0).permutation(len(data.train))[:CALIBRATION_IMAGES])
     images = data.train.take(rows).images
     few = [images[at : at + batch] for at in range(0, len(images), batch)]
@@ -160,26 +162,24 @@ def _put_together(
     by_size = config.metric == "size"
     table = cost_table(machine(hw), table_of, "codebook" if by_size else "plain")
     splits = {name: getattr(data, name).take(np.arange(len(getattr(data, name)))) for name in ("search", "report")}
-    judges = {name: make_evaluate(apply, params, split, ranges, with_loss=True) for name, split in splits.items()}
-    race = None if config.race is None else make_race(apply, params, splits["search"], ranges, error=config.race)
+    evaluators = {name: make_evaluator(apply, params, split, ranges) for name, split in splits.items()}
+    searched = evaluators["search"]
+    if config.race is not None:
+        searched = make_racing_evaluator(apply, params, splits["search"], ranges, error=config.race)
     if by_size:
-        judges = {name: jax.tree_util.Partial(_weights_only, judge) for name, judge in judges.items()}
-        race = None if race is None else jax.tree_util.Partial(_weights_only, race)
-    floating = jnp.full((1, len(table_of), 2), FULL_PRECISION)
-    told = {name: jax.tree.map(lambda x: float(x[0]), judge_all(judge, floating)) for name, judge in judges.items()}
-    soft = None
-    if "gradient" in config.searchers and not by_size:
+        evaluators = {name: only_weights(evaluator) for name, evaluator in evaluators.items()}
+        searched = only_weights(searched)
+    elif "gradient" in config.searchers:
         soft = make_soft_loss(apply, params, data.train.take(np.arange(min(1024, len(data.train)))), ranges)
-    free = budget(table, latency=None)
-    problem = make_problem(
-        table_of, table, limits, free, judges["search"], told["search"].accuracy,
-        reference_loss=told["search"].loss, soft_loss=soft, race=race,
-    )  # fmt: skip
-    references = {"float": {name: judged.accuracy for name, judged in told.items()}}
-    judged = (apply, params, splits["search"], ranges)
+        searched = dataclasses.replace(searched, soft_loss=soft)
+    floating = jnp.full((1, len(table_of), 2), FULL_PRECISION)
+    references = {
+        name: jax.tree.map(lambda x: float(x[0]), evaluate(evaluator, floating))
+        for name, evaluator in evaluators.items()
+    }
+    free, reference = budget(table, latency=None), references["search"]
+    problem = make_problem(table_of, table, limits, free, searched, reference.accuracy, reference_loss=reference.loss)
+    accuracies = {"float": {name: found.accuracy for name, found in references.items()}}
     sizes = {name: len(split) for name, split in splits.items()}
-    return Posed(problem, judges["report"], sizes, references, table_of, judged)
-
-
-def _weights_only(judge: jax.tree_util.Partial, policies: jax.Array, *more: jax.Array) -> Any:
-    return judge(policies.at[..., ACTIVATION].set(FULL_PRECISION), *more)
+    world = (apply, params, splits["search"], ranges)
+    return Posed(problem, evaluators["report"], sizes, accuracies, table_of, world)

@@ -7,8 +7,8 @@
     python benchmarks/search_quality.py --problem c --budgets 0.6 --seeds 1
 
 The problems stand in search_problems.py; b and c need published weights and images in a folder beside the checkout.
-What was evaluated is known to all searches of a call: it counts as an evaluation of each that asks for it, and costs
-no time again. With --race, policies that cannot become the best are given up after some images.
+Evaluations are shared by all searches of a call: one counts as an evaluation of each search that asks for it, and
+costs no time again. With --race, policies that cannot become the best are given up after some images.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import records
 import tyro
-from search_problems import Posed, best_of_all, judge_all, pose, within
+from search_problems import Posed, best_of_all, evaluate, pose, within
 
 from haqjax.cli import keep_compiled_programs
 from haqjax.policies.projection import best_uniform
 from haqjax.searchers import HAQ, Searcher, SearchResult, make_haq, search
 from haqjax.searchers.base import Problem, choose_best
-from haqjax.searchers.driver import Known
-from haqjax.searchers.improve import extend
+from haqjax.searchers.driver import Evaluated
+from haqjax.searchers.haq import extend
 from haqjax.searchers.loop import find_searcher
 
 MARK = {0.30: 0.785, 0.35: 0.862, 0.40: 0.896, 0.50: 0.905, 0.60: 0.913}  # problem b: plain clips, additive milp
@@ -41,13 +41,13 @@ class Config:
 
     problem: Literal["a", "b", "c"] = "a"
     searchers: tuple[str, ...] = ("ilp", "haq", "greedy", "random")
-    """By name; "haq+start+exchange" is HAQ with additions of haqjax.searchers.improve."""
+    """By name; "haq+start+swap" is HAQ with extensions, see haqjax.searchers.haq.extend."""
     budgets: tuple[float, ...] = (0.5,)
     metric: Literal["latency", "size"] = "latency"
     seeds: int = 3
     episodes: int = 200
     at: tuple[int, ...] = ()
-    """Numbers of evaluations to tell the best policy after, besides the last."""
+    """Numbers of evaluations to report the best policy after, besides the last."""
     parallel: int = 4
     images: int = 1000
     """That policies are chosen by, at most."""
@@ -61,15 +61,15 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Every searcher on every budget with every seed."""
+    """Runs every searcher on every budget with every seed."""
     posed = pose(config)
     figures: dict[str, Any] = {"options": dataclasses.asdict(config), "images": posed.images, **posed.references}
     figures["budgets"] = {}
-    known: Known = {}
+    known: Evaluated = {}
     reported: dict[bytes, float] = {}
     for limit in config.budgets:
         problem = within(posed.problem, config, limit)
-        about = tell_about(problem, posed, config, reported)
+        about = describe_budget(problem, posed, config, reported)
         about["mark"] = MARK.get(limit) if config.problem == "b" and config.metric == "latency" else None
         about["runs"] = []
         for name, seed in itertools.product(config.searchers, range(config.seeds)):
@@ -80,8 +80,8 @@ def main(config: Config) -> None:
         records.write(f"search-quality-{config.problem}-{config.metric}{tail}", figures)  # what is there so far
 
 
-def tell_about(problem: Problem, posed: Posed, config: Config, reported: dict) -> dict[str, Any]:
-    """What searches within a budget are held against."""
+def describe_budget(problem: Problem, posed: Posed, config: Config, reported: dict) -> dict[str, Any]:
+    """Describes a budget by what searches within it are held against."""
     uniform = best_uniform(problem.table, problem.bounds, problem.budget)
     even = measure(posed, [np.asarray(uniform.policy)], reported)[0]
     found = {"uniform": {"feasible": bool(uniform.feasible), "bits": int(uniform.policy.min()), "report": even}}
@@ -89,9 +89,9 @@ def tell_about(problem: Problem, posed: Posed, config: Config, reported: dict) -
 
 
 def run(
-    problem: Problem, posed: Posed, name: str, seed: int, config: Config, about: dict, known: Known, reported: dict
+    problem: Problem, posed: Posed, name: str, seed: int, config: Config, about: dict, known: Evaluated, reported: dict
 ) -> dict[str, Any]:
-    """One search, and its best policy after some numbers of evaluations."""
+    """Runs one search; finds its best policy after some numbers of evaluations."""
     start = time.perf_counter()
     searcher = make_searcher(name, problem, config)
     found = search(problem, searcher, episodes=config.episodes, key=jax.random.key(seed), known=known)
@@ -115,43 +115,43 @@ def run(
 
 
 def work_in_prefixes(policies: np.ndarray, work: np.ndarray) -> float:
-    """The share of the work on a search's different policies that is on first layers as in an earlier one.
+    """Computes the fraction of the work on a search's different policies that is on first layers as in an earlier one.
 
-    No reuse of what first layers gave could save more, however much of it were kept.
+    No partial evaluation could save more, however many activations were kept.
     """
-    seen: set[bytes] = set()
+    known: set[bytes] = set()
     saved = total = 0.0
     for policy in {np.asarray(p).tobytes(): np.asarray(p) for p in policies}.values():
         starts = [policy[: layer + 1].tobytes() for layer in range(len(policy))]
-        saved += sum(cost for start, cost in zip(starts, work, strict=True) if start in seen)
+        saved += sum(cost for start, cost in zip(starts, work, strict=True) if start in known)
         total += float(work.sum())
-        seen.update(starts)
+        known.update(starts)
     return float(saved / total)
 
 
 def best_at(found: SearchResult, problem: Problem, count: int) -> int | None:
-    """The episode that would have been reported after so many."""
+    """Finds the episode that would have been reported after so many."""
     return choose_best(jax.tree.map(lambda x: x[:count], found.records), problem.budget)
 
 
 def measure(posed: Posed, policies: list[np.ndarray], reported: dict[bytes, float]) -> list[float]:
-    """Accuracies on the report split, each policy once."""
+    """Measures accuracies on the report split, each policy once."""
     new = {np.asarray(p, np.int32).tobytes(): np.asarray(p, np.int32) for p in policies}
     rows = [(key, policy) for key, policy in new.items() if key not in reported]
     for at in range(0, len(rows), BATCH):
         keys, some = zip(*rows[at : at + BATCH], strict=True)
-        told = judge_all(posed.report, jnp.asarray(np.stack(some + some[-1:] * (BATCH - len(some)))))
-        reported.update(zip(keys, np.asarray(told.accuracy, float).tolist(), strict=False))
+        found = evaluate(posed.report, jnp.asarray(np.stack(some + some[-1:] * (BATCH - len(some)))))
+        reported.update(zip(keys, np.asarray(found.accuracy, float).tolist(), strict=False))
     return [reported[np.asarray(p, np.int32).tobytes()] for p in policies]
 
 
 def make_searcher(name: str, problem: Problem, config: Config) -> Searcher:
-    """The searcher of a name, with additions to HAQ."""
+    """Makes the searcher of a name, with extensions of HAQ."""
     base, *extension_names = name.split("+")
     if not extension_names:
         return find_searcher(base, config.parallel)
     if base != "haq":
-        raise SystemExit(f"{name}: additions are to haq")
+        raise SystemExit(f"{name}: extensions are for haq")
     return make_haq(extend(HAQ(parallel=config.parallel), extension_names, problem, config.episodes))
 
 

@@ -24,9 +24,10 @@ from search_problems import pose, within
 from haqjax import budget, cost_table, layers, machine, search
 from haqjax.allocation import allocate
 from haqjax.cli import keep_compiled_programs
+from haqjax.evaluation import make_evaluator
 from haqjax.models import outline
 from haqjax.policies.bounds import make_bounds
-from haqjax.searchers.driver import judge, play_round, start
+from haqjax.searchers.driver import evaluate_policies, run_round
 from haqjax.searchers.loop import find_searcher
 from haqjax.searchers.relaxation import optimise_bits
 from haqjax.types import Budget
@@ -55,7 +56,8 @@ def main(config: Config) -> None:
     asked = search_quality.Config(problem="b", searchers=(*config.searchers, "gradient"), race=config.race)
     posed = pose(asked)
     raced = within(posed.problem, asked, LIMIT)
-    problem = dataclasses.replace(raced, race=None)
+    whole = dataclasses.replace(make_evaluator(*posed.world), soft_loss=raced.evaluator.soft_loss)
+    problem = dataclasses.replace(raced, evaluator=whole)
     figures = {
         "limit": LIMIT,
         "rounds": {name: time_rounds(problem, name, config) for name in config.searchers},
@@ -70,25 +72,27 @@ def time_rounds(problem: Any, name: str, config: Config) -> dict[str, float]:
     """Seconds of a round and of its evaluation, medians over rounds."""
     searcher = find_searcher(name, config.parallel)
     key = jax.random.key(0)
-    state, known = start(searcher, problem, key), {}
+    state, known = searcher.init(problem, key), {}
     whole, evaluation, policies = [], [], []
     for number in range(config.rounds + 8):
         begun = time.perf_counter()
-        state, record = play_round(searcher, problem, state, jax.random.fold_in(key, number), known)
+        state, record = run_round(searcher, problem, state, jax.random.fold_in(key, number), known)
         jax.block_until_ready(state)
         whole.append(time.perf_counter() - begun)
         policies.append(jnp.asarray(record.policy))
     for some in policies[-config.rounds :]:
         begun = time.perf_counter()
-        jax.block_until_ready(judge(problem, some))
+        jax.block_until_ready(evaluate_policies(problem, some))
         evaluation.append(time.perf_counter() - begun)
-    total, judged = float(np.median(whole[-config.rounds :])), float(np.median(evaluation))
-    told = {
-        "seconds_a_round": total, "of_which_evaluation": judged, "share_of_the_rest": max(0.0, 1 - judged / total),
+    total, part = float(np.median(whole[-config.rounds :])), float(np.median(evaluation))
+    figures = {
+        "seconds_a_round": total,
+        "of_which_evaluation": part,
+        "share_of_the_rest": max(0.0, 1 - part / total),
         "minutes_of_600_episodes": EPISODES / config.parallel * total / 60,
-    }  # fmt: skip
-    print(name, told, flush=True)
-    return told
+    }
+    print(name, figures, flush=True)
+    return figures
 
 
 def time_programmes(config: Config) -> dict[str, Any]:
@@ -112,36 +116,38 @@ def time_front(problem: Any) -> dict[str, Any]:
     none = jnp.full(len(FRACTIONS), jnp.inf)
     budgets = Budget(jnp.asarray(full * FRACTIONS, jnp.float32), none, none)
     steps = 100
-    run = lambda steps: optimise_bits(
-        problem.soft_loss, problem.table, problem.bounds, budgets, jax.random.key(0), steps
-    )
+    arguments = (problem.evaluator.soft_loss, problem.table, problem.bounds, budgets, jax.random.key(0))
     begun = time.perf_counter()
-    jax.block_until_ready(run(1))
+    jax.block_until_ready(optimise_bits(*arguments, 1))
     first = time.perf_counter() - begun
     begun = time.perf_counter()
-    found = jax.block_until_ready(run(steps))
+    found = jax.block_until_ready(optimise_bits(*arguments, steps))
     return {
-        "budgets": FRACTIONS, "steps": steps, "images_a_step": 64, "seconds": time.perf_counter() - begun,
-        "seconds_to_compile_and_one_step": first, "mean_bits": found.mean(axis=(1, 2)),
-    }  # fmt: skip
+        "budgets": FRACTIONS,
+        "steps": steps,
+        "images_a_step": 64,
+        "seconds": time.perf_counter() - begun,
+        "seconds_to_compile_and_one_step": first,
+        "mean_bits": found.mean(axis=(1, 2)),
+    }
 
 
 def time_race(problem: Any, raced: Any, config: Config) -> dict[str, Any]:
     """Seconds and results of the same search with and without giving policies up."""
     if not config.raced:
         return {}
-    told: dict[str, Any] = {"error": config.race, "episodes": config.raced}
+    figures: dict[str, Any] = {"error": config.race, "episodes": config.raced}
     for name in ("random", "haq"):
         for kind, one in (("every_image", problem), ("race", raced)):
             searcher = find_searcher(name, config.parallel)
             search(one, searcher, episodes=config.parallel, key=jax.random.key(1))  # compiles
             begun = time.perf_counter()
             found = search(one, searcher, episodes=config.raced, key=jax.random.key(0))
-            told[f"{name}_{kind}"] = {
-                "seconds": time.perf_counter() - begun, "accuracy": found.accuracy, "best_episode": found.best,
-            }  # fmt: skip
-            print(name, kind, told[f"{name}_{kind}"], flush=True)
-    return told
+            seconds = time.perf_counter() - begun
+            row = {"seconds": seconds, "accuracy": found.accuracy, "best_episode": found.best}
+            print(name, kind, row, flush=True)
+            figures[f"{name}_{kind}"] = row
+    return figures
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import records
 
 from haqjax.data import load
 from haqjax.evaluation import measure_accuracy
-from haqjax.evaluation.evaluator import suggest_batch
+from haqjax.evaluation.evaluator import suggest_batch_size
 from haqjax.models import load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
@@ -46,7 +46,7 @@ def bench(folder, file):
     name, published, of_images, allowed = FILES[file]
     network, preprocessing = load_pretrained(str(folder / f"{file}.safetensors"), name)
     data = data_of(folder, file.rpartition("_")[2], preprocessing)
-    batch = suggest_batch(network.image_size**2)
+    batch = suggest_batch_size(network.image_size**2)
     apply = with_hook(network.apply, use_cpu_kernels)
     found = measure_accuracy(apply, network.params, data.report, batch_size=batch)
     figures = {

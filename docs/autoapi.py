@@ -1,4 +1,4 @@
-"""From docstrings in this project's style to what Sphinx reads, and from names in prose to the API.
+"""Turns docstrings in this project's style into what Sphinx reads, and names in prose into links.
 
 A docstring here is plain text with `code` between single backticks, sections indented by two spaces, and examples. A
 field of a record is documented by the comment behind it. Types are shown as they stand in the source: Sphinx would
@@ -55,7 +55,7 @@ def _read_file(app: Any, name: str) -> str:
 
 
 def list_public(package: str) -> str:
-    """One directive for each public name of a package; what `import haqjax` brings stands on its page alone."""
+    """Lists a directive for each name in `__all__`; what `import haqjax` brings stands on its page alone."""
     module, first = importlib.import_module(package), importlib.import_module("haqjax")
     here = {name: getattr(module, name) for name in module.__all__}
     elsewhere = [n for n, value in here.items() if package != "haqjax" and getattr(first, n, None) is value]
@@ -72,7 +72,7 @@ def _directive(package: str, name: str, value: Any) -> str:
 
 
 def kind_of(value: Any) -> str:
-    """What autodoc calls it.
+    """Names a value as autodoc does.
 
     >>> kind_of(3), kind_of(int), kind_of(print)
     ('data', 'class', 'function')
@@ -83,14 +83,14 @@ def kind_of(value: Any) -> str:
 
 
 def list_pages(root: Path, folder: str) -> str:
-    """A table of contents of a folder, which may be empty or not there."""
+    """Writes a table of contents of a folder, which may be empty or not there."""
     if not any((root / folder).glob("*.md")):
         return ""
     return f"```{{toctree}}\n:hidden:\n:glob:\n:caption: {folder.capitalize()}\n\n{folder}/*\n```"
 
 
 def link_name(name: str) -> str:
-    """A name in prose as a link to where it is documented; a module has no such place.
+    """Writes a name in prose as a link to where it is documented; a module has no such place.
 
     >>> link_name("haqjax.layers"), link_name("haqjax.policies.rules")
     ('{py:obj}`haqjax.layers`', '`haqjax.policies.rules`')
@@ -99,7 +99,7 @@ def link_name(name: str) -> str:
 
 
 def resolve(name: str) -> Any:
-    """What a full name stands for, None where it stands for nothing."""
+    """Finds what a full name stands for; None where it stands for nothing."""
     try:
         return pkgutil.resolve_name(name) if NAME.fullmatch(name) else None
     except (ImportError, AttributeError):
@@ -134,7 +134,7 @@ def write_docstring(app: Any, kind: str, name: str, value: Any, options: Any, li
 
 
 def as_rst(text: str) -> str:
-    """Code and returns in the syntax of Sphinx; examples stay as they are.
+    """Writes code and returns in the syntax of Sphinx; examples stay as they are.
 
     >>> as_rst("Doubles `x`.").splitlines() + as_rst("Returns:" + chr(10) + "  Both: `2 * x`.").splitlines()
     ['Doubles ``x``.', ':returns: Both: ``2 * x``.']
@@ -161,7 +161,7 @@ def _code(span: str) -> str:
 
 
 def parse(value: Any) -> tuple[Any, str]:
-    """The definition of a function or class, and its source."""
+    """Parses the definition of a function or class; returns its source, too."""
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(value)))
     return ast.parse(source).body[0], source
 
@@ -169,7 +169,7 @@ def parse(value: Any) -> tuple[Any, str]:
 def write_signature(
     app: Any, kind: str, name: str, value: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, str] | None:
-    """A signature as it stands in the source; of a record the names of its fields, whose types are listed below."""
+    """Writes a signature as in the source; of a record the names of its fields, whose types are listed below."""
     try:
         node, source = parse(value)
     except (TypeError, OSError):
@@ -192,16 +192,16 @@ def _parameter(field: ast.AnnAssign) -> str:
 
 
 def list_fields(value: type) -> str:
-    """The fields of a record, with their types and comments, as a list."""
+    """Lists the fields of a record, with their types and comments."""
     try:
         fields = find_fields(*parse(value))
     except (TypeError, OSError):
         return ""
-    return "".join(f"\n* `{ast.unparse(f.target)}` : `{ast.unparse(f.annotation)}` {told}" for f, told in fields)
+    return "".join(f"\n* `{ast.unparse(f.target)}` : `{ast.unparse(f.annotation)}` {comment}" for f, comment in fields)
 
 
 def find_fields(node: ast.ClassDef, source: str) -> list[tuple[ast.AnnAssign, str]]:
-    """Each field of a class with the comment behind it, or else above it."""
+    """Finds each field of a class with the comment behind it, or else above it."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {
         t.start[0]: (t.string.lstrip("# "), t.line.lstrip().startswith("#"))
@@ -221,15 +221,15 @@ def find_fields(node: ast.ClassDef, source: str) -> list[tuple[ast.AnnAssign, st
 
 
 def find_comment(name: str) -> str:
-    """The comment behind or above a constant, in whichever module of its package it is made, and its keys."""
+    """Finds the comment behind or above a constant, in whichever module of its package it is made, and its keys."""
     package, _, constant = name.rpartition(".")
     made = re.compile(rf"((?:^#.*\n)*)^{constant}\b(?=[ :]).*?=[^#\n]*(#.*)?$", re.MULTILINE)
     modules = [module for key, module in sorted(sys.modules.items()) if f"{key}.".startswith(f"{package}.")]
     found = next(filter(None, (made.search(inspect.getsource(module)) for module in modules)), None)
-    told = " ".join(line.strip("# ") for part in (found.groups("") if found else ()) for line in part.splitlines())
+    comment = " ".join(line.strip("# ") for part in (found.groups("") if found else ()) for line in part.splitlines())
     value = pkgutil.resolve_name(name)
     keys = ", ".join(f"`{key}`" for key in value) if isinstance(value, dict) else f"`{value!r}`"
-    return f"{told[:1].upper()}{told[1:]}\n\n{keys}\n"
+    return f"{comment[:1].upper()}{comment[1:]}\n\n{keys}\n"
 
 
 def skip_field(app: Any, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:

@@ -17,7 +17,7 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["search.md"]  # it is in searches.md: Sphinx has a page "search" of its own
 nitpicky = True  # a function that is named must exist
 nitpick_ignore_regex = [("py:class", ".*")]  # the types of other libraries are not documented here
-suppress_warnings = ["ref.python"]  # two records are called Bounds
+suppress_warnings = ["ref.python"]  # records of one name in two modules, such as Work
 
 myst_heading_anchors = 3  # so that a page can point at a heading of another
 

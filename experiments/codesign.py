@@ -1,4 +1,4 @@
-r"""What do policy and machine gain from being chosen together, at the area of the edge accelerator?
+r"""How much is won when policy and machine are chosen together, at the area of the edge accelerator?
 
     python experiments/codesign.py --quick
     python experiments/codesign.py --out runs/codesign
@@ -9,7 +9,7 @@ r"""What do policy and machine gain from being chosen together, at the area of t
         --weights 'hf:google/{model}_1.0_224'
 
 A thousand BISMO variants differ in array, dot-product width, ports and buffers. One search chooses a policy and, by
-pricing it on all variants within an area in one call, its machine; the latency budget is the same throughout. Expected:
+costing it on all variants within an area in one call, its machine; the latency budget is the same throughout. Expected:
 at the edge accelerator's area another shape allows more bits, hence more accuracy; at half the area it holds its own.
 Takes 4 minutes on 2 CPU cores, half a minute with --quick. Not in the paper.
 """
@@ -30,21 +30,21 @@ from common import (
     differs,
     find,
     limit_between,
+    make_table,
     measure,
     method,
     pose,
     prepare,
-    price_table,
 )
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from options import Options, launch
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget, cost_table, machine
 from haqjax.hardware.bismo import Bismo
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
+from haqjax.report.static.style import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SearchResult
 from haqjax.searchers.codesign import codesign, cost_on_machines, stack_tables
 from haqjax.types import Bounds, Budget, CostTable
@@ -79,7 +79,7 @@ class Config(Options):
 class Family(NamedTuple):
     """The machines that may be chosen."""
 
-    numbers: list[Bismo]
+    specs: list[Bismo]
     areas: np.ndarray  # [M], shares of the edge accelerator's
     tables: CostTable  # of all machines, each leaf [M, ...]
 
@@ -95,7 +95,7 @@ def main(config: Config) -> dict:
     start = time.perf_counter()
     family = make_family(config, subject)
     made = time.perf_counter() - start
-    limits, table = make_bounds(subject.layers), price_table(subject, "edge")
+    limits, table = make_bounds(subject.layers), make_table(subject, "edge")
     limit = budget(table, latency_s=limit_between(table, limits, config.place))
     for seed in range(config.seeds):
         on_edge = find(config, pose(subject, table, limit), seed)
@@ -103,32 +103,38 @@ def main(config: Config) -> dict:
         for most in config.areas:
             together(results, config, subject, family, limit, most, seed)
     best = max((r for r in results.records if r["name"] != "edge alone"), key=lambda r: (r["search"], -r["loss"]))
-    pricing = time_pricing(family.tables, np.asarray(limits.high))
-    text = differs(subject, config, (
-        f" Latency budget {1e3 * float(limit.latency):.2f} ms, batch 1. One call prices a policy on all "
-        f"{len(family.areas)} machines, in {1e3 * pricing:.1f} ms (their tables took {made:.1f} s to make). Area is a "
+    costing = time_costs(family.tables, np.asarray(limits.high))
+    remarks = (
+        f" Latency budget {1e3 * float(limit.latency):.2f} ms, batch 1. One call costs a policy on all "
+        f"{len(family.areas)} machines, in {1e3 * costing:.1f} ms (their tables took {made:.1f} s). Area is a "
         f"proxy, array x array x dot bits + {config.buffer_bit:g} a bit of both buffers + {config.port_wire:g} a wire "
         "of both ports, relative to the edge accelerator: the weights are assumptions, and which shape wins depends on "
         "them. Every machine runs at the same clock. There are no published figures to stand beside."
-    ))  # fmt: skip
+    )
+    text = differs(subject, config, remarks)
     names = ["edge alone", *(f"together, area {most:g}" for most in config.areas)]
     sizes = ("array", "dot bits", "port bits", "buffer words")
     headers = ("chosen", *sizes, "area", "latency, ms", "mean bits", "search, %", "loss, nats", "report, %")
     figures = {"codesign": draw(results.records, family, best, float(limit.latency))}
     return results.finish(
-        f"Policy and machine chosen together, {config.model}", headers, [_row(name, results.records) for name in names],
-        [text], figures, machines=len(family.areas), pricing_seconds=pricing,
-    )  # fmt: skip
+        f"Policy and machine chosen together, {config.model}",
+        headers,
+        [_row(name, results.records) for name in names],
+        [text],
+        figures,
+        machines=len(family.areas),
+        costing_seconds=costing,
+    )
 
 
 def make_family(config: Config, subject: Subject) -> Family:
-    """All combinations of the sizes, priced."""
+    """Makes all combinations of the sizes, with their cost tables."""
     edge, sizes = machine("edge"), QUICK_SIZES if config.quick else SIZES
     combinations = itertools.product(*sizes.values())
-    numbers = [edge.spec._replace(**dict(zip(sizes, values, strict=True))) for values in combinations]
-    tables = [cost_table(dataclasses.replace(edge, numbers=each), subject.layers) for each in numbers]
-    areas = np.array([area(config, each) for each in numbers]) / area(config, edge.spec)
-    return Family(numbers, areas, stack_tables(tables))
+    specs = [edge.spec._replace(**dict(zip(sizes, values, strict=True))) for values in combinations]
+    tables = [cost_table(dataclasses.replace(edge, spec=each), subject.layers) for each in specs]
+    areas = np.array([area(config, each) for each in specs]) / area(config, edge.spec)
+    return Family(specs, areas, stack_tables(tables))
 
 
 def together(
@@ -144,14 +150,14 @@ def together(
     searcher = method(config.searcher, config.episodes)
     found = codesign(problem, there, searcher, episodes=config.episodes, key=jax.random.key(seed))
     at = int(within[found.machine])
-    keep(results, subject, f"together, area {most:g}", seed, found.result, family.numbers[at], family.areas[at])
+    keep(results, subject, f"together, area {most:g}", seed, found.result, family.specs[at], family.areas[at])
 
 
-def area(config: Config, numbers: Bismo) -> float:
+def area(config: Config, spec: Bismo) -> float:
     """The proxy, in binary multipliers."""
-    buffers = 2 * numbers.array * numbers.buffer_words * numbers.dot_bits
-    products = numbers.array**2 * numbers.dot_bits
-    return products + config.buffer_bit * buffers + config.port_wire * 2 * numbers.port_bits
+    buffers = 2 * spec.array * spec.buffer_words * spec.dot_bits
+    products = spec.array**2 * spec.dot_bits
+    return products + config.buffer_bit * buffers + config.port_wire * 2 * spec.port_bits
 
 
 def quickest(tables: CostTable, limits: Bounds) -> int:
@@ -160,8 +166,8 @@ def quickest(tables: CostTable, limits: Bounds) -> int:
     return int(np.argmin(cost_on_machines(tables, even).latency))
 
 
-def time_pricing(tables: CostTable, policy: np.ndarray) -> float:
-    """Seconds to price one policy on all machines, the least of five, compiled."""
+def time_costs(tables: CostTable, policy: np.ndarray) -> float:
+    """Times the costs of one policy on all machines, the least of five, compiled."""
     on_device = jax.tree.map(jnp.asarray, tables)
     times = []
     for _ in range(6):
@@ -172,16 +178,23 @@ def time_pricing(tables: CostTable, policy: np.ndarray) -> float:
 
 
 def keep(
-    results: Results, subject: Subject, name: str, seed: int, found: SearchResult, numbers: Bismo, size: float
+    results: Results, subject: Subject, name: str, seed: int, found: SearchResult, spec: Bismo, size: float
 ) -> None:
     """Keeps what was found on a machine."""
     report = float(measure(subject, [found.policy]).accuracy[0])
-    table = cost_table(dataclasses.replace(machine("edge"), numbers=numbers), subject.layers)
+    table = cost_table(dataclasses.replace(machine("edge"), spec=spec), subject.layers)
     results.add(
-        name=name, seed=seed, search=found.accuracy, loss=found.loss, report=report, area=float(size),
-        latency=cost(table, found.policy).latency, **{field: getattr(numbers, field) for field in SIZES},
-        bits=float(found.policy.mean()), policy=found.policy,
-    )  # fmt: skip
+        name=name,
+        seed=seed,
+        search=found.accuracy,
+        loss=found.loss,
+        report=report,
+        area=float(size),
+        latency=cost(table, found.policy).latency,
+        **{field: getattr(spec, field) for field in SIZES},
+        bits=float(found.policy.mean()),
+        policy=found.policy,
+    )
 
 
 def draw(records: Sequence[dict], family: Family, best: dict, limit: float) -> Figure:
@@ -217,7 +230,7 @@ def _row(name: str, records: Sequence[dict]) -> tuple[str, ...]:
         ("loss", 1, 3),
         ("report", 100, 1),
     )
-    return (name, *shape, *(spread([r[key] for r in mine], scale, digits) for key, scale, digits in figures))
+    return (name, *shape, *(format_mean([r[key] for r in mine], scale, digits) for key, scale, digits in figures))
 
 
 if __name__ == "__main__":

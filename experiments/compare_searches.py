@@ -24,26 +24,33 @@ from common import (
     differs,
     find,
     limit_between,
+    make_table,
     measure,
     open_machine,
     pose,
     prepare,
-    price_table,
     uniform_policy,
 )
 from matplotlib.figure import Figure
 from options import Options, launch
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget
-from haqjax.evaluation.soft_loss import make_soft_loss
+from haqjax.evaluation import make_soft_loss
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
+from haqjax.report.static.style import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SEARCHERS, SearchResult
 
 STYLES = {"ilp": "-", "gradient": "--", "haq": "-", "evolution": "-.", "greedy": ":", "uniform": ":", "random": "--"}
-COLOURS = {"ilp": "#23679e", "gradient": "#c8590a", "haq": "#111111", "evolution": "#4a9a62", "greedy": "#8c5aa8",
-           "uniform": "#999999", "random": "#b5a642"}  # fmt: skip
+COLOURS = {
+    "ilp": "#23679e",
+    "gradient": "#c8590a",
+    "haq": "#111111",
+    "evolution": "#4a9a62",
+    "greedy": "#8c5aa8",
+    "uniform": "#999999",
+    "random": "#b5a642",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,44 +69,55 @@ def main(config: Config) -> dict:
     """Runs every search; returns the folder and the records."""
     config = config.small(places=config.places[:1])
     results = Results(config)
-    open_machine(config.machine)  # a name that is wrong is told now
+    open_machine(config.machine)  # a wrong name is an error now
     for name in config.searchers:
         check_searcher(name)
     subject = prepare(config, config.model)
-    table, limits = price_table(subject, config.machine), make_bounds(subject.layers)
+    table, limits = make_table(subject, config.machine), make_bounds(subject.layers)
     network, train = subject.network, subject.data.train
     soft = make_soft_loss(network.apply, network.params, train.take(np.arange(min(1024, len(train)))), subject.ranges)
     curves: dict[tuple[float, str], list[np.ndarray]] = {}
     for place, name in itertools.product(config.places, config.searchers):
         limit = budget(table, latency_s=limit_between(table, limits, place))
         one = dataclasses.replace(config, searcher=name)
-        problem = pose(subject, table, limit, limits, soft_loss=soft if name == "gradient" else None)
+        evaluator = dataclasses.replace(subject.search, soft_loss=soft if name == "gradient" else None)
+        problem = pose(subject, table, limit, limits, evaluator)
         found = [find(one, problem, seed) for seed in range(config.seeds)]
-        told = measure(subject, [result.policy for result in found])
+        reported = measure(subject, [result.policy for result in found])
         curves[place, name] = [best_so_far(result) for result in found]
-        for seed, (result, report) in enumerate(zip(found, told.accuracy, strict=True)):
+        for seed, (result, report) in enumerate(zip(found, reported.accuracy, strict=True)):
             results.add(
-                place=place, searcher=name, seed=seed, search=result.accuracy, loss=result.loss, report=float(report),
-                best_so_far=curves[place, name][seed], policy=result.policy,
-            )  # fmt: skip
+                place=place,
+                searcher=name,
+                seed=seed,
+                search=result.accuracy,
+                loss=result.loss,
+                report=float(report),
+                best_so_far=curves[place, name][seed],
+                policy=result.policy,
+            )
     base = {}
     for place in config.places:
         problem = pose(subject, table, budget(table, latency_s=limit_between(table, limits, place)), limits)
         policy = uniform_policy(problem)
         split = [measure(subject, [policy, np.full_like(policy, 32)], split=s).accuracy for s in ("search", "report")]
         base[place] = np.array(split)
-    headers = ("searcher", *(f"{what}, place {place:g}" for place in config.places
-                             for what in ("search, %", "loss, nats", "report, %")))  # fmt: skip
+    columns = itertools.product(config.places, ("search, %", "loss, nats", "report, %"))
+    headers = ("searcher", *(f"{column}, place {place:g}" for place, column in columns))
     rows = _rows(results.records, config, base)
-    text = differs(subject, dataclasses.replace(config, searcher="all"), (
+    remarks = (
         f" Budgets: {config.machine}, the given place between the latency at the fewest bits and at 8 bits. Mean and "
         "standard deviation over seeds; the search column is what each search could see, and being the best of many, "
         "optimistic. The paper compares its agent with uniform bits alone."
-    ))  # fmt: skip
+    )
+    text = differs(subject, dataclasses.replace(config, searcher="all"), remarks)
     return results.finish(
-        f"Searches at {config.episodes} evaluations, {config.model} on {config.machine}", headers, rows, [text],
+        f"Searches at {config.episodes} evaluations, {config.model} on {config.machine}",
+        headers,
+        rows,
+        [text],
         {"searches": draw(curves, base, config)},
-    )  # fmt: skip
+    )
 
 
 def best_so_far(result: SearchResult) -> np.ndarray:
@@ -132,16 +150,18 @@ def _rows(records: Sequence[dict], config: Config, base: dict[float, np.ndarray]
     def cells(name: str) -> list[str]:
         each = [[r for r in records if (r["searcher"], r["place"]) == (name, place)] for place in config.places]
         keys = (("search", 100, 1), ("loss", 1, 3), ("report", 100, 1))
-        return [spread([r[key] for r in mine], scale, digits) for mine in each for key, scale, digits in keys]
+        return [format_mean([r[key] for r in mine], scale, digits) for mine in each for key, scale, digits in keys]
 
     def rank(name: str) -> list[float]:
         mine = [r for r in records if (r["searcher"], r["place"]) == (name, config.places[0])]
         return np.mean([(-r["search"], r["loss"]) for r in mine], axis=0).tolist()
 
-    fixed = [(name, *(cell for place in config.places for cell in (
-        f"{100 * base[place][0, at]:.1f}", "", f"{100 * base[place][1, at]:.1f}")))
-        for at, name in ((1, "float, no budget"), (0, "best uniform policy"))]  # fmt: skip
-    return [*fixed, *((name, *cells(name)) for name in sorted(config.searchers, key=rank))]
+    def fixed(name: str, at: int) -> tuple[str, ...]:
+        each = [(f"{100 * base[place][0, at]:.1f}", "", f"{100 * base[place][1, at]:.1f}") for place in config.places]
+        return (name, *itertools.chain.from_iterable(each))
+
+    first = [fixed("float, no budget", 1), fixed("best uniform policy", 0)]
+    return [*first, *((name, *cells(name)) for name in sorted(config.searchers, key=rank))]
 
 
 if __name__ == "__main__":

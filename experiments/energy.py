@@ -22,21 +22,21 @@ from common import (
     differs,
     find,
     limit_between,
+    make_table,
     measure,
     pose,
     prepare,
-    price_table,
     tune,
     uniform_policy,
 )
 from matplotlib.figure import Figure
 from options import Options, launch
 from published import ENERGY, ENERGY_8_BITS
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import WIDTH
+from haqjax.report.static.style import WIDTH
 from haqjax.training import Tuning
 
 
@@ -57,7 +57,7 @@ def main(config: Config) -> dict:
     config = config.small(places=config.places[:1], epochs=1)
     results = Results(config)
     subject = prepare(config, config.model)
-    table, limits = price_table(subject, "bitfusion"), make_bounds(subject.layers)
+    table, limits = make_table(subject, "bitfusion"), make_bounds(subject.layers)
     eight = np.asarray(limits.high)
     whole, plain = measure(subject, [np.full_like(eight, 32), eight]).accuracy.tolist()
     results.add(name="float", report=whole, tuned=[])
@@ -70,20 +70,27 @@ def main(config: Config) -> dict:
             for seed, (policy, report) in enumerate(zip(policies, measure(subject, policies).accuracy, strict=True)):
                 tuned = tune(subject, policy, Tuning(epochs=config.epochs), seed)
                 results.add(
-                    name=name, place=place, seed=seed, report=float(report), tuned=[tuned],
-                    energy=cost(table, policy).energy, latency=cost(table, policy).latency, policy=policy,
-                )  # fmt: skip
+                    name=name,
+                    place=place,
+                    seed=seed,
+                    report=float(report),
+                    tuned=[tuned],
+                    energy=cost(table, policy).energy,
+                    latency=cost(table, policy).latency,
+                    policy=policy,
+                )
     full = cost(table, eight).energy
     text = differs(
-        subject, config,
+        subject,
+        config,
         f" Epochs of fine-tuning: {config.epochs}. Energies are for a batch of 16; the paper's BitFusion is not "
         "identified, ours is its authors' with depthwise layers as one convolution: of the published figures only "
-        f"accuracies and shares of the 8-bit energy compare ({ENERGY_8_BITS.spent:.2f} mJ, "
-        f"{ENERGY_8_BITS.accuracy:.2f} %, {ENERGY_8_BITS.spent_grade}). Its 5 to 7 bits compute like 8 and 3 like 4, "
+        f"accuracies and shares of the 8-bit energy compare ({ENERGY_8_BITS.cost:.2f} mJ, "
+        f"{ENERGY_8_BITS.accuracy:.2f} %, {ENERGY_8_BITS.cost_grade}). Its 5 to 7 bits compute like 8 and 3 like 4, "
         "so that uniform policies stand on few steps.",
-    )  # fmt: skip
+    )
     published = "; ".join(
-        f"{p.accuracy:.2f} % at {p.spent:.2f} mJ, {p.spent / ENERGY_8_BITS.spent:.2f} of 8 bits ({p.spent_grade})"
+        f"{p.accuracy:.2f} % at {p.cost:.2f} mJ, {p.cost / ENERGY_8_BITS.cost:.2f} of 8 bits ({p.cost_grade})"
         for p in ENERGY
     )
     return results.finish(
@@ -120,9 +127,11 @@ def _rows(records: Sequence[dict], config: Config, full: float) -> list[tuple[st
             mine = [r for r in records if r["name"] == name and r.get("place") == place]
             energies = [r["energy"] for r in mine]
             share = f"{np.mean(energies) / full:.2f}"
-            tuned = spread([r["tuned"][0] for r in mine], 100)
+            tuned = format_mean([r["tuned"][0] for r in mine], 100)
             label = f"{name}, budget {place:g}"
-            rows.append((label, spread(energies, 1e3, 2), share, spread([r["report"] for r in mine], 100), tuned))
+            rows.append(
+                (label, format_mean(energies, 1e3, 2), share, format_mean([r["report"] for r in mine], 100), tuned)
+            )
     return rows
 
 

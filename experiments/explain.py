@@ -19,17 +19,17 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from common import Subject, differs, find, limit_between, measure, open_machine, pose, prepare, price_table
+from common import Subject, differs, find, limit_between, make_table, measure, open_machine, pose, prepare
 from matplotlib.figure import Figure
 from options import Options, launch
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget
 from haqjax.hardware import find_limits
 from haqjax.hardware.usage import LIMITS
 from haqjax.policies.bounds import make_bounds
 from haqjax.report import bits_figure
-from haqjax.report.static.roofline import move_figure
+from haqjax.report.static.roofline import roofline_figure
 from haqjax.run.folder.run_data import find_rooflines
 from haqjax.types import CostTable
 
@@ -61,30 +61,38 @@ def main(config: Config) -> dict:
     limits = make_bounds(subject.layers)
     best: dict[str, np.ndarray] = {}
     for hw in MACHINES:
-        table = price_table(subject, hw)
+        table = make_table(subject, hw)
         problem = pose(subject, table, budget(table, latency_s=limit_between(table, limits, config.place)))
         found = [find(config, problem, seed) for seed in range(config.seeds)]
-        told = measure(subject, [result.policy for result in found])
-        for seed, (result, report) in enumerate(zip(found, told.accuracy, strict=True)):
+        reported = measure(subject, [result.policy for result in found])
+        for seed, (result, report) in enumerate(zip(found, reported.accuracy, strict=True)):
             results.add(
-                machine=hw, seed=seed, search=result.accuracy, report=float(report),
-                **mean_bits(subject, result.policy), policy=result.policy,
-            )  # fmt: skip
+                machine=hw,
+                seed=seed,
+                search=result.accuracy,
+                report=float(report),
+                **mean_bits(subject, result.policy),
+                policy=result.policy,
+            )
         best[hw] = max(found, key=lambda result: (result.accuracy, -result.loss)).policy
-    claims = judge_claims(results.records)
-    reasons = [line for hw in MACHINES for line in explain(subject, hw, price_table(subject, hw))]
-    lines = [f"* {'holds' if holds else 'does not hold'}: {claim} ({told})" for claim, holds, told in claims]
-    text = differs(subject, config, (
+    claims = check_claims(results.records)
+    reasons = [line for hw in MACHINES for line in explain(subject, hw, make_table(subject, hw))]
+    lines = [f"* {'holds' if holds else 'does not hold'}: {claim} ({gap})" for claim, holds, gap in claims]
+    remarks = (
         f" Budgets lie {config.place:g} of the way from the latency at the fewest bits to that at 8. Mean bits are "
         "over layers, without the first and the last. The paper's reading is of its policies for MobileNets on "
         "ImageNet, known to us from a third party's notes."
-    ))  # fmt: skip
+    )
+    text = differs(subject, config, remarks)
     kinds = [f"{kind} {column}" for kind in KINDS for column in COLUMNS]
     return results.finish(
-        f"Edge and cloud policies of {config.model}", ("mean bits", *kinds, "search, %", "report, %"),
-        [_row(hw, results.records) for hw in MACHINES], ["\n".join(lines), "\n".join(reasons), text],
-        draw(subject, best), claims={claim: holds for claim, holds, _ in claims},
-    )  # fmt: skip
+        f"Edge and cloud policies of {config.model}",
+        ("mean bits", *kinds, "search, %", "report, %"),
+        [_row(hw, results.records) for hw in MACHINES],
+        ["\n".join(lines), "\n".join(reasons), text],
+        draw(subject, best),
+        claims={claim: holds for claim, holds, _ in claims},
+    )
 
 
 def mean_bits(subject: Subject, policy: np.ndarray) -> dict[str, float]:
@@ -92,28 +100,38 @@ def mean_bits(subject: Subject, policy: np.ndarray) -> dict[str, float]:
     inner = np.arange(len(policy)) % (len(policy) - 1) != 0
     return {
         f"{kind}_{column}": float(policy[np.asarray(getattr(subject.layers, kind)) & inner, at].mean())
-        for kind in KINDS for at, column in enumerate(COLUMNS)
-    }  # fmt: skip
+        for kind in KINDS
+        for at, column in enumerate(COLUMNS)
+    }
 
 
-def judge_claims(records: Sequence[dict]) -> list[tuple[str, bool, str]]:
-    """Each claim of the paper, whether it holds with every seed, and the differences in bits."""
+def check_claims(records: Sequence[dict]) -> list[tuple[str, bool, str]]:
+    """Checks each claim of the paper: whether it holds with every seed, and the differences in bits."""
     of = {hw: [record for record in records if record["machine"] == hw] for hw in MACHINES}
-    read = lambda hw, name: np.array([record[name] for record in of[hw]])
-    both = lambda hw, kind: (read(hw, f"{kind}_weight") + read(hw, f"{kind}_activation")) / 2
+
+    def read(hw: str, name: str) -> np.ndarray:
+        return np.array([record[name] for record in of[hw]])
+
+    def both(hw: str, kind: str) -> np.ndarray:
+        return (read(hw, f"{kind}_weight") + read(hw, f"{kind}_activation")) / 2
+
     gaps = {
-        "on the edge depthwise layers get fewer activation bits than pointwise ones":
-            read("edge", "pointwise_activation") - read("edge", "depthwise_activation"),
-        "depthwise layers get more activation bits on the cloud than on the edge":
-            read("cloud", "depthwise_activation") - read("edge", "depthwise_activation"),
-        "depthwise layers get more bits, of weights and activations together, on the cloud than on the edge":
-            both("cloud", "depthwise") - both("edge", "depthwise"),
-        "pointwise layers get fewer bits on the cloud than on the edge":
-            both("edge", "pointwise") - both("cloud", "pointwise"),
-        "on the cloud depthwise layers get more bits than pointwise ones":
-            both("cloud", "depthwise") - both("cloud", "pointwise"),
-    }  # fmt: skip
-    return [(claim, bool((gap > 0).all()), f"by {spread(gap, 1, 2)} bits") for claim, gap in gaps.items()]
+        "on the edge depthwise layers get fewer activation bits than pointwise ones": read(
+            "edge", "pointwise_activation"
+        )
+        - read("edge", "depthwise_activation"),
+        "depthwise layers get more activation bits on the cloud than on the edge": read("cloud", "depthwise_activation")
+        - read("edge", "depthwise_activation"),
+        "depthwise layers get more bits, of weights and activations together, on the cloud than on the edge": both(
+            "cloud", "depthwise"
+        )
+        - both("edge", "depthwise"),
+        "pointwise layers get fewer bits on the cloud than on the edge": both("edge", "pointwise")
+        - both("cloud", "pointwise"),
+        "on the cloud depthwise layers get more bits than pointwise ones": both("cloud", "depthwise")
+        - both("cloud", "pointwise"),
+    }
+    return [(claim, bool((gap > 0).all()), f"by {format_mean(gap, 1, 2)} bits") for claim, gap in gaps.items()]
 
 
 def explain(subject: Subject, hw: str, table: CostTable) -> list[str]:
@@ -143,15 +161,15 @@ def draw(subject: Subject, best: dict[str, np.ndarray]) -> dict[str, Figure]:
         title = f"{subject.network.name}, {hw}"
         figures[f"bits-{hw}"] = bits_figure(network.names, policy, depthwise, pinned, title, pointwise=pointwise)
         rooflines = find_rooflines(open_machine(hw), network, policy)
-        figures[f"roofline-{hw}"] = move_figure(rooflines, depthwise, pointwise, title)
+        figures[f"roofline-{hw}"] = roofline_figure(rooflines, depthwise, pointwise, title)
     return figures
 
 
 def _row(hw: str, records: Sequence[dict]) -> tuple[str, ...]:
     mine = [record for record in records if record["machine"] == hw]
     names = [f"{kind}_{column}" for kind in KINDS for column in COLUMNS]
-    bits = [spread([record[name] for record in mine], 1, 2) for name in names]
-    return (hw, *bits, *(spread([record[split] for record in mine], 100) for split in ("search", "report")))
+    bits = [format_mean([record[name] for record in mine], 1, 2) for name in names]
+    return (hw, *bits, *(format_mean([record[split] for record in mine], 100) for split in ("search", "report")))
 
 
 if __name__ == "__main__":

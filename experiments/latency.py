@@ -19,16 +19,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from charts import close, open_panel, plot_level, plot_policies
-from common import Subject, differs, find, inner_latency, measure, open_machine, pose, prepare, price_table, tune
+from common import Subject, differs, find, inner_latency, make_table, measure, open_machine, pose, prepare, tune
 from matplotlib.figure import Figure
 from options import Options, launch
-from published import LATENCY, tell
-from results import Results, spread
+from published import LATENCY, format_point
+from results import Results, format_mean
 
 from haqjax import budget
 from haqjax.policies.actions import uniform
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import WIDTH
+from haqjax.report.static.style import WIDTH
 from haqjax.training import Tuning
 
 
@@ -45,11 +45,11 @@ class Config(Options):
 
 
 def main(config: Config) -> dict:
-    """Compares; returns the folder, the records, and the points that each search gains."""
+    """Compares; returns the folder, the records, and the points that each search wins."""
     config = config.small(models=config.models[:1], bits=config.bits[:1], epochs=1)
     results = Results(config)
     for hw in config.machines:
-        open_machine(hw)  # a name that is wrong is told now
+        open_machine(hw)  # a wrong name is an error now
     text = ""
     for model in config.models:
         subject = prepare(config, model)
@@ -58,22 +58,42 @@ def main(config: Config) -> dict:
             for bits in config.bits:
                 searched(results, config, subject, hw, bits)
         text = differs(subject, config, _explain(config), " and ".join(config.models))
-    rows = [_row(results.records, model, hw, bits) for model in config.models for hw in config.machines
-            for bits in config.bits]  # fmt: skip
-    headers = ("network", "machine", "budget", "uniform, ms", "found, ms", "float, %", "uniform, %", "found, %",
-               "uniform tuned, %", "found tuned, %", "PACT", "HAQ")  # fmt: skip
+    rows = [
+        _row(results.records, model, hw, bits)
+        for model in config.models
+        for hw in config.machines
+        for bits in config.bits
+    ]
+    headers = (
+        "network",
+        "machine",
+        "budget",
+        "uniform, ms",
+        "found, ms",
+        "float, %",
+        "uniform, %",
+        "found, %",
+        "uniform tuned, %",
+        "found tuned, %",
+        "PACT",
+        "HAQ",
+    )
     return results.finish(
-        "Accuracy at the latency of uniform bits", headers, rows, [text],
-        {"latency": draw(results.records, config)}, rewards=[_gain(results.records, row) for row in rows],
-    )  # fmt: skip
+        "Accuracy at the latency of uniform bits",
+        headers,
+        rows,
+        [text],
+        {"latency": draw(results.records, config)},
+        points_won=[_points_won(results.records, row) for row in rows],
+    )
 
 
 def baseline(results: Results, config: Config, subject: Subject) -> None:
     """The float network and the uniform policies, which do not depend on the machine."""
     limits = make_bounds(subject.layers)
     policies = {bits: np.asarray(uniform(bits, limits)) for bits in config.bits}
-    told = measure(subject, [np.full_like(next(iter(policies.values())), 32), *policies.values()])
-    accuracies = told.accuracy.tolist()
+    reported = measure(subject, [np.full_like(next(iter(policies.values())), 32), *policies.values()])
+    accuracies = reported.accuracy.tolist()
     results.add(kind="float", model=subject.network.name, report=accuracies[0])
     for (bits, policy), report in zip(policies.items(), accuracies[1:], strict=True):
         seeds = range(config.seeds if config.epochs else 0)
@@ -83,7 +103,7 @@ def baseline(results: Results, config: Config, subject: Subject) -> None:
 
 def searched(results: Results, config: Config, subject: Subject, hw: str, bits: int) -> None:
     """Policies found at the latency of a uniform one."""
-    table = price_table(subject, hw)
+    table = make_table(subject, hw)
     limits = make_bounds(subject.layers)
     same = np.asarray(uniform(bits, limits))
     limit = budget(table, latency=_share(table, same))
@@ -92,10 +112,18 @@ def searched(results: Results, config: Config, subject: Subject, hw: str, bits: 
         report = float(measure(subject, [found.policy]).accuracy[0])
         tuned = tune(subject, found.policy, _tuning(config), seed) if config.epochs else report
         results.add(
-            kind="found", model=subject.network.name, machine=hw, bits=bits, seed=seed, search=found.accuracy,
-            report=report, tuned=tuned, latency=inner_latency(table, found.policy),
-            uniform_latency=inner_latency(table, same), policy=found.policy,
-        )  # fmt: skip
+            kind="found",
+            model=subject.network.name,
+            machine=hw,
+            bits=bits,
+            seed=seed,
+            search=found.accuracy,
+            report=report,
+            tuned=tuned,
+            latency=inner_latency(table, found.policy),
+            uniform_latency=inner_latency(table, same),
+            policy=found.policy,
+        )
 
 
 def draw(records: Sequence[dict], config: Config) -> Figure:
@@ -110,8 +138,8 @@ def draw(records: Sequence[dict], config: Config) -> Figure:
         times = {r["bits"]: 1e3 * r["uniform_latency"] for r in found}
         after = [np.mean(r["tuned"] or np.nan) for r in plain]
         plot_policies(axes, "uniform", [times[r["bits"]] for r in plain], [r["report"] for r in plain], after)
-        spent = [1e3 * r["latency"] for r in found]
-        plot_policies(axes, "found", spent, [r["report"] for r in found], [r["tuned"] for r in found])
+        latencies = [1e3 * r["latency"] for r in found]
+        plot_policies(axes, "found", latencies, [r["report"] for r in found], [r["tuned"] for r in found])
         plot_level(axes, "float", next(r["report"] for r in records if r["kind"] == "float" and r["model"] == model))
     return close(figure, panels)
 
@@ -129,9 +157,13 @@ def _row(records: Sequence[dict], model: str, hw: str, bits: int) -> tuple[str, 
     whole = next(r for r in records if r["kind"] == "float" and r["model"] == model)
     plain = next(r for r in records if r["kind"] == "uniform" and (r["model"], r["bits"]) == (model, bits))
     found = [r for r in records if r["kind"] == "found" and (r["model"], r["machine"], r["bits"]) == (model, hw, bits)]
-    times = f"{1e3 * found[0]['uniform_latency']:.2f}", spread([r["latency"] for r in found], 1e3, 2)
-    untuned = f"{100 * whole['report']:.1f}", f"{100 * plain['report']:.1f}", spread([r["report"] for r in found], 100)
-    tuned = spread(plain["tuned"] or [plain["report"]], 100), spread([r["tuned"] for r in found], 100)
+    times = f"{1e3 * found[0]['uniform_latency']:.2f}", format_mean([r["latency"] for r in found], 1e3, 2)
+    untuned = (
+        f"{100 * whole['report']:.1f}",
+        f"{100 * plain['report']:.1f}",
+        format_mean([r["report"] for r in found], 100),
+    )
+    tuned = format_mean(plain["tuned"] or [plain["report"]], 100), format_mean([r["tuned"] for r in found], 100)
     return (
         model,
         hw,
@@ -139,11 +171,11 @@ def _row(records: Sequence[dict], model: str, hw: str, bits: int) -> tuple[str, 
         *times,
         *untuned,
         *tuned,
-        *map(tell, LATENCY.get((model, hw, bits), (None, None))),
+        *map(format_point, LATENCY.get((model, hw, bits), (None, None))),
     )
 
 
-def _gain(records: Sequence[dict], row: Sequence[str]) -> float:
+def _points_won(records: Sequence[dict], row: Sequence[str]) -> float:
     """Points that searching wins over uniform bits after fine-tuning, on average."""
     model, hw, bits = row[0], row[1], int(row[2].split()[0])
     plain = next(r for r in records if r["kind"] == "uniform" and (r["model"], r["bits"]) == (model, bits))

@@ -19,15 +19,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from charts import close, open_panel, plot_level, plot_policies
-from common import Subject, cost, differs, find, measure, pose, prepare, price_table, tune
+from common import Subject, cost, differs, find, make_table, measure, pose, prepare, tune
 from matplotlib.figure import Figure
 from options import Options, launch
-from published import SIZE, tell
-from results import Results, spread
+from published import SIZE, format_point
+from results import Results, format_mean
 
 from haqjax import budget
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import WIDTH
+from haqjax.report.static.style import WIDTH
 from haqjax.training import Tuning
 from haqjax.types import FULL_PRECISION, CostTable
 
@@ -57,7 +57,7 @@ def main(config: Config) -> dict:
     results = Results(config)
     for model in config.models:
         subject = prepare(config, model, codebooks=True)
-        table = price_table(subject, "edge")  # the size is the same on every machine
+        table = make_table(subject, "edge")  # the size is the same on every machine
         whole = measure(subject, [np.full((len(table), 2), FULL_PRECISION)]).accuracy[0]
         results.add(name="float", model=model, report=float(whole), size=float_size(table))
         for bits in config.bits:
@@ -65,12 +65,13 @@ def main(config: Config) -> dict:
     rows = [_row(results.records, model, bits) for model in config.models for bits in config.bits]
     size_of = "the network as published" if not config.quick or config.weights else "a narrow network"
     text = differs(
-        subject, config,
+        subject,
+        config,
         f" Sizes are of {size_of}: every convolution and dense weight at its bits and the rest at 32; codebooks are "
         f"left out, as in the published sizes. Epochs of fine-tuning: {config.epochs}. The first and the last layer "
         "are searched like all others. Published: top-1 at MiB.",
         " and ".join(config.models),
-    )  # fmt: skip
+    )
     accuracies = ("float, %", "uniform, %", "found, %", "uniform tuned, %", "found tuned, %")
     headers = ("network", "bits", "uniform, MiB", "found, MiB", *accuracies, "Deep Compression", "HAQ")
     figures = {"model-size": draw(results.records, config)}
@@ -91,14 +92,20 @@ def compare(results: Results, config: Config, subject: Subject, table: CostTable
     problem = pose(subject, table, budget(table, size_bytes=cost(table, same).size), limits)
     found = [find(config, problem, seed).policy for seed in range(config.seeds)]
     for name, policies in (("uniform", [same]), ("found", found)):
-        told = measure(subject, policies).accuracy
-        for seed, (policy, report) in enumerate(zip(policies, told, strict=True)):
+        reported = measure(subject, policies).accuracy
+        for seed, (policy, report) in enumerate(zip(policies, reported, strict=True)):
             tuning = Tuning(epochs=max(config.epochs, 1), codebook_rate=config.codebook_rate)
             tuned = tune(subject, policy, tuning, seed) if config.epochs else float(report)
             results.add(
-                name=name, model=subject.network.name, bits=bits, seed=seed, report=float(report), tuned=tuned,
-                size=cost(table, policy).size, policy=policy[:, 0],
-            )  # fmt: skip
+                name=name,
+                model=subject.network.name,
+                bits=bits,
+                seed=seed,
+                report=float(report),
+                tuned=tuned,
+                size=cost(table, policy).size,
+                policy=policy[:, 0],
+            )
 
 
 def draw(records: Sequence[dict], config: Config) -> Figure:
@@ -117,12 +124,14 @@ def draw(records: Sequence[dict], config: Config) -> Figure:
 
 def _row(records: Sequence[dict], model: str, bits: int) -> tuple[str, ...]:
     whole = next(r for r in records if r["name"] == "float" and r["model"] == model)
-    mine = {name: [r for r in records if (r["name"], r["model"], r.get("bits")) == (name, model, bits)]
-            for name in ("uniform", "found")}  # fmt: skip
-    sizes = [spread([r["size"] / MIB for r in rows], 1, 2) for rows in mine.values()]
-    accuracies = [spread([r[key] for r in rows], 100) for key in ("report", "tuned") for rows in mine.values()]
+    mine = {
+        name: [r for r in records if (r["name"], r["model"], r.get("bits")) == (name, model, bits)]
+        for name in ("uniform", "found")
+    }
+    sizes = [format_mean([r["size"] / MIB for r in rows], 1, 2) for rows in mine.values()]
+    accuracies = [format_mean([r[key] for r in rows], 100) for key in ("report", "tuned") for rows in mine.values()]
     published = SIZE.get((model, bits), (None, None))
-    return (model, str(bits), *sizes, f"{100 * whole['report']:.1f}", *accuracies, *map(tell, published))
+    return (model, str(bits), *sizes, f"{100 * whole['report']:.1f}", *accuracies, *map(format_point, published))
 
 
 if __name__ == "__main__":

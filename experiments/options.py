@@ -1,4 +1,4 @@
-"""What every experiment can be asked for on the command line."""
+"""Options that every experiment has on the command line."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ BAD_INPUT = 2  # exit status
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every experiment can be asked for."""
+    """Options that every experiment has."""
 
     out: str
     """Folder to write; never overwritten."""
@@ -44,7 +44,7 @@ class Options:
     channels at 16 pixels, trained for seconds."""
 
     def small(self, **changes: Any) -> Any:
-        """What `--quick` makes of it."""
+        """Shrinks the experiment where `--quick` asks for it."""
         smaller = dict(episodes=8, seeds=1) | changes
         return dataclasses.replace(self, **smaller) if self.quick else self
 
@@ -61,7 +61,7 @@ def launch(main: Callable[[Any], dict], config: type, doc: str | None) -> None:
 
 
 def read_options(config: type, doc: str | None) -> Any:
-    """The configuration that the command line asks for.
+    """Reads the configuration from the command line.
 
     Raises:
       ValueError: an option that does not exist, or a value that is none of its kind.

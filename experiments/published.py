@@ -12,9 +12,9 @@ class Point(NamedTuple):
     """A figure of a paper."""
 
     accuracy: float  # top-1 on ImageNet's 50,000 validation images, %
-    spent: float  # ms, mJ or MiB
+    cost: float  # ms, mJ or MiB
     accuracy_grade: str
-    spent_grade: str
+    cost_grade: str
 
 
 READ, NOTES, SIMULATED, RECALLED = "read", "notes", "simulated", "recalled"
@@ -65,10 +65,10 @@ SIZE = {
 }
 
 
-def tell(point: Point | None) -> str:
-    """A figure for a table: `66.99 at 52.12 (recalled)`; the weaker grade of the two counts."""
+def format_point(point: Point | None) -> str:
+    """Formats a figure for a table: `66.99 at 52.12 (recalled)`; the weaker grade of the two counts."""
     if point is None:
         return ""
     order = (READ, SIMULATED, NOTES, RECALLED)
-    grade = max(point.accuracy_grade, point.spent_grade, key=order.index)
-    return f"{point.accuracy:.2f} at {point.spent:.2f} ({grade})"
+    grade = max(point.accuracy_grade, point.cost_grade, key=order.index)
+    return f"{point.accuracy:.2f} at {point.cost:.2f} ({grade})"

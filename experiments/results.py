@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: records, a table for people, figures."""
+"""Results of an experiment on disk: records, a table for people, figures."""
 
 import dataclasses
 import importlib.metadata
@@ -53,35 +53,35 @@ class Results:
         **summary: Any,
     ) -> dict[str, Any]:
         """Writes the table with what is to be said of it, and the figures; returns what `main` returns."""
-        told = self.about | {"seconds": round(time.perf_counter() - self.start, 1)}
+        about = self.about | {"seconds": round(time.perf_counter() - self.start, 1)}
         for name, figure in figures.items():
             for kind in ("png", "svg"):
                 save(figure, self.folder / f"{name}.{kind}", dpi=200)
         shown = [f"![{title}]({name}.png)" for name in figures]
-        made = f"`{told['command']}`, {told['seconds']:.0f} s on {told['device']}, commit {told['commit']}."
+        made = f"`{about['command']}`, {about['seconds']:.0f} s on {about['device']}, commit {about['commit']}."
         parts = [f"# {title}", as_markdown(headers, rows), *lines, *shown, made]
         write_text(self.folder / "table.md", "\n\n".join(parts) + "\n")
-        write_json(self.folder / "records.json", told | {"records": self.records, "summary": summary})
+        write_json(self.folder / "records.json", about | {"records": self.records, "summary": summary})
         print("\n\n".join(parts[1 : 2 + len(lines)]) + f"\n\n{self.folder}", flush=True)
         return {"folder": self.folder, "records": self.records} | summary
 
 
 def as_markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, the first column to the left and the others to the right."""
+    """Formats a table in Markdown, the first column to the left and the others to the right."""
     lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
-    """Mean and standard deviation over seeds."""
+def format_mean(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str:
+    """Formats the mean and the standard deviation over seeds."""
     scaled = scale * np.asarray(values, float)
     mean = f"{scaled.mean():.{digits}f}"
     return mean if len(scaled) < 2 else f"{mean} ± {scaled.std(ddof=1):.{digits}f}"
 
 
 def where() -> dict[str, Any]:
-    """The device, the versions, the commit and the command."""
-    told = subprocess.run(
+    """Describes the device, the versions, the commit and the command."""
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--exclude=*"], capture_output=True, text=True, cwd=ROOT
     )
     script = Path(sys.argv[0])
@@ -90,7 +90,7 @@ def where() -> dict[str, Any]:
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()})",
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "commit": told.stdout.strip() or "unknown",
+        "commit": described.stdout.strip() or "unknown",
         "command": shlex.join(command),
     }
 

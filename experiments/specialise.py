@@ -1,4 +1,4 @@
-r"""Does a policy found for one machine serve another? The paper's first table: every policy priced on every machine.
+r"""Does a policy found for one machine serve another? The paper's first table: every policy's cost on every machine.
 
     python experiments/specialise.py --quick
     python experiments/specialise.py --out runs/specialise
@@ -17,21 +17,21 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from common import Subject, cost, differs, find, limit_between, measure, pose, prepare, price_table
+from common import Subject, cost, differs, find, limit_between, make_table, measure, pose, prepare
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from options import Options, launch
 from published import MACHINES, SPECIALISED
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import TEXT, WIDTH
+from haqjax.report.static.style import TEXT, WIDTH
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """Search for each machine, price on all."""
+    """Search for each machine, compute costs on all."""
 
     out: str = "runs/specialise"
     model: str = "mobilenet_v1"
@@ -40,11 +40,11 @@ class Config(Options):
 
 
 def main(config: Config) -> dict:
-    """Searches and prices; returns the folder, the records, and where a policy is beaten on its own machine."""
+    """Searches and computes costs; returns the folder, the records, and where a policy is beaten on its own machine."""
     config = config.small()
     results = Results(config)
     subject = prepare(config, config.model)
-    tables = {hw: price_table(subject, hw) for hw in MACHINES}
+    tables = {hw: make_table(subject, hw) for hw in MACHINES}
     limits = make_bounds(subject.layers)
     budgets = {hw: limit_between(table, limits, config.place) for hw, table in tables.items()}
     for seed in range(config.seeds):
@@ -54,18 +54,23 @@ def main(config: Config) -> dict:
         reported = measure(subject, [result.policy for result in found.values()])
         for (hw, result), accuracy in zip(found.items(), reported.accuracy, strict=True):
             results.add(
-                found_for=hw, seed=seed, accuracy=result.accuracy, loss=result.loss, report=float(accuracy),
+                found_for=hw,
+                seed=seed,
+                accuracy=result.accuracy,
+                loss=result.loss,
+                report=float(accuracy),
                 latency={other: cost(table, result.policy).latency for other, table in tables.items()},
-                budget=budgets[hw], policy=result.policy,
-            )  # fmt: skip
+                budget=budgets[hw],
+                policy=result.policy,
+            )
     beaten = find_beaten(results.records)
     eight = {hw: cost(table, np.full((len(table), 2), 8)).latency for hw, table in tables.items()}
     shares = share_matrix(results.records, eight)
     return results.finish(
-        f"{config.model}: policies found for one machine, priced on all",
+        f"{config.model}: policies found for one machine, costed on all",
         ("found for", *(f"on {hw}, ms" for hw in MACHINES), "search, %", "report, %", "published, ms"),
         [_row(hw, results.records) for hw in MACHINES],
-        [_tell(beaten, results.records, config), _explain(subject, config, shares)],
+        [_describe(beaten, results.records, config), _explain(subject, config, shares)],
         {"specialise": draw(shares)},
         beaten=beaten,
         diagonal_best=not beaten,
@@ -73,23 +78,29 @@ def main(config: Config) -> dict:
 
 
 def find_beaten(records: Sequence[dict]) -> list[dict]:
-    """Where another machine's policy, of any seed, is faster than a machine's own and at least as accurate."""
+    """Finds where another machine's policy, of any seed, is faster than a machine's own and at least as accurate."""
     beaten = []
     for own in records:
         hw = own["found_for"]
         for other in records:
             faster = other["latency"][hw] < own["latency"][hw] * (1 - 1e-6)
             if other["found_for"] != hw and faster and other["accuracy"] >= own["accuracy"]:
-                beaten.append({
-                    "machine": hw, "seed": own["seed"], "by": other["found_for"], "by_seed": other["seed"],
-                    "faster": 1 - other["latency"][hw] / own["latency"][hw],
-                    "more_accurate": other["accuracy"] - own["accuracy"], "less_loss": own["loss"] - other["loss"],
-                })  # fmt: skip
+                beaten.append(
+                    {
+                        "machine": hw,
+                        "seed": own["seed"],
+                        "by": other["found_for"],
+                        "by_seed": other["seed"],
+                        "faster": 1 - other["latency"][hw] / own["latency"][hw],
+                        "more_accurate": other["accuracy"] - own["accuracy"],
+                        "less_loss": own["loss"] - other["loss"],
+                    }
+                )
     return beaten
 
 
 def share_matrix(records: Sequence[dict], eight: dict[str, float]) -> np.ndarray:
-    """Mean latency over seeds as a share of the 8-bit one: [found for, on]."""
+    """Computes mean latency over seeds as a fraction of the 8-bit one: [found for, on]."""
     of = {hw: [record for record in records if record["found_for"] == hw] for hw in MACHINES}
     return np.array([[np.mean([r["latency"][on] for r in of[hw]]) / eight[on] for on in MACHINES] for hw in MACHINES])
 
@@ -115,12 +126,12 @@ def draw(shares: np.ndarray) -> Figure:
 
 def _row(hw: str, records: Sequence[dict]) -> tuple[str, ...]:
     mine = [record for record in records if record["found_for"] == hw]
-    times = [spread([record["latency"][on] for record in mine], 1e3, 2) for on in MACHINES]
-    accuracies = [spread([record[split] for record in mine], 100) for split in ("accuracy", "report")]
+    times = [format_mean([record["latency"][on] for record in mine], 1e3, 2) for on in MACHINES]
+    accuracies = [format_mean([record[split] for record in mine], 100) for split in ("accuracy", "report")]
     return (hw, *times, *accuracies, " / ".join(f"{ms:.2f}" for ms in SPECIALISED[hw]) + " (read)")
 
 
-def _tell(beaten: Sequence[dict], records: Sequence[dict], config: Config) -> str:
+def _describe(beaten: Sequence[dict], records: Sequence[dict], config: Config) -> str:
     pairs = len(records) * (len(MACHINES) - 1) * config.seeds
     if not beaten:
         return (
@@ -142,13 +153,14 @@ def _tell(beaten: Sequence[dict], records: Sequence[dict], config: Config) -> st
 def _explain(subject: Subject, config: Config, shares: np.ndarray) -> str:
     ours = " / ".join(f"{share:.2f}" for share in np.diag(shares))
     return differs(
-        subject, config,
+        subject,
+        config,
         f" Each machine's budget lies {config.place:g} of the way from its latency at the fewest bits to that at 8 "
         f"bits, all layers counted; the diagonal is {ours} of the 8-bit latency. The paper's column is bitfusion / "
         "edge / cloud of MobileNet-V1 without the first and last layer, its diagonal 0.81 / 0.67 / 0.66 of 8 bits. The "
         "paper's BitFusion is not identified; ours is its authors' with depthwise layers as one convolution, for a "
         "batch of 16: milliseconds do not compare there.",
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -18,15 +18,15 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from common import differs, limit_between, measure, method, pose, prepare, price_table
+from common import differs, limit_between, make_table, measure, method, pose, prepare
 from compare_searches import best_so_far
 from matplotlib.figure import Figure
 from options import Options, launch
-from results import Results, spread
+from results import Results, format_mean
 
 from haqjax import budget, search
 from haqjax.policies.bounds import make_bounds
-from haqjax.report.static.bits import TEXT, WIDTH, outline_axes
+from haqjax.report.static.style import TEXT, WIDTH, outline_axes
 from haqjax.searchers.warm_start import start_warm
 
 
@@ -53,7 +53,7 @@ def main(config: Config) -> dict:
     subjects = {model: prepare(config, model) for model in (config.source, config.target)}
     problems = {}
     for model, subject in subjects.items():
-        table = price_table(subject, config.machine)
+        table = make_table(subject, config.machine)
         limit = limit_between(table, make_bounds(subject.layers), config.place)
         problems[model] = pose(subject, table, budget(table, latency_s=limit))
     curves: dict[str, list[np.ndarray]] = {"new": [], "transferred": []}
@@ -64,34 +64,42 @@ def main(config: Config) -> dict:
         new = search(problems[config.target], usual, episodes=config.episodes, key=new_key)
         begun = start_warm(source.state.agent, prepared, problems[config.target], begin_key)
         moved = search(problems[config.target], prepared, episodes=config.episodes, key=move_key, resume=begun)
-        told = measure(subjects[config.target], [new.policy, moved.policy])
-        for name, found, report in zip(curves, (new, moved), told.accuracy, strict=True):
+        reported = measure(subjects[config.target], [new.policy, moved.policy])
+        for name, found, report in zip(curves, (new, moved), reported.accuracy, strict=True):
             curves[name].append(best_so_far(found))
             results.add(
-                agent=name, seed=seed, search=found.accuracy, report=float(report), best_so_far=curves[name][-1],
-                source=source.accuracy, policy=found.policy,
-            )  # fmt: skip
+                agent=name,
+                seed=seed,
+                search=found.accuracy,
+                report=float(report),
+                best_so_far=curves[name][-1],
+                source=source.accuracy,
+                policy=found.policy,
+            )
     reference = float(problems[config.target].reference)
     moments = sorted({max(1, config.episodes * part // 100) for part in (5, 20, 50, 100)})
-    text = differs(subjects[config.target], config, (
+    remarks = (
         f" The source is {config.source}, searched with as many policies; {config.machine}, budget at {config.place:g} "
         f"of the way from the fewest bits to 8. The new agent's first {min(20, config.episodes // 5)} policies are its "
         "warm-up, at random. The level is what both agents reached in the end, the lower of the two for each seed; "
         "counted are the policies until then. The paper reports transfer to MobileNet-V2 in words and one figure, "
         "without numbers that we can stand beside."
-    ))  # fmt: skip
+    )
+    text = differs(subjects[config.target], config, remarks)
     headers = ("agent", *(f"best of {count}, %" for count in moments), "policies to the level", "report, %")
     needed = dict(zip(curves, zip(*map(until_level, *curves.values()), strict=True), strict=True))
-    rows = [(name, *(spread([c[count - 1] for c in rows], 100) for count in moments), spread(needed[name], digits=0),
-             spread([r["report"] for r in results.records if r["agent"] == name], 100))
-            for name, rows in curves.items()]  # fmt: skip
+    rows = []
+    for name, each in curves.items():
+        best = [format_mean([curve[count - 1] for curve in each], 100) for count in moments]
+        report = format_mean([r["report"] for r in results.records if r["agent"] == name], 100)
+        rows.append((name, *best, format_mean(needed[name], digits=0), report))
     figures = {"transfer": draw(curves, reference)}
     title = f"HAQ's agent from {config.source} to {config.target}"
     return results.finish(title, headers, rows, [text], figures, reference=reference, policies_to_level=needed)
 
 
 def until_level(new: np.ndarray, transferred: np.ndarray) -> tuple[int, int]:
-    """Policies until each of two searches first has what both have in the end.
+    """Counts policies until each of two searches first has what both have in the end.
 
     >>> until_level(np.array([np.nan, 0.5, 0.75, 0.75]), np.array([0.75, 0.75, 0.75, 1.0]))
     (3, 1)

@@ -16,18 +16,18 @@ from haqjax.run import (
     EvaluateConfig,
     FinetuneConfig,
     HardwareConfig,
+    ReportConfig,
     SearchConfig,
     TableConfig,
     TrainConfig,
     run_evaluate,
     run_finetune,
     run_hardware,
+    run_report,
     run_search,
     run_table,
     run_train,
 )
-from haqjax.run.commands.report import run_report
-from haqjax.run.config.commands import ReportConfig
 from haqjax.run.distributed import leave
 from haqjax.run.float_network import cache_folder
 
@@ -65,19 +65,24 @@ def read_config() -> Any:
       ValueError: a command or option that does not exist, or a value that is none of its kind.
     """
     said = io.StringIO()
+    flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)  # --model, not --network.model
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(
-                {name: kind for name, (kind, _) in COMMANDS.items()}, prog="haqjax"
+                {name: flat(kind) for name, (kind, _) in COMMANDS.items()}, prog="haqjax"
             )
     except SystemExit as stopped:
         if stopped.code == 0 or not said.getvalue().strip():  # help was asked for
             raise
-    raise ValueError(say_in_one_line(said.getvalue()))
+        refused = stopped.__context__
+        while refused is not None and type(refused) is not ValueError:
+            refused = refused.__cause__ or refused.__context__
+        # A record's own check says it best; the rest, such as an unknown option, stands in tyro's box.
+        raise ValueError(str(refused) if refused else say_in_one_line(said.getvalue())) from None
 
 
 def say_in_one_line(box: str) -> str:
-    """What tyro says in a box: a title, the message, a rule, and help."""
+    """Takes the message out of tyro's box of a title, the message, a rule, and help."""
     lines = (line.strip(" │|╭╮╰╯") for line in box.splitlines())
     parts = [list(part) for is_text, part in itertools.groupby(lines, lambda line: bool(line.strip(" ─-"))) if is_text]
     _, *message = parts[0]

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and folders that were not there before."""
+"""Atomic writes: files whole or not at all, folders that were not there before."""
 
 import csv
 import dataclasses
@@ -23,7 +23,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
     Args:
       path: where to write; its folder exists, and a file of that name is replaced.
-      data: what to write.
+      data: the content.
 
     Returns:
       The path.
@@ -60,7 +60,7 @@ def write_json(path: str | Path, value: Any) -> Path:
 
     Args:
       path: where to write.
-      value: whatever `plain` takes.
+      value: any that `plain` takes.
 
     >>> import tempfile
     >>> print(write_json(Path(tempfile.mkdtemp()) / "a.json", {"bits": np.array([4, 8])}).read_text())
@@ -79,7 +79,7 @@ def write_yaml(path: str | Path, value: Any) -> Path:
 
     Args:
       path: where to write.
-      value: whatever `plain` takes.
+      value: any that `plain` takes.
 
     >>> import tempfile
     >>> print(write_yaml(Path(tempfile.mkdtemp()) / "a.yaml", {"seed": 0, "budget": 0.6}).read_text())
@@ -119,7 +119,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]], columns: Sequ
 
 
 def plain(value: Any) -> Any:
-    """What JSON, YAML and CSV can say of a value.
+    """Converts a value to what JSON, YAML and CSV can hold.
 
     Arrays become lists, NumPy and JAX scalars Python's, records (dataclasses, named tuples) mappings, paths text, and a
     number that is not finite `None`.

@@ -1,5 +1,6 @@
-"""Devices that share policies and images."""
+"""Sharding of policies and images over devices."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.types import Evaluation, Evaluator
 
 POLICY, IMAGE = "policy", "image"  # axes of a mesh
 
 
 def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, policies: int = 1) -> Mesh:
-    """Makes a mesh of two axes: policies are shared out over `policy`, images over `image`.
+    """Makes a mesh of two axes: policies are cut along `policy`, images along `image`.
 
     Args:
       devices: these, the first so many, or all; of all hosts.
@@ -41,28 +43,31 @@ def make_mesh(devices: int | Sequence[jax.Device] | None = None, *, policies: in
     return Mesh(grid, (POLICY, IMAGE), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def suggest_policies(devices: int, policies: int, batches: int) -> int:
-    """How many devices along the axis `policy` leave the least to do for each: a divisor of their number.
+def suggest_policy_devices(devices: int, policies: int, batches: int) -> int:
+    """Suggests how many devices along the axis `policy` leave the least to do for each: a divisor of their number.
 
     Args:
-      policies: judged in one call.
-      batches: micro-batches of images that each policy is judged by.
+      policies: evaluated in one call.
+      batches: micro-batches of images that each policy is evaluated on.
 
-    >>> suggest_policies(8, policies=4, batches=6), suggest_policies(8, policies=4, batches=1)
+    >>> suggest_policy_devices(8, policies=4, batches=6), suggest_policy_devices(8, policies=4, batches=1)
     (4, 8)
     """
+
+    def work(count: int) -> int:
+        return math.ceil(policies / count) * math.ceil(batches * count / devices)
+
     divisors = [count for count in range(1, devices + 1) if devices % count == 0]
-    share = lambda count: math.ceil(policies / count) * math.ceil(batches * count / devices)
-    return min(divisors, key=lambda count: (share(count), -count))
+    return min(divisors, key=lambda count: (work(count), -count))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A copy of every array on each device."""
+    """Copies every array to each device."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()), may_alias=False)
 
 
 def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
-    """Arrays that every host holds in full, cut along their first axes; without `axes`, a copy on each device.
+    """Cuts arrays that every host holds in full along their first axes; without `axes`, copies them to each device.
 
     Random keys are copied, too.
     """
@@ -77,8 +82,8 @@ def place(tree: PyTree, mesh: Mesh, *axes: str | None) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-def share(batch: Split, mesh: Mesh) -> tuple[Array, Array]:
-    """Images and labels, each device along the axis `image` with its part of them.
+def shard_batch(batch: Split, mesh: Mesh) -> tuple[Array, Array]:
+    """Cuts images and labels along the axis `image`, a part for each device.
 
     Args:
       batch: where several processes run, this one's part.
@@ -89,42 +94,46 @@ def share(batch: Split, mesh: Mesh) -> tuple[Array, Array]:
     devices = mesh.local_mesh.shape[IMAGE]
     if len(batch) % devices:
         raise ValueError(f"batch_size must be a multiple of the mesh's devices, got {len(batch)} images for {devices}")
-    parts = NamedSharding(mesh, PartitionSpec(IMAGE))
-    whole = lambda rows: jax.make_array_from_process_local_data(parts, rows)  # noqa: E731
-    return whole(batch.images), whole(batch.labels)
+    sharding = NamedSharding(mesh, PartitionSpec(IMAGE))
+    images, labels = (jax.make_array_from_process_local_data(sharding, rows) for rows in (batch.images, batch.labels))
+    return images, labels
 
 
-def shard_policies(judge: jax.tree_util.Partial, mesh: Mesh) -> jax.tree_util.Partial:
-    """The same judge of policies with each device judging its part of them, on all images.
+def shard_policies(evaluator: Evaluator, mesh: Mesh) -> Evaluator:
+    """Makes the same evaluator with each device evaluating its part of the policies, on all images.
 
-    For a judge that cannot cut its images, such as one that fine-tunes; `haqjax.evaluation.make_evaluate` takes a mesh.
+    For one that cannot cut its images, such as one that fine-tunes; `haqjax.evaluation.make_evaluator` takes a mesh.
 
-    >>> judge = jax.tree_util.Partial(lambda scale, policies: scale * policies.sum((1, 2)), jnp.float32(0.5))
-    >>> shard_policies(judge, make_mesh(1))(jnp.ones((3, 2, 2))).tolist()
-    [2.0, 2.0, 2.0]
+    >>> def evaluate(evaluator, policies, least):
+    ...     return Evaluation(evaluator.params * policies.sum((1, 2)), jnp.zeros(len(policies)))
+    >>> evaluator = Evaluator(evaluate, jnp.float32(0.125), None, None, None)
+    >>> shard_policies(evaluator, make_mesh(1))(jnp.ones((3, 2, 2))).accuracy.tolist()
+    [0.5, 0.5, 0.5]
     """
-    return jax.tree_util.Partial(_over_policies(judge.func, mesh), *place(judge.args, mesh))
+    placed = place(dataclasses.replace(evaluator, soft_loss=None), mesh)
+    function = _make_sharded_function(evaluator.function, mesh)
+    return dataclasses.replace(placed, function=function, soft_loss=evaluator.soft_loss)
+
+
+def pad_policies(policies: Int[Array, "N L 2"], parts: int) -> Int[Array, "M L 2"]:
+    """Repeats the last policy until their number divides into parts."""
+    return jnp.concatenate([policies, jnp.repeat(policies[-1:], -len(policies) % parts, axis=0)])
 
 
 @functools.cache
-def _over_policies(judge: Callable, mesh: Mesh) -> Callable:
-    whole = PartitionSpec()
+def _make_sharded_function(function: Callable[..., Evaluation], mesh: Mesh) -> Callable[..., Evaluation]:
+    axes = (POLICY, IMAGE)
+    whole, parts = PartitionSpec(), PartitionSpec(axes)
 
-    def each(arguments: tuple, policies: Int[Array, "n L 2"]) -> PyTree:
-        gather = lambda told: jax.lax.all_gather(told, (POLICY, IMAGE), tiled=True)
-        return jax.tree.map(gather, judge(*arguments, policies))
+    def evaluate_part(evaluator: Evaluator, policies: Int[Array, "n L 2"], least: Array) -> Evaluation:
+        found = function(evaluator, policies, least)
+        return jax.tree.map(lambda values: jax.lax.all_gather(values, axes, tiled=True), found)
 
-    over = jax.shard_map(
-        each, mesh=mesh, in_specs=(whole, PartitionSpec((POLICY, IMAGE))), out_specs=whole, check_vma=False
-    )
+    over = jax.shard_map(evaluate_part, mesh=mesh, in_specs=(whole, parts, whole), out_specs=whole, check_vma=False)
 
-    def shared(*arguments: Any) -> PyTree:
-        *fixed, policies = arguments
-        return jax.tree.map(lambda told: told[: len(policies)], over(tuple(fixed), fill_up(policies, mesh.size)))
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        arrays = dataclasses.replace(evaluator, soft_loss=None)
+        found = over(arrays, pad_policies(policies, mesh.size), jnp.asarray(least))
+        return jax.tree.map(lambda values: values[: len(policies)], found)
 
-    return shared
-
-
-def fill_up(policies: Int[Array, "N L 2"], parts: int) -> Int[Array, "M L 2"]:
-    """Policies in a number that divides into parts: the last is repeated."""
-    return jnp.concatenate([policies, jnp.repeat(policies[-1:], -len(policies) % parts, axis=0)])
+    return evaluate

@@ -7,15 +7,15 @@ python mesh_search.py hosts FOLDER HOSTS     as one of several processes
 import sys
 from pathlib import Path
 
+import haqjax.run.folder.result
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-import haqjax.run.folder.result
 import haqjax.run.setup
 from haqjax import calibrate
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.run import SearchConfig, run_search
 from haqjax.searchers import driver
 from haqjax.sharding import make_mesh
@@ -26,7 +26,7 @@ MESHES = ((2, 1), (8, 1), (8, 4), (8, 8))  # devices, and how many along the axi
 
 
 def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Path:
-    """Plays two rounds, and goes on with a third from what is on disk."""
+    """Runs two rounds, and goes on with a third from what is on disk."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
         patch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)  # takes seconds
@@ -39,24 +39,24 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
         return run_search(SearchConfig(resume=str(out), episodes=12, hosts=hosts), console)
 
 
-def judge(mesh: jax.sharding.Mesh | None = None) -> np.ndarray:
+def evaluate(mesh: jax.sharding.Mesh | None = None) -> np.ndarray:
     """Accuracies and losses of random policies."""
     network, split = make_network(), make_data().search
     ranges = calibrate(apply, network.params, [split.images])
     policies = np.random.default_rng(0).integers(2, 9, (POLICIES, 4, 2))
-    evaluate = make_evaluate(apply, network.params, split, ranges, batch_size=AT_ONCE, with_loss=True, mesh=mesh)
-    judged = jax.jit(lambda evaluate, policies: evaluate(policies))(evaluate, policies)
-    return np.stack([*map(np.asarray, judged)])
+    evaluator = make_evaluator(apply, network.params, split, ranges, batch_size=AT_ONCE, mesh=mesh)
+    found = jax.jit(lambda evaluator, policies: evaluator(policies))(evaluator, policies)
+    return np.stack([*map(np.asarray, found)])
 
 
 def main(kind: str, folder: Path, hosts: str | None = None) -> None:
-    """Leaves run folders, and what was judged."""
+    """Leaves run folders, and evaluations."""
     if kind == "hosts":
         search(folder, "random", hosts)
         return
     for devices, policies in MESHES:
         mesh = make_mesh(devices, policies=policies)
-        np.save(folder / f"judged-{devices}-{policies}.npy", judge(mesh))
+        np.save(folder / f"evaluation-{devices}-{policies}.npy", evaluate(mesh))
     search(folder / "run", "haq", mesh=make_mesh(8, policies=4))
 
 

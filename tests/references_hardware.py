@@ -86,11 +86,11 @@ def ceil_div(a, b):
 
 
 def simulate_job(vectors, outputs, length, weight_bits, activation_bits, array, dot_bits, port_bits, swap):
-    """Plays one BISMO job cycle by cycle: two ports deliver words, one product a cycle once both are in."""
+    """Runs one BISMO job cycle by cycle: two ports deliver words, one product a cycle once both are in."""
     steps = ceil_div(length, dot_bits)
 
     def words(rows, bits):
-        """[(name, beats)] of one operand, in the order of arrival, which is that of first use."""
+        """Lists (name, beats) of one operand, in the order of arrival, which is that of first use."""
         queue = []
         for tile in range(ceil_div(rows, array)):
             for step in range(steps):
@@ -128,33 +128,33 @@ def simulate_job(vectors, outputs, length, weight_bits, activation_bits, array, 
 
 
 def split(rows, bits, steps, array, buffer_words):
-    """The rows of each group of an operand that goes through its buffer in several loads."""
+    """Lists the rows of each group of an operand that goes through its buffer in several loads."""
     tiles = ceil_div(rows, array)
     groups = ceil_div(tiles, max(1, buffer_words // (steps * bits)))
     size = ceil_div(tiles, groups) * array
     return [min(size, rows - start) for start in range(0, rows, size)]
 
 
-def simulate_product(numbers, vectors, outputs, length, weight_bits, activation_bits):
-    """Cycles of one matrix product on BISMO: job after job, each in the better of its two orders."""
-    steps = ceil_div(length, numbers.dot_bits)
+def simulate_product(spec, vectors, outputs, length, weight_bits, activation_bits):
+    """Counts the cycles of one matrix product on BISMO: job after job, each in the better of its two orders."""
+    steps = ceil_div(length, spec.dot_bits)
     total = 0
-    for p in split(vectors, activation_bits, steps, numbers.array, numbers.buffer_words):
-        for n in split(outputs, weight_bits, steps, numbers.array, numbers.buffer_words):
-            job = (p, n, length, weight_bits, activation_bits, numbers.array, numbers.dot_bits, numbers.port_bits)
+    for p in split(vectors, activation_bits, steps, spec.array, spec.buffer_words):
+        for n in split(outputs, weight_bits, steps, spec.array, spec.buffer_words):
+            job = (p, n, length, weight_bits, activation_bits, spec.array, spec.dot_bits, spec.port_bits)
             total += min(simulate_job(*job, swap) for swap in (False, True))
     return total
 
 
-def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, images, unrolled, w, a):
-    """The best (cycles, J, busy cycles, DRAM bits read, written) on BitFusion: tries every tile in every order."""
-    area, columns = kernel[0] * kernel[1], numbers.outputs
-    if numbers.share_bricks:
+def search_tiles(spec, kernel, stride, out_size, in_channels, out_channels, images, unrolled, w, a):
+    """Finds the best (cycles, J, busy cycles, DRAM bits read, written) on BitFusion over every tile in every order."""
+    area, columns = kernel[0] * kernel[1], spec.outputs
+    if spec.share_bricks:
         fused = 16 // (ceil_div(a, 2) * ceil_div(w, 2))
     else:
         fused = {1: 4, 2: 4, 3: 2, 4: 2}.get(a, 1) * {1: 4, 2: 4, 3: 2, 4: 2}.get(w, 1)
-    summed = numbers.inputs * fused
-    halves = [size * 8 // 2 for size in (numbers.weight_buffer, numbers.input_buffer, numbers.output_buffer)]
+    summed = spec.inputs * fused
+    half_buffers = [size * 8 // 2 for size in (spec.weight_buffer, spec.input_buffer, spec.output_buffer)]
     best = None
     for b, o, ic, oc in itertools.product(
         powers_up_to(images),
@@ -168,16 +168,16 @@ def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, i
         blocks = [
             ceil_div(area * ic, summed) * summed * oc * w,
             (oh * ow * area if unrolled else sides[0] * sides[1]) * ic * b * a,
-            oh * ow * wide * b * numbers.output_bits,
+            oh * ow * wide * b * spec.output_bits,
         ]
-        if any(block > half for block, half in zip(blocks, halves, strict=True)):
+        if any(block > half for block, half in zip(blocks, half_buffers, strict=True)):
             continue
         sizes = (images, *out_size, in_channels, out_channels)
         counts = [ceil_div(size, part) for size, part in zip(sizes, (b, oh, ow, ic, oc), strict=True)]
         tiles, places = math.prod(counts), b * oh * ow
         steps = ceil_div(area * ic, summed) if unrolled else area * ceil_div(ic, summed)
         busy = tiles * places * ceil_div(oc, columns) * steps
-        deep, y, products = steps * summed, numbers.output_bits, area * ic * places * oc
+        deep, y, products = steps * summed, spec.output_bits, area * ic * places * oc
         flow = min(
             (deep * places * (a + wide * (w + y)), 0),
             (wide * places * (y + deep * (a + w)), 1),
@@ -188,7 +188,7 @@ def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, i
         output_reads = tiles * (places * oc if flow == 1 else products) * y
         for order in itertools.permutations(range(5)):
             moved, stays = [], []
-            for block, half, depends in zip(blocks, halves, ({3, 4}, {0, 1, 2, 3}, {0, 1, 2, 4}), strict=True):
+            for block, half, depends in zip(blocks, half_buffers, ({3, 4}, {0, 1, 2, 3}, {0, 1, 2, 4}), strict=True):
                 total = resident = block
                 inside = True
                 for loop in order:
@@ -200,21 +200,21 @@ def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, i
                         resident = total
                 moved.append(total)
                 stays.append(resident)
-            loaded = moved[2] if numbers.reread_outputs else moved[2] - blocks[2] * tiles // counts[3]
+            loaded = moved[2] if spec.reread_outputs else moved[2] - blocks[2] * tiles // counts[3]
             first, last = stays[0] + stays[1] + (stays[2] if loaded else 0), stays[2]
             read, written = moved[0] + moved[1] + loaded, moved[2]
-            width = numbers.dram_bits
+            width = spec.dram_bits
             stall = max(0, ceil_div(read + written - first - last, width) - busy)
             cycles = busy + stall + ceil_div(first, width) + ceil_div(last, width)
             energy = (
-                busy * numbers.core_energy
-                + weight_reads * numbers.weight_read_energy
-                + moved[0] * numbers.weight_write_energy
-                + input_reads * numbers.input_read_energy
-                + moved[1] * numbers.input_write_energy
-                + (output_reads + written) * numbers.output_read_energy
-                + (output_reads + loaded) * numbers.output_write_energy
-                + (read + written) * numbers.dram_energy
+                busy * spec.core_energy
+                + weight_reads * spec.weight_read_energy
+                + moved[0] * spec.weight_write_energy
+                + input_reads * spec.input_read_energy
+                + moved[1] * spec.input_write_energy
+                + (output_reads + written) * spec.output_read_energy
+                + (output_reads + loaded) * spec.output_write_energy
+                + (read + written) * spec.dram_energy
             )
             if best is None or (cycles, energy) < best[:2]:
                 best = (cycles, energy, busy, read, written)
@@ -222,7 +222,7 @@ def search_tiles(numbers, kernel, stride, out_size, in_channels, out_channels, i
 
 
 def powers_up_to(size, first=1):
-    """first, 2 first, 4 first, ... and `size` at the end."""
+    """Lists first, 2 first, 4 first, ..., with `size` at the end."""
     found = [first]
     while found[-1] < size:
         found.append(2 * found[-1])

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def least_squared_errors(values, most):
-    """The least squared error of 1, 2, ..., `most` clusters, by trying every place of the last boundary."""
+    """Finds the least squared error of 1, 2, ..., `most` clusters by trying every place of the last boundary."""
     values = np.sort(np.asarray(values, np.float64).reshape(-1))
     n = len(values)
     cost = np.full((n + 1, n + 1), np.inf)  # of one cluster that holds values i to j - 1
@@ -19,15 +19,16 @@ def least_squared_errors(values, most):
     return errors
 
 
-def squared_error(values, codebook, codes):
-    """Of values in a tensor against the shared value that each one's code names."""
+def squared_error(values, codebook, assignments):
+    """Sums the squared errors of a tensor's values against the shared values that they are assigned to."""
     values, shared = np.asarray(values, np.float64).reshape(-1), np.asarray(codebook, np.float64)
-    return sum((value - shared[code]) ** 2 for value, code in zip(values, np.asarray(codes).reshape(-1), strict=True))
+    pairs = zip(values, np.asarray(assignments).reshape(-1), strict=True)
+    return sum((value - shared[cluster]) ** 2 for value, cluster in pairs)
 
 
-def sum_over_members(gradient, codes, clusters):
-    """The gradient of each shared value, a member at a time."""
+def sum_over_members(gradient, assignments, clusters):
+    """Sums the gradient of each shared value, a member at a time."""
     sums = [0.0] * clusters
-    for part, code in zip(np.asarray(gradient).reshape(-1), np.asarray(codes).reshape(-1), strict=True):
-        sums[code] += float(part)
+    for part, cluster in zip(np.asarray(gradient).reshape(-1), np.asarray(assignments).reshape(-1), strict=True):
+        sums[cluster] += float(part)
     return sums

@@ -7,18 +7,18 @@ import numpy as np
 
 
 def quantize_value(x, clip, bits, signed):
-    """One number onto the levels, in float64."""
+    """Rounds one number to the levels, in float64."""
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     low = -clip if signed else 0.0
     return round(min(max(x, low), clip) / (clip / levels)) * (clip / levels)  # Python rounds ties to even
 
 
 def kl_clip(counts, limit, bits, signed, candidates):
-    """The clip of least divergence: the method read literally, a bin at a time.
+    """Finds the clip of least divergence: the method read literally, a bin at a time.
 
     The first bin is given its neighbour's count. For each number of bins kept, P is the histogram with everything
     beyond added to the last bin kept, and Q is the histogram cut off there, squeezed into the quantiser's intervals and
-    spread again over the bins that are not empty.
+    divided again among the bins that are not empty.
     """
     counts = [float(c) for c in counts]
     counts[0] = counts[1]
@@ -53,7 +53,7 @@ def squared_error(values, clip, bits, signed):
 
 
 def best_levels(rows, weight, bits):
-    """Least squared error of one output over all levels, each with its best step."""
+    """Finds the least squared error of one output over all levels, each with its best step."""
     most = 2 ** (bits - 1) - 1
     best = math.inf
     for levels in itertools.product(range(-most, most + 1), repeat=len(weight)):
@@ -64,11 +64,11 @@ def best_levels(rows, weight, bits):
     return best
 
 
-def nearest_error(rows, weight, bits, shares):
-    """Squared error of one output with nearest rounding, at the clip that is best for it."""
+def nearest_error(rows, weight, bits, ratios):
+    """Finds the squared error of one output with nearest rounding, at the clip that is best for it."""
     most = 2 ** (bits - 1) - 1
     errors = []
-    for share in shares:
-        step = share * np.abs(weight).max() / most
+    for ratio in ratios:
+        step = ratio * np.abs(weight).max() / most
         errors.append(float(((rows @ (weight - np.clip(np.rint(weight / step), -most, most) * step)) ** 2).sum()))
     return min(errors)

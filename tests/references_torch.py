@@ -42,10 +42,10 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """A hash of all names and shapes, to tell whether two networks have the same tensors."""
-    told = sorted(
+    lines = sorted(
         f"{name} {tuple(shape)}" for name, shape in shapes.items() if not name.endswith("num_batches_tracked")
     )
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _torchvision(name: str):
@@ -217,14 +217,14 @@ def main() -> None:
 
     versions = {library.__name__: library.__version__ for library in (torch, torchvision, timm, transformers)}
     networks = {f"{model}, {layout}": make() for (layout, model), make in REFERENCES.items()}
-    told = {
+    found = {
         "versions": versions,
         "logits": {name: run(network, draw_state(shapes_of(network))).tolist() for name, network in networks.items()},
         "digests": {name: digest(shapes_of(make())) for name, make in SHAPES.items()}
         | {name: digest(shapes_of(network)) for name, network in networks.items()},
     }
     STORED.parent.mkdir(exist_ok=True)
-    STORED.write_text(json.dumps(told, indent=1) + "\n")
+    STORED.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A search problem whose losses add up, small enough to try every policy."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 from haqjax.policies.bounds import ladder, make_bounds
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import policy_cost
-from haqjax.searchers import Evaluation, make_problem
-from haqjax.types import Cost, CostTable, LayerTable
+from haqjax.searchers import make_problem
+from haqjax.searchers.base import as_evaluator
+from haqjax.types import Cost, CostTable, Evaluation, LayerTable
 
 BITS = np.arange(1.0, 9.0)
 
@@ -43,7 +45,7 @@ def lost(sensitivity, policies):
     return (sensitivity * 4.0 ** (2 - policies.astype(jnp.float32))).sum(axis=(-2, -1))
 
 
-def judge(sensitivity, policies):
+def evaluate_additive(sensitivity, policies):
     loss = lost(sensitivity[None], policies)
     return Evaluation(0.9 * jnp.exp(-loss), loss)
 
@@ -51,29 +53,29 @@ def judge(sensitivity, policies):
 def soft(sensitivity, bits, index):
     """The same loss, on a line between whole widths."""
     below = jnp.floor(jax.lax.stop_gradient(bits))
-    share = bits - below
-    return ((1 - share) * sensitivity * 4.0 ** (2 - below) + share * sensitivity * 4.0 ** (1 - below)).sum()
+    part = bits - below
+    return ((1 - part) * sensitivity * 4.0 ** (2 - below) + part * sensitivity * 4.0 ** (1 - below)).sum()
 
 
-def make_world(count=4, seed=0, evaluate=judge, limits=None, reference=0.9, **kinds):
+def make_world(count=4, seed=0, evaluate=evaluate_additive, limits=None, reference=0.9, **kinds):
     """A problem of `count` layers; `kinds` go to `haqjax.policies.bounds.make_bounds`."""
     random, layers, table = np.random.default_rng(seed + 100), make_layers(count), make_table(count, seed)
     sensitivity = np.exp(random.normal(size=(count, 2)))
     sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)
+    evaluator = as_evaluator(jax.tree_util.Partial(evaluate, sensitivity))
     return make_problem(
         layers,
         table,
         make_bounds(layers, **{"pinned": {}, **kinds}),
         budget(table, **(limits or {"latency": 0.35})),
-        jax.tree_util.Partial(evaluate, sensitivity),
+        dataclasses.replace(evaluator, soft_loss=jax.tree_util.Partial(soft, sensitivity)),
         reference,
         reference_loss=0.0,
-        soft_loss=jax.tree_util.Partial(soft, sensitivity),
     )
 
 
 def every_policy(problem, within=True):
-    """All policies of the bounds, those within the budget unless told otherwise, with what is judged of them."""
+    """All policies of the bounds, those within the budget unless told otherwise, with their evaluation."""
     widths, count = (np.asarray(x) for x in ladder(problem.bounds))
     choices = [row[:n] for row, n in zip(widths.reshape(-1, 8), count.ravel(), strict=True)]
     policies = np.array(list(itertools.product(*choices)), np.int32).reshape(-1, len(count), 2)
@@ -81,4 +83,4 @@ def every_policy(problem, within=True):
         policies = policies[(policies == policies[:, np.asarray(problem.bounds.tied)]).all((1, 2))]
     if within:
         policies = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
-    return policies, problem.evaluate(jnp.asarray(policies))
+    return policies, problem.evaluator(jnp.asarray(policies))

@@ -32,7 +32,7 @@ def test_the_actor_finds_the_best_arm_of_a_bandit_with_one_state():
 
     @jax.jit
     @jax.vmap
-    def play(best, key):
+    def learn(best, key):
         init_key, arm_key, learn_key = jax.random.split(key, 3)
         arms = jax.random.uniform(arm_key, (512,))
         same = jnp.broadcast_to(observation, (512, 2))
@@ -40,7 +40,7 @@ def test_the_actor_finds_the_best_arm_of_a_bandit_with_one_state():
         return choose(agent.learn(agent.init(init_key), memory, learn_key, 1500).actor, observation)
 
     best = np.repeat([0.0, 0.3, 0.8, 1.0], 3)
-    found = play(best, jax.random.split(jax.random.key(0), 12))
+    found = learn(best, jax.random.split(jax.random.key(0), 12))
     np.testing.assert_allclose(found, best, atol=0.1)
 
 
@@ -51,7 +51,7 @@ def test_credit_flows_back_from_the_second_step_to_the_first():
 
     @jax.jit
     @jax.vmap
-    def play(discount, key):
+    def learn(discount, key):
         init_key, action_key, learn_key = jax.random.split(key, 3)
         first, second = jax.random.uniform(action_key, (2, 512))
         starts = jnp.broadcast_to(start, (512, 2))
@@ -61,7 +61,7 @@ def test_credit_flows_back_from_the_second_step_to_the_first():
         memory = add(make_replay(1024, 2), jax.tree.map(lambda *rows: jnp.concatenate(rows), opening, closing))
         return choose(agent.learn(agent.init(init_key), memory, learn_key, 2000).actor, start)
 
-    found = play(jnp.repeat(jnp.asarray([1.0, 0.0]), 3), jax.random.split(jax.random.key(0), 6))
+    found = learn(jnp.repeat(jnp.asarray([1.0, 0.0]), 3), jax.random.split(jax.random.key(0), 6))
     np.testing.assert_allclose(found[:3], 0.3, atol=0.1)
     assert (abs(found[3:] - 0.3) > 0.1).any(), "without discounting from the next step there is nothing to learn from"
 
@@ -86,12 +86,17 @@ def test_one_update_equals_gradients_by_hand():
     agent, count = make_agent(config), 16
     batch = random_batch(1, count, 3)
     before, other = agent.init(jax.random.key(0)), agent.init(jax.random.key(1))
+
     # The output layers start tiny: enlarge them, or every gradient below them is lost in rounding.
-    enlarge = lambda net: net._replace(last=jax.tree.map(lambda x: 100 * x, net.last))  # noqa: E731
+    def enlarge(net):
+        return net._replace(last=jax.tree.map(lambda x: 100 * x, net.last))
+
     before = before._replace(
-        actor=enlarge(before.actor), target_actor=enlarge(other.actor),
-        critic=enlarge(before.critic), target_critic=enlarge(other.critic),
-    )  # fmt: skip
+        actor=enlarge(before.actor),
+        target_actor=enlarge(other.actor),
+        critic=enlarge(before.critic),
+        target_critic=enlarge(other.critic),
+    )
     after = jax.jit(agent.update)(before, batch)
     state, action, reward, following, discount = (np.asarray(x, np.float64) for x in batch)
 

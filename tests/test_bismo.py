@@ -5,7 +5,7 @@ import pytest
 import references_hardware as references
 from haqjax.hardware import bismo, cost_table, machine
 from haqjax.hardware.bismo import Bismo
-from haqjax.hardware.gemm import Products
+from haqjax.hardware.gemm import Gemm
 from references_hardware import conv, dense, table
 
 CLOUD, EDGE = machine("cloud").spec, machine("edge").spec
@@ -26,11 +26,11 @@ def released_table():
 def test_every_entry_of_the_released_table():
     released = released_table()
     assert released.shape == (53, 8, 8)
-    np.testing.assert_array_equal(bismo.cycles(CLOUD, references.mobilenet_v2()), released)
+    np.testing.assert_array_equal(bismo.count_cycles(CLOUD, references.mobilenet_v2()), released)
 
 
 def test_uniform_totals_of_the_released_table():
-    totals = bismo.cycles(CLOUD, references.mobilenet_v2())[:, UNIFORM, UNIFORM].sum(0)
+    totals = bismo.count_cycles(CLOUD, references.mobilenet_v2())[:, UNIFORM, UNIFORM].sum(0)
     # Sums over the table that HAQ's authors released (their repository, MIT).
     assert totals.tolist() == [3433704, 7063425, 11103578, 15716150, 20916896, 26653434, 32886714, 39624933]
 
@@ -56,11 +56,11 @@ def test_published_totals(name, network, totals, within):
 
 def test_exact_totals_in_cycles():
     layers = references.mobilenet_v1()
-    assert int(bismo.cycles(CLOUD, layers)[1:-1, 7, 7].sum()) == 30_217_152
-    first = int(bismo.cycles(EDGE, layers)[0, 7, 7])
+    assert int(bismo.count_cycles(CLOUD, layers)[1:-1, 7, 7].sum()) == 30_217_152
+    first = int(bismo.count_cycles(EDGE, layers)[0, 7, 7])
     assert first == 402_136
     for bits, published in {4: 45.45, 5: 57.75, 6: 70.67}.items():  # the edge's near match
-        total = int(bismo.cycles(EDGE, layers)[1:-1, bits - 1, bits - 1].sum()) + first
+        total = int(bismo.count_cycles(EDGE, layers)[1:-1, bits - 1, bits - 1].sum()) + first
         assert total / 2e8 * 1e3 == pytest.approx(published, rel=6e-4)
 
 
@@ -68,22 +68,22 @@ def random_jobs(count, seed):
     rng = np.random.default_rng(seed)
     while count:
         array, dot_bits, port_bits = (int(rng.integers(1, high)) for high in (6, 9, 9))
-        numbers = small(array, dot_bits, port_bits, int(rng.choice([4, 12, 1024])))
+        spec = small(array, dot_bits, port_bits, int(rng.choice([4, 12, 1024])))
         vectors, outputs = (int(rng.integers(1, 5 * array + 1)) for _ in range(2))
         length, w, a = (int(rng.integers(1, high)) for high in (4 * dot_bits + 1, 9, 9))
         tiles = references.ceil_div(vectors, array) * references.ceil_div(outputs, array)
         if tiles * references.ceil_div(length, dot_bits) * w * a <= 400:
-            yield numbers, (vectors, outputs, length, w, a)
+            yield spec, (vectors, outputs, length, w, a)
             count -= 1
 
 
 def test_corners_agree_with_a_simulation_of_the_two_ports():
     jobs = list(random_jobs(1500, seed=0))
-    numbers = jax.tree.map(lambda *leaves: np.array(leaves), *(job[0] for job in jobs))
+    spec = jax.tree.map(lambda *leaves: np.array(leaves), *(job[0] for job in jobs))
     columns = np.array([job[1] for job in jobs]).T
     with jax.enable_x64(True):
-        products = Products(*columns[:3], jobs=np.ones(len(jobs), np.int64))
-        found = jax.jit(jax.vmap(bismo.layer_work))(numbers, products, *columns[3:]).cycles
+        products = Gemm(*columns[:3], jobs=np.ones(len(jobs), np.int64))
+        found = jax.jit(jax.vmap(bismo.count_layer_work))(spec, products, *columns[3:]).cycles
     expected = [references.simulate_product(machine_numbers, *job) for machine_numbers, job in jobs]
     np.testing.assert_array_equal(found, expected)
 
@@ -99,23 +99,23 @@ def test_corners_agree_with_a_simulation_of_the_two_ports():
     ],
 )
 def test_how_a_layer_becomes_products(row, product, jobs):
-    numbers = small(array=2, dot_bits=8, port_bits=4, buffer_words=64, batch=3)
-    found = bismo.cycles(numbers, table([row]))
+    spec = small(array=2, dot_bits=8, port_bits=4, buffer_words=64, batch=3)
+    found = bismo.count_cycles(spec, table([row]))
     for w, a in [(1, 1), (2, 3)]:
-        assert int(found[0, w - 1, a - 1]) == jobs * references.simulate_product(numbers, *product, w, a)
+        assert int(found[0, w - 1, a - 1]) == jobs * references.simulate_product(spec, *product, w, a)
 
 
 def test_energy_is_busy_operations_and_traffic():
-    numbers = small(array=2, dot_bits=8, port_bits=4, buffer_words=64, batch=3)
+    spec = small(array=2, dot_bits=8, port_bits=4, buffer_words=64, batch=3)
     vectors, outputs, length, w, a = 12, 7, 20, 2, 3
     busy = 6 * 4 * 3 * w * a
     # All tiles fit: each operand goes in once, 2 + 2 + 1 beats of 4 bits a row; results go out once at 32 bits.
     moved = [outputs * w * 5 * 4, vectors * a * 5 * 4, vectors * outputs * 32]
     layers, at = table([dense(length, outputs, rows=4)]), (0, w - 1, a - 1)
-    counts = bismo.count_work(numbers, layers)
+    counts = bismo.count_work(spec, layers)
     assert counts.busy[at] == busy
     assert [bits[at] for bits in counts[2:]] == moved
-    usage = bismo.estimate(numbers._replace(leakage_power=0.5), layers)
+    usage = bismo.estimate(spec._replace(leakage_power=0.5), layers)
     assert usage.energy.array[at] == pytest.approx(busy * 2 * 2 * 2 * 8 * 1e-12, rel=1e-12)
     assert usage.energy.dram[at] == pytest.approx(sum(moved) * 1e-11, rel=1e-12)
     assert usage.energy.leakage[at] == pytest.approx(0.5 * usage.latency[at], rel=1e-12)
@@ -137,7 +137,7 @@ def test_an_operand_that_does_not_fit_is_fetched_again():
 @pytest.mark.parametrize("name", ["edge", "cloud"])
 @pytest.mark.parametrize("network", [references.mobilenet_v1, references.mobilenet_v2, references.resnet50])
 def test_published_networks_cost_more_with_more_bits(name, network):
-    found = bismo.cycles(machine(name).spec, network())
+    found = bismo.count_cycles(machine(name).spec, network())
     assert np.diff(found, axis=1).min() > 0
     assert np.diff(found, axis=2).min() > 0
 
@@ -146,7 +146,7 @@ def test_published_networks_cost_more_with_more_bits(name, network):
 def test_more_bits_cost_more_in_tight_buffers(words):
     rng = np.random.default_rng(words)
     layers = table([dense(*(int(n) for n in rng.integers(1, 60, 3))) for _ in range(200)])
-    found = bismo.cycles(small(array=4, dot_bits=8, port_bits=4, buffer_words=words), layers)
+    found = bismo.count_cycles(small(array=4, dot_bits=8, port_bits=4, buffer_words=words), layers)
     assert np.diff(found, axis=1).min() > 0
     assert np.diff(found, axis=2).min() > 0
 
@@ -159,31 +159,31 @@ def test_counts_pass_32_bits():
     assert int(counts.cycles[0, 7, 7]) >= tiles * 64
     one_unit = CLOUD._replace(array=1)
     assert int(bismo.count_work(one_unit, layers).busy[0, 7, 7]) == 16 * 4096 * 4096 * 16 * 64 > 2**37
-    assert (bismo.cycles(CLOUD, references.resnet50()) > 0).all()
+    assert (bismo.count_cycles(CLOUD, references.resnet50()) > 0).all()
 
 
 def test_a_family_of_machines_is_one_call():
     layers = table([conv(3, 1, 16, 16, 6), dense(40, 10)])
     family = [EDGE, CLOUD, EDGE._replace(port_bits=32), CLOUD._replace(array=4, batch=2)]
     stacked = jax.tree.map(lambda *leaves: np.array(leaves), *family)
-    together, policy = bismo.cycles(stacked, layers), np.array([[3, 5], [8, 2]])
-    under_policy = bismo.policy_work(stacked, layers, policy).cycles
+    together, policy = bismo.count_cycles(stacked, layers), np.array([[3, 5], [8, 2]])
+    under_policy = bismo.count_policy_work(stacked, layers, policy).cycles
     assert together.shape == (4, 2, 8, 8)
-    for found, row, numbers in zip(together, under_policy, family, strict=True):
-        alone = bismo.cycles(numbers, layers)
+    for found, row, spec in zip(together, under_policy, family, strict=True):
+        alone = bismo.count_cycles(spec, layers)
         np.testing.assert_array_equal(found, alone)
         np.testing.assert_array_equal(row, alone[[0, 1], [2, 7], [4, 1]])
 
 
 def test_another_machine_compiles_nothing():
     layers = table([conv(3, 1, 16, 16, 6), dense(40, 10)])
-    bismo.cycles(EDGE, layers)
+    bismo.count_cycles(EDGE, layers)
     traces = bismo._batched_work._cache_size()
-    bismo.cycles(CLOUD, layers)
+    bismo.count_cycles(CLOUD, layers)
     assert bismo._batched_work._cache_size() == traces
 
 
 @pytest.mark.parametrize("policy", [np.full((2, 2), 4.0), np.zeros((2, 2), int), np.full((3, 2), 4)])
 def test_a_policy_is_of_whole_bits_for_each_layer(policy):
     with pytest.raises(ValueError, match="expected whole bits"):
-        bismo.policy_work(EDGE, table([dense(8, 8), dense(8, 4)]), policy)
+        bismo.count_policy_work(EDGE, table([dense(8, 8), dense(8, 4)]), policy)

@@ -7,7 +7,7 @@ import pytest
 import references_hardware as references
 from haqjax.hardware import bitfusion, cost_table, machine
 from haqjax.hardware.bitfusion_tile import Shape
-from haqjax.hardware.bitfusion_tiling import NEVER, energies, layer_work, loop_orders
+from haqjax.hardware.bitfusion_tiling import NEVER, count_layer_work, energies, list_loop_orders
 from references_hardware import conv, dense, table
 
 PUBLISHED = machine("bitfusion").spec
@@ -31,7 +31,7 @@ def test_every_row_of_the_authors_simulator():
     names = {"outputs": "M", "inputs": "N", "dram_bits": "dram_bits_per_cycle", "batch": "B"}
     names |= {"weight_buffer": "wbuf_B", "input_buffer": "ibuf_B", "output_buffer": "obuf_B"}
     family = [PUBLISHED._replace(**{field: int(row[name]) for field, name in names.items()}) for row in rows]
-    numbers = jax.tree.map(lambda *leaves: np.array(leaves), *family)
+    spec = jax.tree.map(lambda *leaves: np.array(leaves), *family)
     square = {field: np.stack([column(rows, name)] * 2, 1) for field, name in zip(Shape._fields, "KSO", strict=False)}
     shape = Shape(
         **square,
@@ -41,7 +41,7 @@ def test_every_row_of_the_authors_simulator():
         jobs=np.ones(len(rows), np.int64),
         unrolled=column(rows, "im2col"),
     )
-    orders = loop_orders(square=True)
+    orders = list_loop_orders(square=True)
     with jax.enable_x64(True):
         powers = [np.zeros((0, 4))] * len(rows)
         for config in sorted({row["config"] for row in rows}):
@@ -51,8 +51,8 @@ def test_every_row_of_the_authors_simulator():
                 powers[i] = each
         most = max(map(len, powers))
         padded = np.stack([np.pad(each, ((0, most - len(each)), (0, 0)), mode="edge") for each in powers])
-        given = (numbers, shape, padded, column(rows, "wbits"), column(rows, "abits"))
-        each = jax.jit(lambda given: jax.lax.map(lambda one: layer_work(*one[:3], orders, *one[3:]), given))
+        given = (spec, shape, padded, column(rows, "wbits"), column(rows, "abits"))
+        each = jax.jit(lambda given: jax.lax.map(lambda one: count_layer_work(*one[:3], orders, *one[3:]), given))
         found = jax.tree.map(np.asarray, each(given))
     results = column(
         rows, "dram_wr_bits"
@@ -61,9 +61,9 @@ def test_every_row_of_the_authors_simulator():
         "cycles": found.cycles,
         "compute_cycles": found.busy,
         "mem_stall_cycles": found.cycles - found.busy,
-        "wbuf_wr_bits": found.filled.weights,
+        "wbuf_wr_bits": found.moved.weights,
         "wbuf_rd_bits": found.read.weights,
-        "ibuf_wr_bits": found.filled.inputs,
+        "ibuf_wr_bits": found.moved.inputs,
         "ibuf_rd_bits": found.read.inputs,
         "obuf_rd_bits": found.read.outputs + results,
         "obuf_wr_bits": found.read.outputs + results,
@@ -72,7 +72,7 @@ def test_every_row_of_the_authors_simulator():
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(values, column(rows, name), err_msg=name)
-    core, buffers, dram = energies(numbers, found)
+    core, buffers, dram = energies(spec, found)
     parts = {"e_core_nJ": core, "e_sram_nJ": buffers, "e_dram_nJ": dram, "e_total_nJ": core + buffers + dram}
     for name, values in parts.items():
         np.testing.assert_allclose(values * 1e9, column(rows, name, float), rtol=1e-9, err_msg=name)
@@ -80,10 +80,10 @@ def test_every_row_of_the_authors_simulator():
 
 def test_a_whole_network_of_the_authors_simulator():
     rows = [row for row in simulator_rows() if row["config"] == "bf_e_192" and row["net"] == "CIFAR10"]
-    numbers = [[int(row[name]) for name in ("K", "S", "IC", "OC", "I")] for row in rows]
+    sizes = [[int(row[name]) for name in ("K", "S", "IC", "OC", "I")] for row in rows]
     kinds = [row["type"] for row in rows]
     layers = table(
-        [dense(*each[2:4]) if kind == "fc" else conv(*each) for kind, each in zip(kinds, numbers, strict=True)]
+        [dense(*each[2:4]) if kind == "fc" else conv(*each) for kind, each in zip(kinds, sizes, strict=True)]
     )
     costs = cost_table(machine("bitfusion"), layers)
     at = (np.arange(len(rows)), column(rows, "wbits") - 1, column(rows, "abits") - 1)
@@ -109,16 +109,16 @@ SWITCHES = [{}, {"reread_outputs": False}, {"share_bricks": True}, {"merge_depth
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
 def test_the_best_of_all_tiles_and_orders(switch):
-    numbers = tiny(**switch)
-    counts = bitfusion.count_work(numbers, table(list(LAYERS.values())))
-    energy = sum(energies(numbers, counts))
+    spec = tiny(**switch)
+    counts = bitfusion.count_work(spec, table(list(LAYERS.values())))
+    energy = sum(energies(spec, counts))
     for i, (name, (k, stride, c_in, c_out, groups, _, size, is_dense)) in enumerate(LAYERS.items()):
-        jobs = 1 if name == "depthwise" and numbers.merge_depthwise else groups
+        jobs = 1 if name == "depthwise" and spec.merge_depthwise else groups
         shape = ((k, k), (stride, stride), (1, 1) if is_dense else (size, size), c_in // jobs, c_out // groups)
-        images, unrolled = 3 * size if is_dense else 3, name == "first" and numbers.unroll_first
+        images, unrolled = 3 * size if is_dense else 3, name == "first" and spec.unroll_first
         for w, a in [(1, 2), (3, 5), (6, 3), (8, 8)]:
             at = (i, w - 1, a - 1)
-            cycles, joules, busy, read, written = references.search_tiles(numbers, *shape, images, unrolled, w, a)
+            cycles, joules, busy, read, written = references.search_tiles(spec, *shape, images, unrolled, w, a)
             assert counts.cycles[at] == jobs * cycles, (name, w, a)
             assert energy[at] == pytest.approx(jobs * joules, rel=1e-12), (name, w, a)
             found = (counts.busy[at], counts.dram_read[at], counts.dram_write[at])
@@ -146,9 +146,9 @@ def test_three_bits_compute_like_four_and_five_like_eight():
 
 
 def test_usage_adds_up():
-    layers, numbers = table([conv(3, 1, 8, 12, 3), dense(64, 16)]), tiny(leakage_power=0.25)
-    counts, usage = bitfusion.count_work(numbers, layers), bitfusion.estimate(numbers, layers)
-    np.testing.assert_allclose(sum(usage.energy), sum(energies(numbers, counts)) + 0.25 * usage.latency, rtol=1e-12)
+    layers, spec = table([conv(3, 1, 8, 12, 3), dense(64, 16)]), tiny(leakage_power=0.25)
+    counts, usage = bitfusion.count_work(spec, layers), bitfusion.estimate(spec, layers)
+    np.testing.assert_allclose(sum(usage.energy), sum(energies(spec, counts)) + 0.25 * usage.latency, rtol=1e-12)
     np.testing.assert_array_equal(sum(usage.moved), counts.dram_read + counts.dram_write)
     np.testing.assert_allclose(sum(usage.transfers) * 24 * 5e8, sum(usage.moved), rtol=1e-12)
     # 3 images of 64 x 16 on 2 x 4 units of 1, 2 and 4 products at 8/8, 4/8 and 3/1 bits.
@@ -178,6 +178,6 @@ def test_counts_pass_32_bits():
 def test_another_machine_compiles_nothing():
     layers = table([conv(1, 1, 4, 4, 2), dense(8, 8)])
     bitfusion.count_work(tiny(), layers)
-    traces = bitfusion._network_work._cache_size()
+    traces = bitfusion._count_network._cache_size()
     bitfusion.count_work(tiny(dram_bits=7, share_bricks=True), layers)
-    assert bitfusion._network_work._cache_size() == traces
+    assert bitfusion._count_network._cache_size() == traces

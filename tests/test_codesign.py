@@ -9,7 +9,7 @@ import pytest
 from haqjax import budget, cost_table, layers, machine
 from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import fits
-from haqjax.policies.cost import policy_cost, policy_cost_64
+from haqjax.policies.cost import exact_cost, policy_cost
 from haqjax.policies.projection import project
 from haqjax.searchers import make_problem
 from haqjax.searchers.codesign import codesign, cost_on_machines, fit_machines, stack_tables
@@ -39,7 +39,7 @@ def test_one_call_prices_as_each_table_does(world):
     table_of, tables = world
     policies = np.random.default_rng(0).integers(1, 9, (5, len(table_of), 2))
     found = cost_on_machines(stack_tables(tables), jnp.asarray(policies))
-    wanted = np.array([[policy_cost_64(table, policy) for policy in policies] for table in tables])
+    wanted = np.array([[[*exact_cost(table, policy).values()] for policy in policies] for table in tables])
     for column, name in enumerate(("latency", "energy", "size")):
         np.testing.assert_allclose(getattr(found, name), wanted[..., column], rtol=1e-6)
 
@@ -71,18 +71,18 @@ def test_machine_is_the_one_that_leaves_most_bits(world):
 def test_search_finds_a_fitting_pair_and_says_its_cost(world):
     table_of, tables = world
     limits = make_bounds(table_of, pinned={})
-    allowance = budget(tables[0], latency_s=1.2 * min(policy_cost_64(t, np.asarray(limits.low))[0] for t in tables))
+    allowance = budget(tables[0], latency_s=1.2 * min(exact_cost(t, np.asarray(limits.low))["latency"] for t in tables))
     evaluate = jax.tree_util.Partial(_bits_as_accuracy)
     problem = make_problem(table_of, tables[0], limits, allowance, evaluate, 1.0)
     found = codesign(problem, stack_tables(tables), "random", episodes=30, key=jax.random.key(0), parallel=4)
     table = tables[found.machine]
     assert found.machines.shape == (30,) and bool(fits(policy_cost(table, jnp.asarray(found.result.policy)), allowance))
-    np.testing.assert_allclose(found.result.cost.latency, policy_cost_64(table, found.result.policy)[0], rtol=1e-6)
+    np.testing.assert_allclose(found.result.cost.latency, exact_cost(table, found.result.policy)["latency"], rtol=1e-6)
     records = found.result.records
     assert found.result.accuracy == max(records.accuracy[np.asarray(records.feasible)])
     # Only the largest arrays and widest ports reach a budget this near to the least latency of all.
     assert all(
-        policy_cost_64(tables[m], np.asarray(limits.low))[0] <= float(allowance.latency) * 1.000001
+        exact_cost(tables[m], np.asarray(limits.low))["latency"] <= float(allowance.latency) * 1.000001
         for m in found.machines
     )
 

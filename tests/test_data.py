@@ -39,8 +39,8 @@ def test_splits_together_are_the_original_scans_once_each(small):
 @pytest.mark.parametrize("part", PARTS)
 def test_every_class_has_its_share_of_every_split(small, part):
     split, everything = getattr(small, part), np.bincount(load_digits(return_X_y=True)[1])
-    share = everything * len(split) / everything.sum()
-    assert (abs(np.bincount(split.labels) - share) <= 1).all()
+    expected = everything * len(split) / everything.sum()
+    assert (abs(np.bincount(split.labels) - expected) <= 1).all()
 
 
 def test_seed_fixes_the_splits(small):

@@ -73,8 +73,8 @@ def test_a_finished_loop_has_no_batches_left(source):
 
 def test_hosts_share_every_batch(source):
     whole = labels(batches(source, 6, epochs=2))
-    shares = [labels(batches(source, 6, epochs=2, host=(index, 3))) for index in range(3)]
-    assert [list(itertools.chain(*pieces)) for pieces in zip(*shares, strict=True)] == whole
+    pieces_of_hosts = [labels(batches(source, 6, epochs=2, host=(index, 3))) for index in range(3)]
+    assert [list(itertools.chain(*pieces)) for pieces in zip(*pieces_of_hosts, strict=True)] == whole
 
 
 def test_a_part_of_a_source_is_drawn_from_alone(source):
@@ -99,7 +99,7 @@ def test_a_corrupt_image_stops_the_loop_with_its_name(source, tmp_path):
         ({"epochs": 0}, "epochs 0 must be at least 1"),
         ({"seed": -1}, "seed -1 in 0"),
         ({"start": 5}, "start is 5, and 1 epochs have 4 batches"),
-        ({"host": (0, 2)}, "host 0 of 2 cannot share a batch of 5: choose a multiple of 2"),
+        ({"host": (0, 2)}, "host 0 of 2 cannot divide a batch of 5: choose a multiple of 2"),
         ({"host": (5, 5)}, "host 5 of 5"),
         ({"workers": -1}, "workers is -1"),
     ],

@@ -63,13 +63,13 @@ def test_sizes(size, resize, crop, expected):
 
 
 def weights(old, new):
-    """The share of each old pixel in each new one: a triangle as wide as two pixels of the coarser grid."""
+    """Computes the weight of each old pixel in each new one: a triangle as wide as two pixels of the coarser grid."""
     width = max(1.0, old / new)
-    share = np.empty((new, old))
+    weight = np.empty((new, old))
     for i in range(new):
         for j in range(old):
-            share[i, j] = max(0.0, 1 - abs((i + 0.5) * old / new - (j + 0.5)) / width)
-    return share / share.sum(axis=1, keepdims=True)
+            weight[i, j] = max(0.0, 1 - abs((i + 0.5) * old / new - (j + 0.5)) / width)
+    return weight / weight.sum(axis=1, keepdims=True)
 
 
 @pytest.mark.parametrize("size", [7, 23, 40])

@@ -7,7 +7,7 @@ import pytest
 
 from haqjax import calibrate
 from haqjax.data import load
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.models import build
 from haqjax.quantizers.clipping import METHODS
 from haqjax.training import fit
@@ -27,13 +27,13 @@ def trained():
 def accuracies(trained):
     """Accuracy on the search split by method and width."""
     data, network, params = trained
-    judge = jax.jit(lambda judge, policies: judge(policies))
+    evaluate = jax.jit(lambda evaluator, policies: evaluator(policies).accuracy)
     policies = jnp.stack([jnp.full((20, 2), bits) for bits in WIDTHS])
 
     def measure(method):
         batches = [data.train.images[:64], data.train.images[64:128]]
         ranges = calibrate(network.apply, params, batches, method)
-        found = judge(make_evaluate(network.apply, params, data.search, ranges), policies)
+        found = evaluate(make_evaluator(network.apply, params, data.search, ranges), policies)
         return dict(zip(WIDTHS, np.asarray(found).tolist(), strict=True))
 
     return {method: measure(method) for method in METHODS}

@@ -18,7 +18,7 @@ from haqjax.searchers.history import CAPACITY, is_new, note, nothing
 from haqjax.searchers.pareto import crowding, sort_fronts
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
-from search_world import every_policy, judge, make_world
+from search_world import evaluate_additive, every_policy, make_world
 
 # Few searchers, and one number of layers, so that little is compiled.
 EVOLUTION = make_evolution(Evolution(parallel=4, population=12))
@@ -196,7 +196,7 @@ def test_no_budget_seed_or_machine_compiles_again(searcher):
 
     def counted(sensitivity, policies):
         traces.append(1)
-        return judge(sensitivity, policies)
+        return evaluate_additive(sensitivity, policies)
 
     for seed, limit in enumerate((0.3, 0.5, 0.7)):
         problem = make_world(seed=seed, evaluate=counted, limits={"latency": limit})

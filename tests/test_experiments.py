@@ -31,8 +31,16 @@ GRADES = {"P": published.READ, "S": published.NOTES, "C": published.SIMULATED, "
 
 
 def test_there_is_a_script_for_each_question():
-    assert set(SCRIPTS) == {"specialise", "latency", "energy", "model_size", "transfer", "compare_searches", "explain",
-                            "codesign"}  # fmt: skip
+    assert set(SCRIPTS) == {
+        "specialise",
+        "latency",
+        "energy",
+        "model_size",
+        "transfer",
+        "compare_searches",
+        "explain",
+        "codesign",
+    }
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -77,9 +85,9 @@ def read_point(cell: str) -> tuple[float, float, set[str], set[str]]:
 def same(point: published.Point, cell: str) -> bool:
     accuracy, spent, accuracy_grades, spent_grades = read_point(cell)
     return (
-        (point.accuracy, point.spent) == (accuracy, spent)
+        (point.accuracy, point.cost) == (accuracy, spent)
         and point.accuracy_grade in {GRADES[grade] for grade in accuracy_grades}
-        and point.spent_grade in {GRADES[grade] for grade in spent_grades}
+        and point.cost_grade in {GRADES[grade] for grade in spent_grades}
     )
 
 
@@ -107,18 +115,18 @@ def test_other_published_figures_are_those_of_the_notes(facts):
         assert published.SPECIALISED[hw] == tuple(map(float, told.split(" / ")))
     energy = re.search(r"^BitFusion, MobileNet-V1 \[S\]: .*$", facts, re.MULTILINE)[0]
     eight = published.ENERGY_8_BITS
-    assert f"8/8 {eight.accuracy:.2f} at 20.08 ms, {eight.spent:.2f} mJ" in energy
-    assert all(f"{point.accuracy:.2f} at {point.spent:.2f} mJ" in energy for point in published.ENERGY)
+    assert f"8/8 {eight.accuracy:.2f} at 20.08 ms, {eight.cost:.2f} mJ" in energy
+    assert all(f"{point.accuracy:.2f} at {point.cost:.2f} mJ" in energy for point in published.ENERGY)
     size = re.search(r"^Model size.*?(?=Released)", facts, re.MULTILINE | re.DOTALL)[0]
     for plain, found in published.SIZE.values():
-        assert f"{found.accuracy:.2f} at {found.spent:.2f}" in size and found.accuracy_grade == published.NOTES
+        assert f"{found.accuracy:.2f} at {found.cost:.2f}" in size and found.accuracy_grade == published.NOTES
         assert plain is None or f"(DC {plain.accuracy:.2f})" in size
 
 
 def test_the_weaker_grade_is_told():
     point = published.Point(61.39, 52.15, published.NOTES, published.RECALLED)
-    assert published.tell(point) == "61.39 at 52.15 (recalled)"
-    assert published.tell(None) == ""
+    assert published.format_point(point) == "61.39 at 52.15 (recalled)"
+    assert published.format_point(None) == ""
 
 
 # Whole runs, with a network of four layers in the place of the zoo's.
@@ -140,7 +148,7 @@ def read(folder: Path) -> tuple[list[dict], str]:
     return told["records"], (folder / "table.md").read_text()
 
 
-def test_specialise_prices_every_policy_on_every_machine(tiny, tmp_path):
+def test_specialise_costs_every_policy_on_every_machine(tiny, tmp_path):
     out = tmp_path / "run"
     main_told = specialise.main(specialise.Config(out=str(out), episodes=8, seeds=2))
     records, text = read(out)
@@ -149,7 +157,7 @@ def test_specialise_prices_every_policy_on_every_machine(tiny, tmp_path):
     for record in records:
         assert record["latency"][record["found_for"]] <= record["budget"] * (1 + 1e-6)
         for hw, seconds in record["latency"].items():
-            table = common.price_table(subject, hw).latency
+            table = common.make_table(subject, hw).latency
             each = [table[at, w - 1, a - 1] for at, (w, a) in enumerate(record["policy"])]
             assert seconds == pytest.approx(float(sum(each)), rel=1e-6)
     assert ("Diagonal-best" in text) == main_told["diagonal_best"]
@@ -211,11 +219,15 @@ def test_a_claim_holds_where_every_seed_points_its_way():
         names = [f"{kind}_{column}" for kind in explain.KINDS for column in explain.COLUMNS]
         return {"machine": hw, "seed": seed} | dict(zip(names, bits, strict=True))
 
-    records = [record("edge", 0, 4, 3, 5, 5), record("edge", 1, 4, 5, 5, 5),
-               record("cloud", 0, 8, 6, 4, 5), record("cloud", 1, 8, 6, 4, 4)]  # fmt: skip
-    holds = [holds for _, holds, _ in explain.judge_claims(records)]
+    records = [
+        record("edge", 0, 4, 3, 5, 5),
+        record("edge", 1, 4, 5, 5, 5),
+        record("cloud", 0, 8, 6, 4, 5),
+        record("cloud", 1, 8, 6, 4, 4),
+    ]
+    holds = [holds for _, holds, _ in explain.check_claims(records)]
     assert holds == [False, True, True, True, True]  # the second seed's depthwise layers have as many on the edge
-    fewer, *_ = explain.judge_claims(records)
+    fewer, *_ = explain.check_claims(records)
     assert fewer[2] == "by 1.00 ± 1.41 bits"
 
 
@@ -246,8 +258,8 @@ def test_bad_input_is_one_line_and_status_2(words, named, tmp_path, monkeypatch,
 
 def test_a_table_is_markdown_and_a_spread_is_over_seeds():
     assert results.as_markdown(("a", "b"), [("c", "1")]) == "| a | b |\n| --- | ---: |\n| c | 1 |"
-    assert results.spread([0.5], 100) == "50.0"
-    assert results.spread([0.4, 0.6], 100) == "50.0 ± 14.1"
+    assert results.format_mean([0.5], 100) == "50.0"
+    assert results.format_mean([0.4, 0.6], 100) == "50.0 ± 14.1"
 
 
 def test_the_place_of_a_limit():

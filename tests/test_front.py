@@ -13,7 +13,7 @@ from haqjax.searchers.base import Record, SearchResult
 from haqjax.searchers.evolution import Evolution, make_evolution
 from haqjax.searchers.front import choose_within, front, hypervolume, search_front, spread_fractions
 from haqjax.types import Cost
-from search_world import every_policy, judge, make_world
+from search_world import evaluate_additive, every_policy, make_world
 
 EVOLUTION = make_evolution(Evolution(parallel=4, population=12))
 ENDS = {0: 8, -1: 3}
@@ -91,7 +91,7 @@ def test_what_was_evaluated_once_is_known_to_all_budgets():
 
     def counted(sensitivity, policies):
         jax.debug.callback(lambda policies: calls.append(len(policies)), policies)
-        return judge(sensitivity, policies)
+        return evaluate_additive(sensitivity, policies)
 
     problem = make_world(evaluate=counted)
     same = [budget(problem.table, latency=0.05 + 0.05)] * 3
@@ -152,7 +152,7 @@ def test_what_was_played_before_a_stop_is_not_evaluated_again():
 
     def counted(sensitivity, policies):
         jax.debug.callback(lambda policies: calls.append(len(policies)), policies)
-        return judge(sensitivity, policies)
+        return evaluate_additive(sensitivity, policies)
 
     problem = make_world(evaluate=counted)
     budgets = [budget(problem.table, latency=share) for share in (0.3, 0.5)]

@@ -9,7 +9,7 @@ import pytest
 
 from haqjax import calibrate, cost_table, layers, machine, quantize
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.soft_loss import make_soft_loss
 from haqjax.policies.bounds import make_bounds
 from haqjax.policies.budgets import budget, fits
@@ -169,7 +169,7 @@ def test_a_front_in_one_call_equals_the_closed_form():
 def test_every_limit_is_kept_nearly_before_rounding_and_one_is_used_up(limits):
     problem = make_world(limits=limits)
     budgets = jax.tree.map(lambda limit: limit[None], problem.budget)
-    bits = optimise_bits(problem.soft_loss, problem.table, problem.bounds, budgets, jax.random.key(0))[0]
+    bits = optimise_bits(problem.evaluator.soft_loss, problem.table, problem.bounds, budgets, jax.random.key(0))[0]
     cost = policy_cost(problem.table, bits)
     shares = [float(getattr(cost, name) / getattr(problem.budget, name)) for name in limits]
     assert max(shares) == pytest.approx(1, abs=0.03)
@@ -198,7 +198,8 @@ def test_a_search_by_gradients_comes_near_the_best_of_all_policies(limit):
 
 def test_it_beats_random_search_and_the_best_uniform_policy():
     problem = make_world(limits={"latency": 0.3})
-    uniform = problem.evaluate(best_uniform(problem.table, problem.bounds, problem.budget).policy[None]).loss[0]
+    uniform = best_uniform(problem.table, problem.bounds, problem.budget).policy
+    uniform = problem.evaluator(uniform[None]).loss[0]
     for seed in range(3):
         found, by_chance = (
             search(problem, s, parallel=4, episodes=16, key=jax.random.key(seed)).loss for s in (GRADIENT, "random")
@@ -241,14 +242,16 @@ def test_no_budget_seed_or_machine_compiles_again():
 
     for seed, limit in enumerate((0.3, 0.5, 0.7)):
         problem = make_world(seed=seed, limits={"latency": limit})
-        soft_loss = jax.tree_util.Partial(counted, *problem.soft_loss.args)
-        search(dataclasses.replace(problem, soft_loss=soft_loss), GRADIENT, episodes=4, key=jax.random.key(seed))
+        soft_loss = jax.tree_util.Partial(counted, *problem.evaluator.soft_loss.args)
+        evaluator = dataclasses.replace(problem.evaluator, soft_loss=soft_loss)
+        search(dataclasses.replace(problem, evaluator=evaluator), GRADIENT, episodes=4, key=jax.random.key(seed))
         before = len(traces) if not seed else before
     assert len(traces) == before
 
 
 def test_a_problem_without_a_soft_loss_is_refused_in_one_line():
-    problem = dataclasses.replace(make_world(), soft_loss=None)
+    problem = make_world()
+    problem = dataclasses.replace(problem, evaluator=dataclasses.replace(problem.evaluator, soft_loss=None))
     with pytest.raises(ValueError, match=r"needs a differentiable loss: give make_problem soft_loss=") as told:
         search(problem, GRADIENT, episodes=4, key=jax.random.key(0))
     assert "\n" not in str(told.value)
@@ -295,11 +298,10 @@ def digits_problem():
     table_of = layers(perceptron, params, shape)
     table = cost_table(machine("edge"), table_of)
     reference = float((perceptron(params, test.images).argmax(-1) == test.labels).mean())
-    return make_problem(
-        table_of, table, make_bounds(table_of, pinned={}), budget(table, latency=0.9),
-        make_evaluate(perceptron, params, test, ranges), reference,
-        soft_loss=make_soft_loss(perceptron, params, train, ranges, batch_size=128),
-    )  # fmt: skip
+    soft_loss = make_soft_loss(perceptron, params, train, ranges, batch_size=128)
+    evaluator = dataclasses.replace(make_evaluator(perceptron, params, test, ranges), soft_loss=soft_loss)
+    limits, limit = make_bounds(table_of, pinned={}), budget(table, latency=0.9)
+    return make_problem(table_of, table, limits, limit, evaluator, reference)
 
 
 def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
@@ -312,7 +314,7 @@ def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
     front = search_front(problem, "gradient", budgets, episodes=4, key=jax.random.key(0), parallel=4)
     assert len(front.records.accuracy) == 64 and None not in front.chosen
     uniform = jnp.stack([best_uniform(problem.table, problem.bounds, one).policy for one in budgets])
-    beaten = jax.jit(lambda problem, policies: problem.evaluate(policies))(problem, uniform)
+    beaten = jax.jit(lambda problem, policies: problem.evaluator(policies))(problem, uniform).accuracy
     for at, one in zip(front.chosen, budgets, strict=True):
         assert fits(jax.tree.map(lambda x: x[at], front.records.cost), one)  # noqa: B023
     accuracies = front.records.accuracy[list(front.chosen)]

@@ -103,9 +103,9 @@ def test_an_unknown_model_is_refused():
 
 
 def test_peak_of_the_pynq_instance():
-    numbers = machine("bismo_pynq_z1").spec
+    spec = machine("bismo_pynq_z1").spec
     # The BISMO repository: 6.5 binary tera-operations a second.
-    assert 2 * numbers.array**2 * numbers.dot_bits * numbers.clock == pytest.approx(6.5e12, rel=0.01)
+    assert 2 * spec.array**2 * spec.dot_bits * spec.clock == pytest.approx(6.5e12, rel=0.01)
 
 
 # Tables
@@ -204,8 +204,8 @@ def test_a_policy_costs_the_sum_of_its_entries(lead):
 )
 def test_nothing_overflows_at_a_large_network_and_batch_16(name, network):
     """ResNet-50 at 224 pixels, and the two products of a 4096-wide transformer's block over 4,096 tokens."""
-    numbers = machine(name).spec
-    large = Machine(name, machine(name).model, numbers._replace(batch=16))
+    spec = machine(name).spec
+    large = Machine(name, machine(name).model, spec._replace(batch=16))
     found = cost_table(large, network)
     for values in (found.latency, found.energy, found.size, found.bops):
         assert np.isfinite(values).all() and (values > 0).all()
@@ -215,7 +215,7 @@ def test_nothing_overflows_at_a_large_network_and_batch_16(name, network):
     assert found.bops[:, 7, 7].tolist() == (64 * network.macs).tolist()
     utilisation = find_limits(large, network).utilisation  # against the operations in 64 bits
     assert (utilisation > 0).all() and (utilisation <= 1 + 1e-9).all()
-    one = cost_table(Machine(name, large.model, numbers._replace(batch=1)), network)
+    one = cost_table(Machine(name, large.model, spec._replace(batch=1)), network)
     for many, single in ((found.latency, one.latency), (found.energy, one.energy)):
         assert (many >= single).all()
 

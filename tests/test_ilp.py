@@ -55,7 +55,7 @@ def every_fitting(problem):
 @pytest.mark.parametrize("seed", range(3))
 def test_allocation_finds_the_optimum_though_losses_do_not_add_up(seed):
     problem = make_toy(seed)
-    optimum = float(problem.evaluate(jnp.asarray(every_fitting(problem))).loss.min())
+    optimum = float(problem.evaluator(jnp.asarray(every_fitting(problem))).loss.min())
     found = search(problem, make_ilp(ILP(parallel=4)), episodes=100, key=jax.random.key(seed))
     assert found.loss == pytest.approx(optimum, rel=1e-6)
 

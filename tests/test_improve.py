@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haqjax.searchers.improve import EXTENSIONS, extend, find_start
 
 from haqjax.agent import DDPG
 from haqjax.searchers import HAQ, make_haq, search
 from haqjax.searchers.haq_features import describe_costs
-from haqjax.searchers.improve import EXTENSIONS, extend, find_start
 from haqjax.searchers.warm_start import start_warm
 from haqjax.types import Budget, Cost, CostTable
 from search_world import BITS, every_policy, make_world

@@ -37,7 +37,7 @@ def apply(params, x):
     return [x @ weight for weight in params.values()]
 
 
-def bank_of(params):
+def codebook_of(params):
     size = len(next(iter(params.values())))
     return make_codebook(apply, params, jax.ShapeDtypeStruct((1, size), "float32"))
 
@@ -47,7 +47,7 @@ PARAMS = {name: jnp.asarray(COLUMNS[name], jnp.float32).reshape(60, 1) for name 
 
 @pytest.fixture(scope="module")
 def codebook():
-    return bank_of(PARAMS)
+    return codebook_of(PARAMS)
 
 
 @pytest.mark.parametrize("layer, name", [*enumerate(PARAMS)])
@@ -61,7 +61,7 @@ def test_no_clustering_is_better(codebook, layer, name):
 
 
 @pytest.mark.parametrize("layer, name", [*enumerate(PARAMS)])
-def test_codebooks_rise_and_codes_name_the_nearest(codebook, layer, name):
+def test_codebooks_rise_and_assignments_name_the_nearest(codebook, layer, name):
     values = np.asarray(PARAMS[name], np.float64)
     for bits in WIDTHS:
         book = np.asarray(codebook.codebooks[layer, bits - 1], np.float64)
@@ -83,11 +83,11 @@ def test_few_distinct_values_are_kept_to_the_last_bit(codebook):
 
 @pytest.fixture(scope="module")
 def large():
-    """Two layers of many weights, and their bank."""
+    """Two layers of many weights, and their codebook."""
     random = np.random.default_rng(1)
     params = {"even": random.random((250, 3)), "tails": random.standard_t(3, (250, 8))}
     params = {name: jnp.asarray(weight, jnp.float32) for name, weight in params.items()}
-    return params, bank_of(params)
+    return params, codebook_of(params)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -114,7 +114,7 @@ def test_the_order_of_the_weights_does_not_matter(large):
     params, codebook = large
     order = np.random.default_rng(2).permutation(2000).reshape(250, 8)
     shuffled = {**params, "tails": params["tails"].reshape(-1)[order]}
-    again = bank_of(shuffled)
+    again = codebook_of(shuffled)
     np.testing.assert_array_equal(again.codebooks, codebook.codebooks)
     flat = np.asarray(codebook.assignments[1]).reshape(8, -1)
     np.testing.assert_array_equal(again.assignments[1], flat[:, order])
@@ -148,9 +148,10 @@ def test_policies_are_data(large):
 def test_the_gradient_of_a_shared_value_is_the_sum_over_its_members(large):
     params, codebook = large
     weights, policy = tuple(params.values()), jnp.array([[2, 8], [32, 8]])
-    loss = lambda books, weights: sum(  # noqa: E731
-        jnp.sin(3 * w).sum() for w in codebook_weights(codebook._replace(codebooks=books), policy, weights)
-    )
+
+    def loss(books, weights):
+        return sum(jnp.sin(3 * w).sum() for w in codebook_weights(codebook._replace(codebooks=books), policy, weights))
+
     by_book, by_weight = jax.jit(jax.grad(loss, (0, 1)))(codebook.codebooks, weights)
     assignments = np.asarray(codebook.assignments[0][1])
     upstream = 3 * np.cos(3 * np.asarray(codebook.codebooks, np.float64)[0, 1][assignments])
@@ -173,7 +174,7 @@ def test_gradient_equals_finite_differences():
         assert float(gradient[at]) == pytest.approx(float(up - down) / 2e-2, rel=1e-2, abs=1e-3)
 
 
-def test_a_training_step_moves_codebooks_and_leaves_codes(large):
+def test_a_training_step_moves_codebooks_and_leaves_assignments(large):
     """Least squares against other weights: one step takes every shared value to the mean of its members."""
     params, codebook = large
     target, weights, policy = params["even"][::-1], tuple(params.values()), jnp.array([[3, 8], [3, 8]])
@@ -188,7 +189,7 @@ def test_a_training_step_moves_codebooks_and_leaves_codes(large):
     np.testing.assert_allclose(newton[0, 2, :8], means, rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_runs_with_the_weights_of_its_bank(large):
+def test_a_network_runs_with_the_weights_of_its_codebook(large):
     """One bit is a width like any other here; the ranges' clips of weights do not matter."""
     params, codebook = large
     x = np.random.default_rng(3).normal(size=(4, 250)).astype(np.float32)
@@ -203,15 +204,15 @@ def test_a_network_runs_with_the_weights_of_its_bank(large):
 
 def test_weights_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match=r"weight of layer 'b' is not finite \(1 such layers\): check the weights"):
-        bank_of({"a": jnp.ones((2, 1)), "b": jnp.array([[jnp.inf], [0.0]])})
+        codebook_of({"a": jnp.ones((2, 1)), "b": jnp.array([[jnp.inf], [0.0]])})
 
 
-def test_a_bank_of_another_network_is_refused(codebook):
-    with pytest.raises(ValueError, match="the bank is of weights .* make a bank for it"):
+def test_a_codebook_of_another_network_is_refused(codebook):
+    with pytest.raises(ValueError, match="the codebook is of weights .* make one for it"):
         codebook_weights(codebook, jnp.full((2, 2), 8), (jnp.ones((60, 1)),) * 2)
 
 
 def test_a_policy_for_another_network_is_refused(large):
     params, codebook = large
-    with pytest.raises(ValueError, match=r"policy has shape \(3, 2\), but the bank's layers need \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"policy has shape \(3, 2\), but the codebook's layers need \(2, 2\)"):
         codebook_weights(codebook, jnp.full((3, 2), 8), tuple(params.values()))

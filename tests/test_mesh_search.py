@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import mesh_search
 from haqjax.run.distributed import from_first, is_first, read_hosts
-from haqjax.sharding import make_mesh, shard_policies, suggest_policies
+from haqjax.sharding import make_mesh, shard_policies, suggest_policy_devices
+from haqjax.types import Evaluation, Evaluator
 
 SCRIPT = Path(mesh_search.__file__)
 
@@ -51,13 +53,13 @@ def on_eight(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    return mesh_search.judge()
+    return mesh_search.evaluate()
 
 
 @pytest.mark.parametrize("devices, policies", mesh_search.MESHES)
-def test_every_mesh_judges_alike(on_eight, alone, devices, policies):
+def test_every_mesh_evaluates_alike(on_eight, alone, devices, policies):
     assert len(np.unique(alone[1])) == mesh_search.POLICIES
-    np.testing.assert_array_equal(np.load(on_eight / f"judged-{devices}-{policies}.npy"), alone)
+    np.testing.assert_array_equal(np.load(on_eight / f"evaluation-{devices}-{policies}.npy"), alone)
 
 
 def test_eight_devices_find_what_one_finds(on_eight, tmp_path):
@@ -83,14 +85,19 @@ def test_devices_are_divided_so_that_each_has_least_to_do():
             for along in range(1, devices + 1)
             if devices % along == 0
         }
-        assert rounds[suggest_policies(devices, policies, batches)] == min(rounds.values())
+        assert rounds[suggest_policy_devices(devices, policies, batches)] == min(rounds.values())
 
 
-def test_a_judge_without_micro_batches_shares_policies():
-    judge = jax.tree_util.Partial(lambda scale, key, policies: scale * policies.sum((1, 2)), 2.0, jax.random.key(0))
+def test_an_evaluator_without_micro_batches_is_sharded_by_policies():
+    def evaluate(evaluator, policies, least):
+        sums = evaluator.params * policies.sum((1, 2))
+        return Evaluation(sums, sums + least)
+
+    evaluator = Evaluator(evaluate, jnp.float32(2), None, None, None, extra=jax.random.key(0))
     policies = np.random.default_rng(0).integers(2, 9, (5, 3, 2))
-    shared = shard_policies(judge, make_mesh(1))
-    np.testing.assert_array_equal(shared(policies), 2.0 * policies.sum((1, 2)))
+    accuracy, loss = shard_policies(evaluator, make_mesh(1))(policies, 0.5)
+    np.testing.assert_array_equal(accuracy, 2.0 * policies.sum((1, 2)))
+    np.testing.assert_array_equal(loss, accuracy + 0.5)
 
 
 def test_one_process_is_the_first_and_asks_nobody():

@@ -116,8 +116,13 @@ def test_every_layer_has_its_own_kernel(published):
 def test_names_say_where_a_layer_is():
     names = hooks.layers(*_parts(outline("mobilenet_v2", image_size=32))).names
     assert [name.removesuffix(".kernel") for name in (*names[:4], *names[-2:])] == [
-        "stem", "blocks.0.depthwise", "blocks.0.project", "blocks.1.expand", "head", "classifier",
-    ]  # fmt: skip
+        "stem",
+        "blocks.0.depthwise",
+        "blocks.0.project",
+        "blocks.1.expand",
+        "head",
+        "classifier",
+    ]
 
 
 def test_resnet50_strides_on_the_3x3():

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 import haqjax
-from haqjax.hardware.bismo import policy_work
+from haqjax.hardware.bismo import count_policy_work
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "experiments"
@@ -76,13 +76,13 @@ def test_the_colab_notebook_asks_for_a_tpu_and_says_that_its_time_is_not_measure
 # What a cell after the last one tells of the notebook's variables.
 FACTS = {
     "colab_tpu": """
-told = dict(folder=str(folder), policy=facts.policy, gap=gap, errors=errors, uniform=uniform[1:3], found=found[1:3])
+told = dict(folder=str(folder), policy=run_data.policy, gap=gap, errors=errors, uniform=uniform[1:3], found=found[1:3])
 """,
     "library_tour": """
 told = dict(
     names=layers.names, macs=layers.macs, policy=found.policy, latency=table.latency, budget=budget, cost=found.cost,
-    by_latency=by_latency, cycles=cycles, ports=ports, feasible=lowered.feasible.all(), best=best, shares=shares,
-    plain=table_of_plain.macs, accuracies=accuracies, reference=reference.value,
+    by_latency=by_latency, cycles=cycles, ports=ports, feasible=projected.feasible.all(), best=best,
+    fractions=fractions, plain=table_of_plain.macs, accuracies=accuracies, reference=reference.value,
     measured=measured.latency, layers={name: getattr(layers, name) for name in vars(layers)},
 )
 """,
@@ -201,8 +201,8 @@ def test_the_tour_keeps_to_its_budget(tour):
     assert told.feasible
     assert re.search(r"found +\d+\.\d ± \d+\.\d ", printed(tour)) and figures(tour) == 3
     full = latency[:, 7, 7].sum()
-    for share, best in zip(told.shares, told.best, strict=True):
-        assert sum(latency[at, w - 1, a - 1] for at, (w, a) in enumerate(best)) <= share * full * (1 + 1e-6)
+    for fraction, best in zip(told.fractions, told.best, strict=True):
+        assert sum(latency[at, w - 1, a - 1] for at, (w, a) in enumerate(best)) <= fraction * full * (1 + 1e-6)
 
 
 def test_the_tours_network_has_learned(tour):
@@ -231,7 +231,7 @@ def test_the_tours_family_counts_what_each_machine_does(tour):
     table = haqjax.types.LayerTable(tuple(names), **{key: np.array(value) for key, value in told.layers.items()})
     for port, count in zip(told.ports, told.cycles, strict=True):
         one = haqjax.machine("edge").spec._replace(port_bits=port)
-        assert policy_work(one, table, np.array(told.policy)).cycles.sum() == count
+        assert count_policy_work(one, table, np.array(told.policy)).cycles.sum() == count
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import os
-import pkgutil
 import re
 import shutil
 import subprocess
@@ -18,6 +17,11 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 IMPORTED_BY_OTHERS = {"array-record", "filelock", "importlib-resources", "pillow"}  # by TFDS, JAX, TFDS, TFDS
+
+
+def recipe_of(target: str) -> str:
+    """The commands of a target."""
+    return re.search(rf"^{target}:.*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)[1]
 
 
 def normal(name: str) -> str:
@@ -48,16 +52,6 @@ def test_documents_name_targets_that_exist(document):
     assert named <= TARGETS
 
 
-NAMES = sorted(
-    {name for p in (ROOT / "docs").glob("*.md") for name in re.findall(r"`(haqjax\.[\w.]+)`", p.read_text())}
-)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_functions_that_the_documents_name_exist(name):
-    assert pkgutil.resolve_name(name)
-
-
 def test_continuous_integration_runs_make_test():
     commands = [
         line for line in (ROOT / ".ci/run").read_text().splitlines() if line and not line.startswith(("#", "cd", "set"))
@@ -66,10 +60,16 @@ def test_continuous_integration_runs_make_test():
     assert os.access(ROOT / ".ci/run", os.X_OK)
 
 
+def test_tests_that_take_minutes_run_where_no_one_waits():
+    recipes = {name: recipe_of(name) for name in ("test", "test-all")}
+    assert '-m "not slow"' in recipes["test"]
+    assert recipes["test-all"] == recipes["test"].replace(' -m "not slow"', "")
+    assert "run: make test-all\n" in (ROOT / ".github/workflows/ci.yml").read_text()
+
+
 @pytest.mark.parametrize("command", ["search", "train", "evaluate", "finetune"])
 def test_flags_of_make_are_flags_of_the_program(command):
-    recipe = re.search(rf"^{command}:.*\n((?:\t.*\n)+)", MAKEFILE, flags=re.MULTILINE)[1]
-    passed = {f"--{name}" for name in re.findall(r"call flag,\w+,([\w-]+)\)", recipe)}
+    passed = {f"--{name}" for name in re.findall(r"call flag,\w+,([\w-]+)\)", recipe_of(command))}
     known = subprocess.run(
         [sys.executable, "-m", "haqjax", command, "--help"], capture_output=True, text=True, check=True
     )
@@ -113,6 +113,17 @@ def test_help_lists_every_target_and_no_other():
     assert set(re.findall(r"^  make ([a-z-]+) ", said, flags=re.MULTILINE)) == TARGETS
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()
     assert set(phony) - {"always"} == TARGETS
+
+
+def test_help_explains_every_variable_once():
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    explained = re.findall(r"^  ([A-Z][A-Z_]+)  +\S", said, flags=re.MULTILINE)
+    lines = [line for line in MAKEFILE.splitlines() if not line.startswith("#")]
+    given = set(
+        re.findall(r"call flag,(\w+),|\$\$?[({]?([A-Z][A-Z_]+)\b|^export (\w+) \?=", "\n".join(lines), re.MULTILINE)
+    )
+    own = set(re.findall(r"^(\w+) :=", MAKEFILE, flags=re.MULTILINE)) | {"CURDIR"}
+    assert sorted(explained) == sorted({"".join(names) for names in given} - own)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from haqjax.quantizers import calibrate, quantize
-from haqjax.quantizers.clipping import CANDIDATES, METHODS, Row
+from haqjax.quantizers.clipping import BINS, CANDIDATES, METHODS, Row, add_samples, draw_sample, empty_histogram
 from haqjax.quantizers.fake_quantize import apply_quantized, quantize_weights
-from haqjax.quantizers.histogram import BINS, add, draw, empty
 from haqjax.quantizers.linear import fake_quantize
 from haqjax.quantizers.per_channel import channel_ratios
 from haqjax.types import ACTIVATION, WEIGHT, Ranges
@@ -58,7 +57,10 @@ def test_widths_and_signs_share_one_program():
 @pytest.mark.parametrize("signed", [True, False])
 def test_straight_through_gradient_is_that_of_the_clipping_alone(signed):
     x = np.array([-2.0, -0.7, -0.1, 0.2, 0.8, 3.0], np.float32)
-    clipped = lambda x, clip: np.clip(x, -clip if signed else 0, clip).sum()  # noqa: E731
+
+    def clipped(x, clip):
+        return np.clip(x, -clip if signed else 0, clip).sum()
+
     by_x, by_clip = jax.grad(lambda x, clip: fake_quantize(x, clip, 3, signed).sum(), (0, 1))(jnp.asarray(x), 1.0)
     steps = 1e-3 * np.eye(6)
     np.testing.assert_allclose(by_x, [(clipped(x + s, 1.0) - clipped(x - s, 1.0)) / 2e-3 for s in steps], atol=1e-3)
@@ -74,15 +76,15 @@ def test_gradient_at_32_bits_is_the_identity():
 
 
 def row_of(values):
-    counted = add(empty(1), jax.tree.map(lambda leaf: leaf[None], draw(values)))
+    counted = add_samples(empty_histogram(1), jax.tree.map(lambda leaf: leaf[None], draw_sample(values)))
     return Row(counted.counts[0], counted.limit[0], counted.largest[0])
 
 
 def test_histogram_in_parts_equals_numpy_over_the_whole():
     parts = [np.asarray(normal(1000, seed=s)) * scale for s, scale in enumerate((0.5, 3.0, 1.0))]
-    counted = empty(1)
+    counted = empty_histogram(1)
     for part in parts:
-        counted = add(counted, jax.tree.map(lambda leaf: leaf[None], draw(jnp.asarray(part))))
+        counted = add_samples(counted, jax.tree.map(lambda leaf: leaf[None], draw_sample(jnp.asarray(part))))
     limit = float(counted.limit[0])
     expected, _ = np.histogram(np.abs(np.concatenate(parts)), BINS, (0, limit))
     assert limit >= np.abs(parts[1]).max() > limit / 2
@@ -92,13 +94,13 @@ def test_histogram_in_parts_equals_numpy_over_the_whole():
 
 def test_sampling_meets_every_channel_alike():
     x = jnp.broadcast_to(jnp.arange(16.0), (64, 32, 32, 16))
-    taken = draw(x)
+    taken = draw_sample(x)
     counts = np.bincount(np.asarray(taken.magnitude, int)[np.asarray(taken.weight) > 0], minlength=16)
     assert counts.min() > 0.99 * counts.max()
 
 
 def test_a_sample_weighs_what_it_is_told():
-    taken = draw(jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 4.0]]))
+    taken = draw_sample(jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 4.0]]))
     assert taken.weight[:3].tolist() == [0.25, 4, 0]
 
 
@@ -213,8 +215,8 @@ def test_a_channel_of_zeros_stays_zero():
 
 
 def test_shares_are_of_the_own_layer():
-    shares, layer_of = channel_ratios((jnp.array([2.0, 1.0]), jnp.array([0.0, 8.0, 2.0]), jnp.zeros(1)))
-    assert shares.tolist() == [1, 0.5, 1, 1, 0.25, 1] and layer_of.tolist() == [0, 0, 1, 1, 1, 2]
+    ratios, layer_of = channel_ratios((jnp.array([2.0, 1.0]), jnp.array([0.0, 8.0, 2.0]), jnp.zeros(1)))
+    assert ratios.tolist() == [1, 0.5, 1, 1, 0.25, 1] and layer_of.tolist() == [0, 0, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,10 @@ def test_grouped_and_depthwise_channels_have_clips_of_their_own():
     """A depthwise kernel whose channels differ a thousandfold keeps all of them at 8 bits."""
     scale = 10.0 ** jnp.arange(-1, 3)
     kinds = dict(feature_group_count=4, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)  # noqa: E731
+
+    def apply(params, x):
+        return jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)
+
     params = {"w": normal(3, 3, 1, 4) * scale[None, None, None]}
     (weight,) = quantize_weights(
         apply,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.quantizers import calibrate, quantize
-from haqjax.quantizers.comq import SHARES, round_levels
+from haqjax.quantizers.comq import CLIP_RATIOS, round_levels
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.im2col import from_matrix, take_rows, to_matrix
 from haqjax.quantizers.input_moments import LARGEST, parts
@@ -82,8 +82,8 @@ def test_channels_of_outputs_and_inputs_are_told_apart(kind):
         assert energy.ndim == activation.ndim
         # Doubling an input channel is doubling the weights that read it, which is four times its energy.
         jacobian = jax.jacobian(lambda a: compute(a, weight))(jnp.zeros_like(activation)[:1])
-        reached = (jacobian**2).sum(tuple(range(jacobian.ndim - activation.ndim)))
-        assert ((reached > 0) <= (jnp.broadcast_to(energy, reached.shape) > 0)).all()
+        summed = (jacobian**2).sum(tuple(range(jacobian.ndim - activation.ndim)))
+        assert ((summed > 0) <= (jnp.broadcast_to(energy, summed.shape) > 0)).all()
         np.testing.assert_allclose(energy.sum(), (weight**2).sum(), rtol=1e-4)
         return compute(activation, weight), None
 
@@ -106,7 +106,7 @@ def test_levels_are_close_to_the_best_of_all(seed):
         error = float(((rows @ (column - level * step)) ** 2).sum())
         assert (level == np.rint(level)).all() and np.abs(level).max() <= 2 ** (bits - 1) - 1 and step > 0
         assert error <= 1.6 * best_levels(rows, column, bits) + 1e-6
-        assert error <= nearest_error(rows, column, bits, SHARES) * 1.02 + 1e-6
+        assert error <= nearest_error(rows, column, bits, CLIP_RATIOS) * 1.02 + 1e-6
 
 
 def test_inputs_that_do_not_correlate_are_rounded_to_the_nearest():
@@ -173,7 +173,10 @@ def test_a_corrected_mean_is_the_float_one(rounding):
     ranges = calibrate(network, PARAMS, [X], rounding=rounding, correct_bias=True)
     plain = dataclasses.replace(ranges, rounding=ranges.rounding._replace(means=None))
     policy = jnp.array([[32, 32], [2, 32]])
-    mean = lambda r: quantize(network)(PARAMS, X, policy, r).mean(0)  # noqa: E731
+
+    def mean(r):
+        return quantize(network)(PARAMS, X, policy, r).mean(0)
+
     np.testing.assert_allclose(mean(ranges), network(PARAMS, X).mean(0), atol=1e-4)
     assert jnp.abs(mean(plain) - network(PARAMS, X).mean(0)).max() > 1e-2
 
@@ -182,10 +185,10 @@ def test_the_judge_corrects_as_the_forward_pass_does():
     split = Split(np.asarray(X), np.asarray(network(PARAMS, X).argmax(-1), np.int32))
     ranges = calibrate(network, PARAMS, [X], correct_bias=True)
     policies = jnp.array([[[2, 8], [2, 8]], [[3, 4], [2, 2]]])
-    found = make_evaluate(network, PARAMS, split, ranges, batch_size=16)(policies)
-    for policy, share in zip(policies, found, strict=True):
+    found = make_evaluator(network, PARAMS, split, ranges, batch_size=16)(policies).accuracy
+    for policy, accuracy in zip(policies, found, strict=True):
         answers = quantize(network)(PARAMS, X, policy, ranges).argmax(-1)
-        assert float(share) == pytest.approx(float((answers == split.labels).mean()))
+        assert float(accuracy) == pytest.approx(float((answers == split.labels).mean()))
 
 
 def test_levels_hold_for_the_weights_that_they_were_chosen_for():

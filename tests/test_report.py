@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from haqjax.report import tables
-from haqjax.report.static import bits as figures
+from haqjax.report.static import layers as figures
 from haqjax.report.static import search as progress
+from haqjax.report.static import style
 from haqjax.types import Cost
 
 
@@ -118,11 +119,11 @@ def test_a_search_in_which_nothing_fits_is_drawn():
 
 @pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_the_ending_chooses_the_format(tmp_path, ending, start):
-    assert figures.save(Figure(figsize=(1, 1)), tmp_path / f"a.{ending}").read_bytes().startswith(start)
+    assert style.save(Figure(figsize=(1, 1)), tmp_path / f"a.{ending}").read_bytes().startswith(start)
 
 
 def test_a_figure_has_the_dots_that_print_needs(tmp_path):
-    with Image.open(figures.save(Figure(figsize=(figures.WIDTH, 1)), tmp_path / "a.png")) as image:
+    with Image.open(style.save(Figure(figsize=(style.WIDTH, 1)), tmp_path / "a.png")) as image:
         assert image.size == (2160, 300)
 
 

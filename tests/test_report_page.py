@@ -14,14 +14,16 @@ import pytest
 from rich.console import Console
 
 from haqjax.report.catalogue import PICTURES
-from haqjax.report.interactive.layers import bits_chart, cost_chart, roofline_chart
-from haqjax.report.interactive.search import front_chart, search_chart
+from haqjax.report.interactive.layers import bits_chart, cost_chart
+from haqjax.report.interactive.roofline import roofline_chart
+from haqjax.report.interactive.search import policies_chart, search_chart
 from haqjax.report.page import make_page
-from haqjax.report.run_data import describe, labels
+from haqjax.report.run_data import describe_layers, label_layers
 from haqjax.run.commands.report import run_report
 from haqjax.run.config.commands import ReportConfig
+from haqjax.run.config.options import with_options
 from haqjax.run.folder.run_data import read_run_data
-from report_world import EPISODES, make_task, write_run
+from report_world import EPISODES, make_prepared, write_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 STILL = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
@@ -30,9 +32,9 @@ STILL = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("runs")
-    config, task = make_task(metric="latency,energy", budget="0.6,0.8")
-    other = dataclasses.replace(config, seed=1)
-    return write_run(base / "first", config, task), write_run(base / "second", other, task, seed=1)
+    config, prepared = make_prepared(metric="latency,energy", budget="0.6,0.8")
+    other = with_options(config, {"seed": 1})
+    return write_run(base / "first", config, prepared), write_run(base / "second", other, prepared, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_names_are_text_and_never_code(run_data):
 
 
 def test_bits_are_drawn_by_kind_weights_up_and_activations_down(run_data):
-    figure, names = bits_chart(run_data), labels(run_data.layers)
+    figure, names = bits_chart(run_data), label_layers(run_data.layers)
     for axis, column in ((None, 0), ("y2", 1)):
         traces = [trace for trace in figure.data if trace.yaxis in (axis, "y" if axis is None else axis)]
         bars = {x: y for trace in traces for x, y in zip(trace.x, trace.y, strict=True)}
@@ -136,23 +138,23 @@ def test_a_tensor_that_is_left_alone_stands_above_8(run_data):
 
 
 def test_a_layer_tells_its_numbers_when_pointed_at(run_data):
-    told = describe(run_data)[1]
-    before, after = (1e6 * values[1] for values in run_data.spent["latency"])
+    told = describe_layers(run_data)[1]
+    before, after = (1e6 * values[1] for values in run_data.layer_costs["latency"])
     assert run_data.layers.names[1] in told and f"latency {before:.3g} → {after:.3g} us" in told
     assert f"weights {run_data.policy[1, 0]} bits, activations {run_data.policy[1, 1]} bits" in told
-    assert describe(run_data)[0].count(", first") == 1 and ", last" in describe(run_data)[-1]
+    assert describe_layers(run_data)[0].count(", first") == 1 and ", last" in describe_layers(run_data)[-1]
     for figure in (bits_chart(run_data), cost_chart(run_data)):
         assert sum(told in (trace.hovertext or ()) for trace in figure.data) == 2 * (1 + (figure.data[0].width == 0.92))
 
 
 def test_before_and_after_are_both_drawn(run_data):
-    figure, names = cost_chart(run_data), labels(run_data.layers)
+    figure, names = cost_chart(run_data), label_layers(run_data.layers)
     for axis, name, scale in (("y", "latency", 1e-6), ("y2", "energy", None)):
         traces = [trace for trace in figure.data if trace.yaxis == axis]
         behind, front = traces[0], {x: y for trace in traces[1:] for x, y in zip(trace.x, trace.y, strict=True)}
-        scale = scale or run_data.spent[name].before[0] / behind.y[0]
-        np.testing.assert_allclose(np.array(behind.y) * scale, run_data.spent[name].before)
-        np.testing.assert_allclose(np.array([front[x] for x in names]) * scale, run_data.spent[name].after)
+        scale = scale or run_data.layer_costs[name].before[0] / behind.y[0]
+        np.testing.assert_allclose(np.array(behind.y) * scale, run_data.layer_costs[name].before)
+        np.testing.assert_allclose(np.array([front[x] for x in names]) * scale, run_data.layer_costs[name].after)
 
 
 def test_a_roofline_has_each_layer_twice(run_data):
@@ -166,11 +168,11 @@ def test_a_search_without_a_policy_that_fits_is_drawn(run_data):
     episodes = run_data.episodes._replace(feasible=np.zeros(EPISODES, bool), best=np.full(EPISODES, np.nan))
     none = dataclasses.replace(run_data, episodes=episodes)
     assert {trace.name for trace in search_chart(none).data} >= {"over budget", "float network"}
-    assert "policy" not in {trace.name for trace in front_chart(none).data}
+    assert "policy" not in {trace.name for trace in policies_chart(none).data}
 
 
 def test_the_budget_and_the_references_stand_where_they_are(run_data):
-    figure = front_chart(run_data)
+    figure = policies_chart(run_data)
     first = {trace.name: (trace.x, trace.y) for trace in figure.data if trace.yaxis == "y"}
     cost = run_data.rows[1].cost.latency
     assert first["best uniform"] == ((pytest.approx(1e3 * cost),), (pytest.approx(80.0),))

@@ -17,14 +17,15 @@ from rich.console import Console
 
 import haqjax.run.commands.report
 from haqjax.hardware import machine, save_table, total_cost
+from haqjax.report.palette import KINDS
 from haqjax.report.run_data import best_reward, find_front, front_resources
-from haqjax.report.static.bits import KINDS
 from haqjax.run.commands.report import run_report
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import ReportConfig
+from haqjax.run.config.options import with_options
 from haqjax.run.folder.run_data import find_rooflines, read_run_data
 from haqjax.tracing.hooks import layers
-from report_world import EPISODES, make_task, price_of, write_run
+from report_world import EPISODES, cost_fields, make_prepared, write_run
 
 ROOT = Path(__file__).parents[1]
 PICTURES = {"bits", "costs", "roofline", "search", "policies"}
@@ -46,7 +47,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def world():
-    return make_task()
+    return make_prepared()
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +61,12 @@ def run_data(folder):
 
 
 def test_costs_of_the_layers_add_up_to_those_of_the_network(world, run_data):
-    _, task = world
+    _, prepared = world
     for policy, after in ((np.full_like(run_data.policy, 8), False), (run_data.policy, True)):
-        full = total_cost(task.table, jnp.asarray(policy))
-        for name, spent in run_data.spent.items():
+        full = total_cost(prepared.table, jnp.asarray(policy))
+        for name, spent in run_data.layer_costs.items():
             assert spent[after].sum() == pytest.approx(float(getattr(full, name)))
-    assert list(run_data.spent) == ["latency", "energy"] and not run_data.notes
+    assert list(run_data.layer_costs) == ["latency", "energy"] and not run_data.notes
 
 
 def test_rows_are_those_of_policy_json(folder, run_data):
@@ -133,8 +134,8 @@ def test_the_same_run_gives_the_same_page(folder, quick):
 
 
 def test_several_runs_go_to_the_first_folder_or_to_out(world, folder, tmp_path, quick):
-    config, task = world
-    same = write_run(tmp_path / "first", dataclasses.replace(config, seed=5), task, seed=5)
+    config, prepared = world
+    same = write_run(tmp_path / "first", with_options(config, {"seed": 5}), prepared, seed=5)
     assert report(same, folder) == same / "report.html"
     assert report(folder, same, out=tmp_path / "new" / "place") == tmp_path / "new" / "place" / "report.html"
     names = {f"first-{at}-{name}" for at in (1, 2) for name in PICTURES} | {"runs"}
@@ -180,15 +181,15 @@ def test_without_its_data_a_run_is_shown_as_far_as_it_goes(folder, tmp_path, qui
     told = yaml.safe_load((copy / "config.yaml").read_text())
     (copy / "config.yaml").write_text(yaml.safe_dump(told | {"data": "npz:gone.npz"}))
     found = read_run_data(copy)
-    assert "gone.npz" in found.notes[0] and not found.spent and found.rooflines is None
+    assert "gone.npz" in found.notes[0] and not found.layer_costs and found.rooflines is None
     assert set(found.layers.names) and len(found.policy) == 28
-    assert "neither told apart nor priced" in report(copy).read_text()
+    assert "neither described nor priced" in report(copy).read_text()
 
 
 def test_costs_that_have_changed_since_the_run_are_told(world, tmp_path):
-    config, task = world
-    costs = {name: price_of(task, np.full((28, 2), 8)) for name in ("8_bits", "uniform", "policy")}
-    found = read_run_data(write_run(tmp_path / "old", config, task, costs=costs))
+    config, prepared = world
+    costs = {name: cost_fields(prepared, np.full((28, 2), 8)) for name in ("8_bits", "uniform", "policy")}
+    found = read_run_data(write_run(tmp_path / "old", config, prepared, costs=costs))
     assert any("differs from the costs in policy.json" in note for note in found.notes)
 
 
@@ -205,28 +206,28 @@ def test_a_fine_tuned_run_has_a_row_more(folder, tmp_path):
 
 
 def test_a_size_budget_shows_sizes_and_no_activations(tmp_path, quick):
-    found = read_run_data(write_run(tmp_path / "size", *make_task(metric="size", budget="0.5", search="random")))
-    assert list(found.spent) == ["latency", "energy", "size"] and front_resources(found) == ["size"]
+    found = read_run_data(write_run(tmp_path / "size", *make_prepared(metric="size", budget="0.5", search="random")))
+    assert list(found.layer_costs) == ["latency", "energy", "size"] and front_resources(found) == ["size"]
     assert (found.policy[:, 1] == 32).all() and not found.notes
     page = report(tmp_path / "size").read_text()
     assert "weight bits" in page and '"text":"activation bits"' not in page
 
 
 def test_several_budgets_have_a_front_each(tmp_path):
-    found = read_run_data(write_run(tmp_path / "two", *make_task(metric="latency,memory", budget="0.6,0.7")))
-    assert front_resources(found) == ["latency", "memory"] and list(found.spent) == ["latency", "energy"]
+    found = read_run_data(write_run(tmp_path / "two", *make_prepared(metric="latency,memory", budget="0.6,0.7")))
+    assert front_resources(found) == ["latency", "memory"] and list(found.layer_costs) == ["latency", "energy"]
 
 
 def test_a_measured_table_has_no_roofline_and_perhaps_no_energy(world, tmp_path, quick):
-    config, task = world
+    config, prepared = world
     save_table(
         tmp_path / "board.csv",
-        dataclasses.replace(task.table, energy=np.full_like(task.table.energy, np.nan)),
-        task.layers,
+        dataclasses.replace(prepared.table, energy=np.full_like(prepared.table.energy, np.nan)),
+        prepared.layers,
     )
-    board = write_run(tmp_path / "board", *make_task(hw=str(tmp_path / "board.csv")))
+    board = write_run(tmp_path / "board", *make_prepared(hw=str(tmp_path / "board.csv")))
     found = read_run_data(board)
-    assert found.rooflines is None and list(found.spent) == ["latency"]
+    assert found.rooflines is None and list(found.layer_costs) == ["latency"]
     assert len(found.notes) == 2 and "measured table" in found.notes[0] and "no energy model" in found.notes[1]
     report(board)
     assert "roofline.png" not in drawn(board)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from haqjax.hardware import cost_table, find_limits, machine
-from haqjax.hardware.gemm import Products
-from haqjax.hardware.roofline import Fetched, estimate, layer_use
+from haqjax.hardware.gemm import Gemm
+from haqjax.hardware.roofline import Fetched, estimate, estimate_layer
 from haqjax.hardware.usage import LIMITS
 from references_hardware import ceil_div, conv, dense, mobilenet_v2, table
 
@@ -43,8 +43,8 @@ def test_systolic_cycles_are_those_of_the_wavefront(name, batch, output_stationa
     else:
         loads = ceil_div(length, rows) * ceil_div(outputs, columns)
         expected = jobs * (loads * play_weight_stationary(vectors, outputs, length, rows, columns) - 1)
-    numbers = SYSTOLIC._replace(rows=rows, columns=columns, batch=batch, output_stationary=output_stationary)
-    np.testing.assert_allclose(estimate(numbers, table([row])).compute * 5e8, expected, rtol=1e-12)
+    spec = SYSTOLIC._replace(rows=rows, columns=columns, batch=batch, output_stationary=output_stationary)
+    np.testing.assert_allclose(estimate(spec, table([row])).compute * 5e8, expected, rtol=1e-12)
 
 
 def test_scale_sim_closed_forms_on_a_layer():
@@ -59,8 +59,8 @@ def test_scale_sim_closed_forms_on_a_layer():
 @pytest.mark.parametrize("steps", [(1, 1), (2, 4), (8, 8)])
 def test_padded_tiles_times_passes(name, steps):
     row, (vectors, outputs, length), jobs = LAYERS[name]
-    numbers = ROOFLINE._replace(rows=4, columns=6, depth=8, weight_step=steps[0], activation_step=steps[1])
-    found = estimate(numbers, table([row]))
+    spec = ROOFLINE._replace(rows=4, columns=6, depth=8, weight_step=steps[0], activation_step=steps[1])
+    found = estimate(spec, table([row]))
     tiles = jobs * ceil_div(vectors, 4) * ceil_div(outputs, 6) * ceil_div(length, 8)
     for w, a in [(1, 1), (3, 5), (8, 8)]:
         passes = ceil_div(w, steps[0]) * ceil_div(a, steps[1])
@@ -71,11 +71,11 @@ def test_padded_tiles_times_passes(name, steps):
         assert found.energy.array[0, w - 1, a - 1] == pytest.approx(macs * mac_energy, rel=1e-12)
 
 
-@pytest.mark.parametrize("numbers", [ROOFLINE, SYSTOLIC])
-def test_everything_moves_once(numbers):
-    numbers = numbers._replace(batch=3, dram_bits=10, leakage_power=0.5, overhead=1e-6)
+@pytest.mark.parametrize("spec", [ROOFLINE, SYSTOLIC])
+def test_everything_moves_once(spec):
+    spec = spec._replace(batch=3, dram_bits=10, leakage_power=0.5, overhead=1e-6)
     layers = table([conv(3, 2, 6, 40, 9, groups=2), dense(100, 33, rows=7)])
-    found = estimate(numbers, layers)
+    found = estimate(spec, layers)
     for w, a in [(2, 7), (8, 8)]:
         for i, (weights, inputs, outputs) in enumerate([(9 * 3 * 40, 81 * 6, 25 * 40), (3300, 700, 231)]):
             at = (i, w - 1, a - 1)
@@ -145,8 +145,8 @@ def test_one_layer_on_a_family_of_machines():
     rows = np.array([4.0, 8.0, 16.0])
     family = ROOFLINE._replace(rows=rows)
     axes = type(family)(*(0 if name == "rows" else None for name in family._fields))
-    layer, fetched = Products(64.0, 16.0, 16.0, 1.0), Fetched(256.0, 1024.0)
-    each = jax.vmap(lambda numbers: layer_use(numbers, layer, fetched, 8, 8), (axes,))
+    layer, fetched = Gemm(64.0, 16.0, 16.0, 1.0), Fetched(256.0, 1024.0)
+    each = jax.vmap(lambda spec: estimate_layer(spec, layer, fetched, 8, 8), (axes,))
     np.testing.assert_allclose(each(family).compute * 5e8, 16 * 64 / rows, rtol=1e-6)
 
 

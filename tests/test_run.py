@@ -22,7 +22,7 @@ import haqjax.run.setup
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
-from haqjax.evaluation import evaluator, make_evaluate
+from haqjax.evaluation import evaluator, make_evaluator
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.run import (
@@ -377,14 +377,14 @@ def test_a_budget_below_the_floor_says_what_holds_it(tmp_path):
         haqjax.run.commands.search.prepare(SearchConfig(model="mobilenet_v2", budget=0.02))
 
 
-def test_judge_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
+def test_the_evaluator_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
     apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
     params = {"w": jax.random.normal(jax.random.key(0), (12, 4))}
     images = np.asarray(jax.random.normal(jax.random.key(1), (7, 2, 2, 3)))
     split = Split(images, np.argmax(apply(params, images), -1).astype(np.int32))
     ranges = calibrate(apply, params, [images])
     some = jnp.array([[[8, 8]], [[2, 3]], [[32, 32]], [[1, 8]]])
-    found = make_evaluate(apply, params, split, ranges, batch_size=3, policies_at_once=2)(some)
+    found = make_evaluator(apply, params, split, ranges, batch_size=3, policies_at_once=2)(some).accuracy
     for policy, accuracy in zip(some[:3], found[:3], strict=True):
         answers = quantize(apply)(params, images, policy, ranges).argmax(-1)
         assert float(accuracy) == pytest.approx(np.mean(answers == split.labels))

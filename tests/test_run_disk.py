@@ -9,24 +9,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
+import haqjax.run.folder.result
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
 import haqjax.run.folder.journal
-import haqjax.run.folder.result
 import haqjax.run.resumable
 import haqjax.run.setup
 from haqjax import calibrate
 from haqjax.cli import main
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.commands.search import find_folder
 from haqjax.training.checkpoints import open_checkpoints
-from haqjax.types import Evaluation
+from haqjax.types import Evaluation, Evaluator
 from run_world import install
 
 EPISODES = 16
@@ -184,23 +183,23 @@ def test_one_logit_that_is_not_finite_is_told_by_the_loss():
     images = np.eye(4, dtype=np.float32)[:, None, :, None]
     ranges = calibrate(apply, {"w": jnp.eye(4)}, [images])
     whole = jnp.full((1, 1, 2), 32)
-    judged = []
+    found = []
     for spoilt in (0, 9):
         images = np.concatenate([images[:3], images[3:] + spoilt * np.eye(4)[:1][:, None, :, None]]).astype(np.float32)
-        evaluate = make_evaluate(
-            apply, {"w": jnp.eye(4)}, Split(images, np.arange(4, dtype=np.int32)), ranges, with_loss=True
-        )
-        judged.append(evaluate(whole))
-    assert np.isfinite(judged[0].loss).all() and judged[0].accuracy == 1
-    assert np.isposinf(judged[1].loss).all() and judged[1].accuracy == 0.75
+        split = Split(images, np.arange(4, dtype=np.int32))
+        found.append(make_evaluator(apply, {"w": jnp.eye(4)}, split, ranges)(whole))
+    assert np.isfinite(found[0].loss).all() and found[0].accuracy == 1
+    assert np.isposinf(found[1].loss).all() and found[1].accuracy == 0.75
 
 
 def test_policies_with_outputs_that_are_not_finite_are_counted_and_never_win(world, monkeypatch):
-    def judge(policies):
+    def evaluate(evaluator, policies, least):
         few = policies[:, 0, 0] <= 5  # bits of the first layer's weights
         return Evaluation(jnp.where(few, 1.0, 0.5), jnp.where(few, jnp.inf, 1.0))
 
-    monkeypatch.setattr(haqjax.run.setup, "make_evaluate", lambda *rest, **options: jax.tree_util.Partial(judge))
+    spoilt = Evaluator(evaluate, None, None, None, None)
+
+    monkeypatch.setattr(haqjax.run.setup, "make_evaluator", lambda *rest, **options: spoilt)
     with open(world / "said.txt", "w+") as file:
         out = run_search(SearchConfig(**ASKED, out=str(world / "infinite")), Console(file=file, width=200))
         file.seek(0)

@@ -15,7 +15,7 @@ from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.searchers import HAQ, SEARCHERS, Searcher, make_haq, make_problem, make_random, search
-from haqjax.searchers.base import Problem
+from haqjax.searchers.base import Problem, as_evaluator
 from haqjax.searchers.greedy import GreedyState
 from haqjax.searchers.haq_features import describe, observe
 from haqjax.searchers.ilp import ILPState
@@ -63,13 +63,14 @@ def error(sensitivity, bits, index):
     return 1 - accuracy(sensitivity, bits[None])[0]
 
 
-def make_toy(count: int = 5, seed: int = 0, judge=accuracy, **limits) -> Problem:
+def make_toy(count: int = 5, seed: int = 0, evaluate=accuracy, **limits) -> Problem:
     layers, random = make_layers(count), np.random.default_rng(seed)
     table, sensitivity = make_table(layers), np.exp(random.normal(size=(1, count, 2)))
     sensitivity = jnp.asarray(sensitivity / sensitivity.sum(), jnp.float32)
-    evaluate, soft_loss = jax.tree_util.Partial(judge, sensitivity), jax.tree_util.Partial(error, sensitivity)
+    evaluator = as_evaluator(jax.tree_util.Partial(evaluate, sensitivity))
+    evaluator = dataclasses.replace(evaluator, soft_loss=jax.tree_util.Partial(error, sensitivity))
     limit = budget(table, **(limits or {"latency": 0.5}))
-    return make_problem(layers, table, make_bounds(layers), limit, evaluate, 0.95, soft_loss=soft_loss)
+    return make_problem(layers, table, make_bounds(layers), limit, evaluator, 0.95)
 
 
 def named(name: str, parallel: int = 1) -> Searcher:
@@ -197,7 +198,7 @@ def test_numbers_that_no_search_can_run_with_are_refused():
 
 @each_search
 @pytest.mark.parametrize("limits", [{"latency": 0.4}, {"size": 0.5}, {"latency": 0.6, "size_bytes": 9000.0}])
-def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_judged(name, limits):
+def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_evaluated(name, limits):
     problem = make_toy(**limits)
     result = search(problem, named(name, 3), episodes=12, key=jax.random.key(0))
     records = result.records
@@ -207,7 +208,7 @@ def test_every_policy_keeps_the_budget_and_the_pins_and_is_what_was_judged(name,
     assert (records.policy >= 2).all()
     expected = [references.total(problem.table, policy) for policy in records.policy]
     np.testing.assert_allclose(np.stack(records.cost, -1), expected, rtol=1e-5)
-    np.testing.assert_allclose(records.accuracy, problem.evaluate(records.policy), rtol=1e-6)
+    np.testing.assert_allclose(records.accuracy, problem.evaluator(records.policy).accuracy, rtol=1e-6)
     np.testing.assert_allclose(records.reward, records.accuracy - 0.95, rtol=1e-5, atol=1e-6)
     inside = np.where(records.feasible, records.accuracy, -1)
     assert result.best == inside.argmax() and result.accuracy == inside.max()
@@ -219,7 +220,7 @@ def test_random_search_finds_the_optimum_of_a_problem_small_enough_to_exhaust():
     problem = make_toy(3)
     policies = np.array([[[8, 8], middle, [8, 8]] for middle in itertools.product(range(2, 9), repeat=2)])
     fitting = policies[np.asarray(fits(policy_cost(problem.table, jnp.asarray(policies)), problem.budget))]
-    optimum = fitting[np.argmax(problem.evaluate(fitting))]
+    optimum = fitting[np.argmax(problem.evaluator(fitting).accuracy)]
     assert 5 < len(fitting) < 45
     result = search(problem, "random", parallel=50, episodes=1000, key=jax.random.key(0))
     np.testing.assert_array_equal(result.policy, optimum)
@@ -233,7 +234,8 @@ def test_haq_beats_random_search_and_the_best_uniform_policy():
         [search(problem, s, episodes=episodes, key=jax.random.key(seed)).accuracy for seed in range(3)]
         for s in (haq, make_random(4))
     )
-    uniform = problem.evaluate(best_uniform(problem.table, problem.bounds, problem.budget).policy[None])[0]
+    uniform = best_uniform(problem.table, problem.bounds, problem.budget).policy
+    uniform = problem.evaluator(uniform[None]).accuracy[0]
     assert np.mean(found) > np.mean(by_chance) + 0.05
     assert np.mean(found) > uniform + 0.02
 
@@ -280,7 +282,7 @@ def test_no_policy_budget_seed_machine_or_network_of_the_same_size_compiles_agai
         return accuracy(sensitivity, policies)
 
     for seed, limit in enumerate([0.4, 0.5, 0.7]):
-        problem = make_toy(seed=seed, judge=counted, latency=limit)
+        problem = make_toy(seed=seed, evaluate=counted, latency=limit)
         search(problem, named(name, 2), episodes=6, key=jax.random.key(seed))
     assert len(traces) == 1
 
@@ -310,7 +312,7 @@ def test_a_search_interrupted_before_its_first_round_has_nothing_to_give():
         raise KeyboardInterrupt
 
     with pytest.raises(RuntimeError, match="interrupted before the first round"):
-        search(make_toy(judge=interrupt), "random", episodes=4, key=jax.random.key(0))
+        search(make_toy(evaluate=interrupt), "random", episodes=4, key=jax.random.key(0))
 
 
 @each_search
@@ -319,7 +321,7 @@ def test_an_accuracy_that_is_no_number_never_wins_and_counts_as_zero(name):
         even = policies[:, 1, 0] % 2 == 0
         return jnp.where(even, jnp.where(policies[:, 1, 1] % 2 == 0, jnp.nan, jnp.inf), accuracy(sensitivity, policies))
 
-    result = search(make_toy(judge=broken), named(name, 4), episodes=80, key=jax.random.key(0))
+    result = search(make_toy(evaluate=broken), named(name, 4), episodes=80, key=jax.random.key(0))
     wrong = ~np.isfinite(result.records.accuracy)
     assert 0 < wrong.sum() < 80
     np.testing.assert_allclose(result.records.reward[wrong], -0.95)
@@ -335,21 +337,21 @@ def learned(state):
 
 
 def test_a_search_without_one_finite_accuracy_says_so():
-    problem = make_toy(judge=lambda sensitivity, policies: jnp.full(len(policies), jnp.nan))
+    problem = make_toy(evaluate=lambda sensitivity, policies: jnp.full(len(policies), jnp.nan))
     with pytest.raises(RuntimeError, match="no policy of the search fits the budget and has a finite accuracy"):
         search(problem, "random", episodes=3, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(("limits", "resource"), [({"latency": 0.8}, "latency"), ({"size": 0.8}, "size")])
 def test_among_equally_accurate_policies_the_cheapest_wins(limits, resource):
-    problem = make_toy(judge=lambda sensitivity, policies: jnp.full(len(policies), 0.5), **limits)
+    problem = make_toy(evaluate=lambda sensitivity, policies: jnp.full(len(policies), 0.5), **limits)
     result = search(problem, "random", parallel=4, episodes=40, key=jax.random.key(0))
     assert getattr(result.cost, resource) == getattr(result.records.cost, resource).min()
 
 
-def test_a_judge_must_give_one_accuracy_a_policy():
-    problem = make_toy(judge=lambda sensitivity, policies: jnp.float32(0.5))
-    with pytest.raises(ValueError, match=r"gave accuracies \(\) for 2 policies"):
+def test_an_evaluator_must_give_one_accuracy_a_policy():
+    problem = make_toy(evaluate=lambda sensitivity, policies: jnp.float32(0.5))
+    with pytest.raises(ValueError, match=r"gave accuracy \(\) for 2 policies"):
         search(problem, make_random(2), episodes=2, key=jax.random.key(0))
 
 
@@ -358,7 +360,7 @@ def test_an_impossible_budget_stops_before_anything_runs():
         raise AssertionError("evaluated")
 
     with pytest.raises(ValueError, match="latency budget .* is below the floor .* layer0"):
-        search(make_toy(judge=fail, latency=0.01), "random", episodes=3, key=jax.random.key(0))
+        search(make_toy(evaluate=fail, latency=0.01), "random", episodes=3, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -388,7 +390,7 @@ def test_a_problem_of_parts_that_do_not_belong_together_is_refused(change, messa
     table = make_table(layers)
     parts = {"table": table, "bounds": make_bounds(layers), "reference": 0.95}
     with pytest.raises(ValueError, match=message):
-        make_problem(layers, budget=budget(table), evaluate=lambda p: p[:, 0, 0] / 8, **(parts | change))
+        make_problem(layers, budget=budget(table), evaluator=lambda p: p[:, 0, 0] / 8, **(parts | change))
 
 
 def test_a_searcher_of_ones_own_is_three_functions():

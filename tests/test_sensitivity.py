@@ -12,22 +12,22 @@ import haqjax
 from haqjax.allocation.additive import guard, predict, rank_correlation
 from haqjax.data import Split
 from haqjax.evaluation import curvature, sensitivity
-from haqjax.evaluation.curvature import fisher_sensitivity, hessian_sensitivity
-from haqjax.evaluation.evaluator import make_evaluate
+from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
+from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.evaluation.sensitivity import (
     AT_ONCE,
     check_additive,
-    kl_sensitivity,
-    loss_sensitivity,
-    make_divergence,
+    draw_policies,
+    make_divergence_evaluator,
+    measure_kl_sensitivity,
+    measure_loss_sensitivity,
     measure_sensitivities,
     probe_entries,
-    random_policies,
 )
 from haqjax.policies.bounds import make_bounds
 from haqjax.searchers import ILP, make_ilp, search
 from haqjax.searchers.ilp import check_additivity
-from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, Evaluation, Evaluator
 from references_quantize import quantize_value
 from search_world import every_policy, make_world
 
@@ -73,7 +73,7 @@ def shares(params, split):
 def test_fisher_of_a_linear_softmax_is_that_by_hand():
     params, split, ranges = make_linear()
     x, w, p, y = shares(params, split)
-    found = fisher_sensitivity(linear, params, split, ranges)
+    found = estimate_fisher_sensitivity(linear, params, split, ranges)
     by_weight = np.mean([np.outer(x[n], p[n] - y[n]) ** 2 for n in range(len(x))], axis=0)
     by_activation = ((p - y) @ w.T) ** 2
     for bits in (2, 3, 5, 8):
@@ -89,7 +89,7 @@ def test_hessian_traces_are_those_of_the_closed_form():
     params, split, ranges = make_linear()
     x, w, p, _ = shares(params, split)
     draws = 400
-    found = hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=draws)
+    found = estimate_hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=draws)
     spread = np.array([np.diag(one) - np.outer(one, one) for one in p])
     whole = np.einsum("ni,nj,ncd->icjd", x, x, spread).reshape(18, 18) / len(x)
     each = [w @ s @ w.T / len(x) for s in spread]
@@ -118,7 +118,10 @@ def test_signs_find_the_trace_of_a_quadratic_at_once_where_the_hessian_is_diagon
         return loss, (images,)
 
     monkeypatch.setattr(curvature, "_loss", quadratic)
-    apply = lambda params, x: x @ params["w"]  # noqa: E731
+
+    def apply(params, x):
+        return x @ params["w"]
+
     params, x = {"w": jnp.ones((2, 3)) / 3}, jnp.asarray([[0.3, -1.0]])
     ranges = haqjax.calibrate(apply, params, [x], method="max")
     ranges.clip[:] = 1.0
@@ -144,8 +147,8 @@ def test_blank_images_at_the_end_of_a_batch_do_not_count():
 def test_measured_losses_and_divergences_are_those_of_a_slow_loop():
     params, split, ranges = make_two_layers()
     limits = make_bounds(2, low=2, pinned={1: 8})
-    by_loss = loss_sensitivity(two_layers, params, split, ranges, limits)
-    by_answers = kl_sensitivity(two_layers, params, split.images, ranges, limits)
+    by_loss = measure_loss_sensitivity(two_layers, params, split, ranges, limits)
+    by_answers = measure_kl_sensitivity(two_layers, params, split.images, ranges, limits)
     qapply, rows = haqjax.quantize(two_layers), np.arange(len(split))
     expected = log_softmax(np.asarray(two_layers(params, split.images), float), axis=-1)
     for layer, column, bits in [(0, 0, 2), (0, 0, 7), (0, 1, 3), (1, 0, 8), (1, 1, 8)]:
@@ -162,8 +165,9 @@ def test_measured_losses_and_divergences_are_those_of_a_slow_loop():
 
 def test_batches_do_not_change_a_divergence():
     params, split, ranges = make_two_layers()
-    policies = random_policies(make_bounds(2, pinned={}), 3, jax.random.key(0))
-    one, two = (make_divergence(two_layers, params, split.images, ranges, batch_size=n)(policies) for n in (11, 4))
+    policies = draw_policies(make_bounds(2, pinned={}), 3, jax.random.key(0))
+    world = two_layers, params, split.images, ranges
+    one, two = (make_divergence_evaluator(*world, batch_size=n)(policies).loss for n in (11, 4))
     np.testing.assert_allclose(one, two, rtol=1e-5)
     assert (np.asarray(one) > 0).all()
 
@@ -176,9 +180,9 @@ def test_second_derivatives_foretell_small_losses_of_a_trained_linear_softmax():
     split = Split(split.images, labels)
     ranges = haqjax.calibrate(linear, params, [split.images], method="max", per_channel=False, rounding="nearest")
     few = Split(split.images[:300], split.labels[:300])
-    fisher = fisher_sensitivity(linear, params, few, ranges)[0, WEIGHT]
-    hessian = hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=60)[0, WEIGHT]
-    loss = kl_sensitivity(linear, params, split.images, ranges, make_bounds(1, low=3, pinned={}))[0, WEIGHT]
+    fisher = estimate_fisher_sensitivity(linear, params, few, ranges)[0, WEIGHT]
+    hessian = estimate_hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=60)[0, WEIGHT]
+    loss = measure_kl_sensitivity(linear, params, split.images, ranges, make_bounds(1, low=3, pinned={}))[0, WEIGHT]
     for column in (3, 4, 5):
         assert 0.3 < fisher[column] / loss[column] < 3 and 0.3 < hessian[column] / loss[column] < 3
 
@@ -186,11 +190,11 @@ def test_second_derivatives_foretell_small_losses_of_a_trained_linear_softmax():
 def test_every_entry_is_evaluated_by_one_program():
     traces = []
 
-    def judge(policies):
+    def evaluate(evaluator, policies, least):
         traces.append(policies.shape)
-        return jnp.log2(policies.astype(jnp.float32)).sum((1, 2))
+        return Evaluation(jnp.zeros(len(policies)), jnp.log2(policies.astype(jnp.float32)).sum((1, 2)))
 
-    found = probe_entries(jax.tree_util.Partial(judge), make_bounds(5, low=1, pinned={}))
+    found = probe_entries(Evaluator(evaluate, None, None, None, None), make_bounds(5, low=1, pinned={}))
     assert traces == [(AT_ONCE, 5, 2)]
     np.testing.assert_allclose(found, np.broadcast_to(np.log2(np.arange(1, 9) / 32), (5, 2, 8)), rtol=1e-5)
 
@@ -224,11 +228,11 @@ def test_nothing_to_measure_on_is_an_error():
     params, split, ranges = make_linear()
     none = Split(split.images[:0], split.labels[:0])
     with pytest.raises(ValueError, match="no images"):
-        fisher_sensitivity(linear, params, none, ranges)
+        estimate_fisher_sensitivity(linear, params, none, ranges)
     with pytest.raises(ValueError, match="no images"):
-        make_divergence(linear, params, none.images, ranges)
+        make_divergence_evaluator(linear, params, none.images, ranges)
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
-        hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=0)
+        estimate_hessian_sensitivity(linear, params, split, ranges, key=jax.random.key(0), draws=0)
 
 
 def test_rank_correlations_are_those_of_the_formula_without_ties():
@@ -253,26 +257,26 @@ def test_measured_sensitivities_order_random_policies():
     params, split, ranges = make_two_layers(40)
     limits = make_bounds(2, low=2, pinned={})
     found = measure_sensitivities(two_layers, params, split, ranges, limits, key=jax.random.key(0))
-    policies = random_policies(limits, 40, jax.random.key(1))
-    judge = make_evaluate(two_layers, params, split, ranges, with_loss=True)
-    kinds = check_additive(found, judge, policies)
-    losses = np.asarray(judge(jnp.asarray(policies)).loss)
+    policies = draw_policies(limits, 40, jax.random.key(1))
+    evaluator = make_evaluator(two_layers, params, split, ranges)
+    kinds = check_additive(found, evaluator, policies)
+    losses = np.asarray(evaluator(jnp.asarray(policies)).loss)
     assert kinds["loss"] == pytest.approx(rank_correlation(found["loss"], policies, losses))
-    kinds = check_additive(found, make_divergence(two_layers, params, split.images, ranges), policies)
+    kinds = check_additive(found, make_divergence_evaluator(two_layers, params, split.images, ranges), policies)
     assert set(kinds) == set(sensitivity.KINDS) and min(kinds.values()) > 0.6 and kinds["kl"] > 0.85, kinds
 
 
 def test_a_search_starts_from_given_sensitivities_and_probes_nothing():
     problem = make_world(limits={"latency": 0.4})
-    (true,) = problem.evaluate.args
+    (true,) = problem.evaluator.extra.args
     given = np.asarray(true)[..., None] * 4.0 ** (2 - np.arange(1.0, 9.0))
     given[1, 0, 1] = np.nan
     with pytest.warns(RuntimeWarning, match="layer1, weights at 2 bits$"):
         found = search(problem, make_ilp(ILP(parallel=4), given), episodes=12, key=jax.random.key(0))
     assert found.records.feasible.all() and len({policy.tobytes() for policy in found.records.policy}) == 12
-    policies, judged = every_policy(problem)
+    policies, evaluation = every_policy(problem)
     usable = policies[:, 1, 0] > 2
-    assert found.records.loss[0] == pytest.approx(float(np.asarray(judged.loss)[usable].min()), rel=1e-4)
+    assert found.records.loss[0] == pytest.approx(float(np.asarray(evaluation.loss)[usable].min()), rel=1e-4)
     value, count = check_additivity(found.records.policy, found.records.loss, problem.bounds, found.state.given)
     assert count == 12 and value > 0.99
     with pytest.raises(ValueError, match=r"shape \(1, 2, 8\), but the problem needs \(4, 2, 8\)"):

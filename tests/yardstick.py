@@ -35,7 +35,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
 }
 TUNED = "haq"  # the search whose policy is fine-tuned
 KEPT = ("policy.json", "episodes.csv", "front.json", "front.csv", "finetune.json")
-RENAMED: dict[str, str] = {}  # names of fields, before -> after
+RENAMED: dict[str, str] = {"gain": "reward"}  # names of fields, before -> after
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A learning agent with one continuous action, as pure functions."""
+"""DDPG agent with one continuous action, as pure functions."""
 
 from haqjax.agent.ddpg import DDPG, Agent, AgentState, make_agent
 

@@ -20,7 +20,7 @@ Params = TypeVar("Params", Actor, Critic)
 
 @dataclasses.dataclass(frozen=True)
 class DDPG:
-    """The agent's numbers; the defaults are those of HAQ's paper and code.
+    """Hyperparameters of the agent; the defaults are those of HAQ's paper and code.
 
     Raises:
       ValueError: a value that no agent can learn with.
@@ -38,7 +38,7 @@ class DDPG:
     sigma: float = 0.5  # exploration in the first episode after them
     decay: float = 0.99  # of sigma, per episode
     baseline_mixing: float = 0.5  # how far the moving baseline follows the mean reward of a batch
-    twin: bool = False  # two critics, of which targets take the lower value (Fujimoto et al. 2018); not HAQ's
+    twin: bool = False  # two critics, of which targets take the smaller value (Fujimoto et al. 2018); not HAQ's
 
     def __post_init__(self) -> None:
         for name in ("observation_size", "batch", "memory", "actor_rate", "critic_rate"):
@@ -54,7 +54,7 @@ class DDPG:
 
 
 class AgentState(NamedTuple):
-    """All that an agent knows, apart from its memory."""
+    """State of an agent, apart from its memory."""
 
     actor: Actor
     critic: Critic  # with twins: two, along a leading axis
@@ -76,7 +76,7 @@ class Agent(NamedTuple):
 
 
 def make_agent(config: DDPG) -> Agent:
-    """The functions of an agent with these numbers.
+    """Makes the functions of an agent with these hyperparameters.
 
     >>> agent = make_agent(DDPG(hidden=(8, 8)))
     >>> state = agent.init(jax.random.key(0))
@@ -89,7 +89,7 @@ def make_agent(config: DDPG) -> Agent:
     def init(key: PRNGKeyArray) -> AgentState:
         actor_key, critic_key = jax.random.split(key)
         actor = make_actor(actor_key, config.observation_size, config.hidden)
-        critic = make_critics(critic_key, config)
+        critic = _make_critics(critic_key, config)
         moments = actor_adam.init(actor), critic_adam.init(critic)
         return AgentState(actor, critic, actor, critic, *moments, jnp.float32(0), jnp.int32(0))
 
@@ -123,9 +123,12 @@ def make_agent(config: DDPG) -> Agent:
     return Agent(init, act, update, learn)
 
 
-def make_critics(key: PRNGKeyArray, config: DDPG) -> Critic:
-    """The critic, or both of them along a leading axis."""
-    draw = lambda key: make_critic(key, config.observation_size, config.hidden)
+def _make_critics(key: PRNGKeyArray, config: DDPG) -> Critic:
+    """Draws the critic, or both of them along a leading axis."""
+
+    def draw(key: PRNGKeyArray) -> Critic:
+        return make_critic(key, config.observation_size, config.hidden)
+
     return jax.vmap(draw)(jax.random.split(key)) if config.twin else draw(key)
 
 
@@ -134,7 +137,7 @@ _values = jax.vmap(_value, (0, None, None))
 
 
 def _follow_mean(state: AgentState, batch: Transition, mixing: float) -> Float[Array, ""]:
-    """The moving baseline after a batch; it starts at the first batch's mean."""
+    """Moves the baseline after a batch; it starts at the first batch's mean."""
     mean = batch.reward.mean()
     return jnp.where(state.updates == 0, mean, state.baseline + mixing * (mean - state.baseline))
 
@@ -151,7 +154,7 @@ def _critic_loss(critic: Critic, batch: Transition, target: Float[Array, "b"], t
         values = _values(critic, batch.observation, batch.action)
         return jnp.sum(jnp.mean((values - target[None]) ** 2, axis=-1))
     value = _value(critic, batch.observation, batch.action)
-    chex.assert_equal_shape([value, target])  # [b] against [b, 1] would broadcast, and learn nonsense without a word
+    chex.assert_equal_shape([value, target])  # [b] against [b, 1] would broadcast, and the agent would learn nonsense
     return jnp.mean((value - target) ** 2)
 
 

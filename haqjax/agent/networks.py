@@ -1,4 +1,4 @@
-"""The agent's two networks, as functions of their parameters, for one observation."""
+"""Actor and critic, as functions of their parameters, for one observation."""
 
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ class Dense(NamedTuple):
 
 
 class Actor(NamedTuple):
-    """observation -> hidden -> hidden -> action in (0, 1)."""
+    """Parameters of the actor: observation -> hidden -> hidden -> action in (0, 1)."""
 
     first: Dense
     second: Dense
@@ -25,7 +25,7 @@ class Actor(NamedTuple):
 
 
 class Critic(NamedTuple):
-    """observation and action, each through a layer of its own, added -> hidden -> value."""
+    """Parameters of the critic: observation and action, each through its own layer, added -> hidden -> value."""
 
     first: Dense
     action: Dense
@@ -60,14 +60,14 @@ def make_critic(key: PRNGKeyArray, size: int, hidden: tuple[int, int]) -> Critic
 
 
 def choose(actor: Actor, observation: Float[Array, "s"]) -> Float[Array, ""]:
-    """The actor's action, in (0, 1)."""
+    """Returns the actor's action, in (0, 1)."""
     hidden = jax.nn.relu(_apply(actor.first, observation))
     hidden = jax.nn.relu(_apply(actor.second, hidden))
     return jax.nn.sigmoid(_apply(actor.last, hidden)[0])
 
 
 def value(critic: Critic, observation: Float[Array, "s"], action: Float[Array, ""]) -> Float[Array, ""]:
-    """What the critic expects of an action on an observation."""
+    """Returns the return that the critic expects of an action on an observation."""
     hidden = jax.nn.relu(_apply(critic.first, observation) + _apply(critic.action, action[None]))
     hidden = jax.nn.relu(_apply(critic.second, hidden))
     return _apply(critic.last, hidden)[0]
@@ -78,7 +78,7 @@ def _apply(layer: Dense, x: Float[Array, "i"]) -> Float[Array, "o"]:
 
 
 def _dense(key: PRNGKeyArray, inputs: int, outputs: int, limit: float | None = None) -> Dense:
-    """Uniform within `limit`, or within one over the root of the number of inputs (Lillicrap et al. 2016)."""
+    """Draws a layer uniformly within `limit`, or within one over the root of its inputs (Lillicrap et al. 2016)."""
     weight_key, bias_key = jax.random.split(key)
     limit = inputs**-0.5 if limit is None else limit
     return Dense(

@@ -1,4 +1,4 @@
-"""How far an agent's action strays from what its actor says."""
+"""Exploration noise: a truncated normal distribution around the actor's action."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The agent's memory: the latest decisions, from which it learns again and again."""
+"""Replay buffer: the latest decisions, from which the agent learns again and again."""
 
 from typing import NamedTuple
 
@@ -10,23 +10,23 @@ from haqjax.types import Transition
 
 
 class ReplayState(NamedTuple):
-    """A ring of decisions."""
+    """Ring of decisions."""
 
     storage: Transition  # leading axis: capacity
     cursor: Int[Array, ""]  # where the next row goes
-    size: Int[Array, ""]  # rows filled so far
+    size: Int[Array, ""]  # rows written so far
 
 
 def make_replay(capacity: int, observation_size: int) -> ReplayState:
-    """An empty memory of `capacity` decisions.
+    """Makes an empty memory of `capacity` decisions.
 
     >>> make_replay(100, 10).storage.observation.shape
     (100, 10)
     """
     if capacity < 1:
         raise ValueError(f"a memory of {capacity} decisions cannot hold one: capacity must be at least 1")
-    numbers, rows = jnp.zeros(capacity), jnp.zeros((capacity, observation_size))
-    return ReplayState(Transition(rows, numbers, numbers, rows, numbers), jnp.int32(0), jnp.int32(0))
+    scalars, rows = jnp.zeros(capacity), jnp.zeros((capacity, observation_size))
+    return ReplayState(Transition(rows, scalars, scalars, rows, scalars), jnp.int32(0), jnp.int32(0))
 
 
 def add(state: ReplayState, rows: Transition) -> ReplayState:
@@ -48,7 +48,7 @@ def add(state: ReplayState, rows: Transition) -> ReplayState:
 
 
 def sample(state: ReplayState, key: PRNGKeyArray, shape: tuple[int, ...]) -> Transition:
-    """Draws decisions uniformly, with replacement, from the rows filled so far.
+    """Draws decisions uniformly, with replacement, from the rows written so far.
 
     Args:
       state: a memory with at least one row; of an empty one the rows are zeros.

@@ -13,6 +13,7 @@ from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
 WORST = 10.0  # spreads of all other sensitivities together: what one that is no number counts as
 NAMED = 3  # of those that are no numbers, in a warning
 
+ERROR_PER_BIT = 4.0  # law of quantisation noise: a bit less has four times the squared error
 Sensitivity = Float[np.ndarray, "L 2 8"] | Float[np.ndarray, "L 8 8"]  # of each entry, or of each pair of widths
 
 
@@ -26,6 +27,15 @@ def to_pairs(sensitivity: Sensitivity) -> Float[np.ndarray, "L 8 8"]:
     if values.shape[1:] == (WIDTHS, WIDTHS):
         return values
     return values[:, WEIGHT, :, None] + values[:, ACTIVATION, None, :]
+
+
+def sensitivity_by_law(layers: int) -> Float[np.ndarray, "L 2 8"]:
+    """Makes the sensitivities of layers of which nothing is known: each bit less has four times the squared error.
+
+    >>> sensitivity_by_law(1)[0, 0, :2].tolist()
+    [0.25, 0.0625]
+    """
+    return ERROR_PER_BIT ** -np.arange(1.0, WIDTHS + 1) * np.ones((layers, 2, 1))
 
 
 def predict(sensitivity: Sensitivity, policies: Int[np.ndarray, "*n L 2"]) -> Float[np.ndarray, "*n"]:

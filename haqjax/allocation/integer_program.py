@@ -12,8 +12,7 @@ from scipy.sparse import coo_array, csr_array, hstack, vstack
 from haqjax.allocation._highs_output import hide_highs_output
 from haqjax.allocation.additive import Sensitivity, guard, predict, to_pairs
 from haqjax.allocation.choices import Choices, list_choices, to_policy, without_dominated
-from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import policy_cost_64
+from haqjax.policies.budgets import TOLERANCE, fits_exactly
 from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Bounds, Budget, CostTable, Lifetimes
 
 GAP = 1e-6  # relative: how far the loss may be from the least one
@@ -92,21 +91,9 @@ def allocate(
     for margin in (0.0, TOLERANCE, 3 * TOLERANCE):  # the solver may exceed a row by a rounding error
         programme = _write(choices, memory, budget, table, other_than, near, 1 - margin)
         policy, bound = _solve(choices, programme, gap, seconds)
-        if is_within(table, budget, policy):
+        if fits_exactly(table, policy, budget):
             return Allocation(policy, float(predict(pairs, policy)), bound)
     raise RuntimeError("the policy found exceeds the budget by a rounding error: change the budget a little")
-
-
-def is_within(table: CostTable, budget: Budget, policy: Int[np.ndarray, "L 2"]) -> bool:
-    """Whether a policy keeps the budget, in float64 and with half the tolerance of `haqjax.policies.budgets.fits`.
-
-    What is within by this word also is when costs are summed up in float32.
-    """
-    limits = [np.inf if limit is None else float(limit) for limit in budget]
-    spent = policy_cost_64(table, np.asarray(policy))
-    return all(
-        limit == np.inf or cost <= limit * (1 + TOLERANCE / 2) for cost, limit in zip(spent, limits, strict=True)
-    )
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Good policies within budgets in a millisecond, for losses that add up: prices first, then exchanges of bits."""
+"""Local search by swaps, for losses that add up: Lagrangian prices (Shoham and Gersho 1988), then swaps of bits."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,13 +8,12 @@ from jaxtyping import Bool, Float, Int
 
 from haqjax.allocation.additive import Sensitivity, to_pairs
 from haqjax.allocation.choices import Choices, list_choices
+from haqjax.policies.bisection import bisect
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds, Budget, CostTable
 
-HALVINGS = 40  # of the interval of a price's logarithm
-LOWEST, HIGHEST = (
-    -20.0,
-    10.0,
-)  # of that logarithm, for costs as shares of the limit and losses as shares of their spread
+BISECTIONS = 40  # of the interval of a price's logarithm
+# Of that logarithm, for costs as fractions of the limit and losses as fractions of their span.
+LOWEST, HIGHEST = -20.0, 10.0
 SWEEPS = 3  # over several resources
 ROUNDING = 1e-9
 STEP = 2  # bits, of weights and activations together, by which a layer changes in an exchange
@@ -66,21 +65,18 @@ def solve_by_prices(space: Space, losses: Float[np.ndarray, "G K"], steps: int =
     another (Shoham and Gersho 1988). With several limits the result may be some way off the least loss.
     """
     prices = np.zeros(len(space.room))
-    spread = np.ptp(losses[space.valid]) or 1.0
+    span = np.ptp(losses[space.valid]) or 1.0
 
-    def keeps(resource: int, policy_cost: float) -> bool:
-        prices[resource] = policy_cost
+    def keeps(resource: int, price: float) -> bool:
+        prices[resource] = price
         return bool(_left(space, _choose(space, losses, prices))[resource] >= -ROUNDING)
 
     for _ in range(1 if len(prices) < 2 else SWEEPS):
         for resource in range(len(prices)):
-            low, high = LOWEST, HIGHEST
             if keeps(resource, 0.0):
                 continue
-            for _ in range(HALVINGS):
-                middle = (low + high) / 2
-                low, high = (low, middle) if keeps(resource, spread * np.exp(middle)) else (middle, high)
-            prices[resource] = spread * np.exp(high)
+            log_price = bisect(lambda log: keeps(resource, span * np.exp(log)), HIGHEST, LOWEST, BISECTIONS)  # noqa: B023
+            prices[resource] = span * np.exp(log_price)
     return improve_by_swaps(space, losses, _choose(space, losses, prices), steps)
 
 

@@ -1,4 +1,4 @@
-"""Data to train on, to search by, to report: labelled images in three disjoint splits."""
+"""Data sets: labelled images in three disjoint splits, to train on, to search by, to report."""
 
 from collections.abc import Sequence
 
@@ -15,9 +15,16 @@ from haqjax.data.tfds_download import prepare
 from haqjax.data.tfds_reader import tfds
 
 __all__ = [
-    "PREPROCESSING", "Dataset", "Preprocessing", "Source", "Split", "batches",
-    "load", "prepare", "stratified",
-]  # fmt: skip
+    "PREPROCESSING",
+    "Dataset",
+    "Preprocessing",
+    "Source",
+    "Split",
+    "batches",
+    "load",
+    "prepare",
+    "stratified",
+]
 
 
 def load(
@@ -43,13 +50,13 @@ def load(
         `train/CLASS/` and `validation/CLASS/`; "npz:FILE" for NumPy arrays.
       seed: fixes which image goes to which split; it has no part in training or search.
       data_dir: where "tfds:NAME" looks; None is the library's own place.
-      image_size: height and width of the images. None is 32 for "digits", and else what `preprocessing` says.
+      image_size: height and width of the images. None is 32 for "digits", and else that of `preprocessing`.
       preprocessing: a name of `PREPROCESSING`, which should suit the weights, or a record of one's own. None is
         "torchvision" for a folder and "cifar" for the others.
       splits: two or three names instead of `train`, `validation` (or `val`) and `test`.
-      search_images, report_images: how many to draw, each class having its share; None is all, or as many as fit.
-      workers: processes that decode. None is threads of this process for what is decoded now, and for what is decoded
-        later see `batches`. Processes need a main part under `if __name__ == "__main__":`.
+      search_images, report_images: how many to draw, stratified by class; None is all, or as many as fit.
+      workers: processes that decode. None is threads of this process for images decoded now; for those decoded later
+        see `batches`. Processes need a main part under `if __name__ == "__main__":`.
       memory: bytes of float32 images that each split may take.
 
     Returns:
@@ -66,9 +73,12 @@ def load(
     """
     kind, _, name = spec.partition(":")
     if spec == "digits":
-        _check_fixed(
+        chosen = dict(
             preprocessing=preprocessing, splits=splits, search_images=search_images, report_images=report_images
         )
+        given = [option for option, value in chosen.items() if value is not None]
+        if given:
+            raise ValueError(f"the data set 'digits' is fixed and takes no {given[0]}: leave it out")
         return digits(seed=seed, image_size=image_size or 32)
     if kind not in ("tfds", "folder", "npz") or not name:
         raise ValueError(f"unknown data set {spec!r}; there are 'digits', 'tfds:NAME', 'folder:PATH' and 'npz:FILE'")
@@ -77,9 +87,3 @@ def load(
     if kind == "tfds":
         return tfds(name, record, cut, data_dir=data_dir)
     return folder(name, record, cut) if kind == "folder" else npz(name, record, cut)
-
-
-def _check_fixed(**options: object) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(f"the data set 'digits' is fixed and takes no {given[0]}: leave it out")

@@ -1,4 +1,4 @@
-"""Images in one .npz file of NumPy arrays."""
+"""Data sets in one .npz file of NumPy arrays."""
 
 import dataclasses
 import re
@@ -17,18 +17,18 @@ LAYOUTS = (r"x_(\w+)", r"y_{}"), (r"(\w+)_images", r"{}_labels")  # of Keras and
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Images that are in memory, as they were in the file."""
+    """Images in memory, as they were in the file."""
 
     images: Real[np.ndarray, "n H W c"]
     key: str
 
     def __getitem__(self, record: int) -> Real[np.ndarray, "H W c"]:
-        """One image on the scale 0 .. 255."""
+        """Returns one image on the scale 0 .. 255."""
         image = self.images[record]
         return image * np.float32(255) if image.dtype == np.float32 else image.astype(np.uint8)
 
     def name(self, record: int) -> str:
-        """Where in the file it is."""
+        """Names one image by its place in the file."""
         return f"{self.key}[{record}]"
 
 
@@ -74,7 +74,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
 
 
 def _keys(arrays: dict[str, np.ndarray]) -> tuple[dict[str, str], dict[str, str]]:
-    """The keys of images and labels by the name of the split, where both are there."""
+    """Finds the keys of images and labels by the name of the split, where both are there."""
     images, labels = {}, {}
     for key in arrays:
         for image_key, label_key in LAYOUTS:
@@ -90,22 +90,22 @@ def _check(
     images, labels = arrays[image_key], arrays[label_key]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    told = f"in '{path}', {image_key} {images.dtype}{[*images.shape]} and {label_key} {labels.dtype}{[*labels.shape]}"
+    where = f"in '{path}', {image_key} {images.dtype}{[*images.shape]} and {label_key} {labels.dtype}{[*labels.shape]}"
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
-        raise ValueError(f"{told}: images must be [n, H, W], [n, H, W, 1] or [n, H, W, 3] with n at least 1")
+        raise ValueError(f"{where}: images must be [n, H, W], [n, H, W, 1] or [n, H, W, 3] with n at least 1")
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"{told}: labels must be whole numbers, one an image")
-    return _check_range(told, images), labels.astype(np.int64)
+        raise ValueError(f"{where}: labels must be whole numbers, one an image")
+    return _check_range(where, images), labels.astype(np.int64)
 
 
-def _check_range(told: str, images: Real[np.ndarray, "n H W c"]) -> Real[np.ndarray, "n H W c"]:
+def _check_range(where: str, images: Real[np.ndarray, "n H W c"]) -> Real[np.ndarray, "n H W c"]:
     floating = np.issubdtype(images.dtype, np.floating)
     if not floating and not np.issubdtype(images.dtype, np.integer):
-        raise ValueError(f"{told}: images must be numbers")
+        raise ValueError(f"{where}: images must be numbers")
     low, high, most = images.min(), images.max(), 1 if floating else 255
     if not (low >= 0 and high <= most):  # also where there is a NaN
         kind = "floating-point" if floating else "whole-number"
-        raise ValueError(f"{told}: {kind} images must lie in 0 .. {most}, found {low} .. {high}")
+        raise ValueError(f"{where}: {kind} images must lie in 0 .. {most}, found {low} .. {high}")
     return images.astype(np.float32) if floating else images

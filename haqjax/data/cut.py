@@ -1,4 +1,4 @@
-"""Which images of a set are trained on, searched by, reported."""
+"""Three splits cut from a set on disk: to train on, to search by, to report."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -10,19 +10,19 @@ from haqjax.data.dataset import Dataset
 from haqjax.data.source import Source, decode
 from haqjax.data.splits import stratified
 
-SEARCH_SHARE = 0.1  # of the training split, where a set has no split of its own to search by
+SEARCH_FRACTION = 0.1  # of the training split, where a set has no split of its own to search by
 MEMORY = 2 * 2**30  # bytes of float32 images that a split may take in memory: 3,566 images of 224 pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a set on disk becomes three splits; the same for every kind of set."""
+    """Options for cutting a set on disk into three splits; the same for every kind of set."""
 
     seed: int = 0
     splits: Sequence[str] | None = None  # names to train on, to search by (may be absent), to report
     search_images: int | None = None  # None: a tenth of the training images, or as many as `memory` holds
     report_images: int | None = None  # None: all, or as many as `memory` holds
-    workers: int | None = None  # processes that decode; 0: threads of this one; None: what suits the task
+    workers: int | None = None  # processes that decode; 0: threads of this one; None: see `batches`
     memory: int = MEMORY  # bytes that a split may take
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ def choose_splits(name: str, there: Collection[str], asked: Sequence[str] | None
       asked: two or three names; None is `train`, `validation` (or `val`) and `test`, of which either may be absent.
 
     Returns:
-      What to train on; what to search by, only where a set has all three; what to report.
+      Names to train on; to search by, only where a set has all three; to report.
 
     Raises:
       ValueError: a split is missing; names it and those that are there.
@@ -80,31 +80,28 @@ def make_dataset(name: str, classes: int, sources: Sequence[Source], cut: Cut, n
 
     Args:
       sources: to train on, to search by, to report. Without the second, it is cut out of the first.
-      notes: what a person should know about the set.
+      notes: remarks on the set for a person.
 
     Returns:
-      `search` and `report` in memory; `train` too, where it fits, and else a `Source`. The classes have their share
-      of every draw.
+      `search` and `report` in memory; `train` too, where it fits, and else a `Source`. Every draw is
+      stratified by class.
 
     Raises:
       ValueError: the images do not suffice, or some that were decoded cannot be used; counts them.
     """
     _check_sizes(name, sources)
-    known, *chosen, unseen = sources
-    train, search, left_out = _choose(known, chosen[0], cut) if chosen else _separate(known, cut)
-    report, unreported = _draw(unseen, "report", cut)
+    known, *chosen, held_out = sources
+    train, search, left_out = (known, *_draw(chosen[0], "search", cut)) if chosen else _separate(known, cut)
+    report, unreported = _draw(held_out, "report", cut)
     fits = train.bytes <= cut.memory
     *small, searched, reported = decode(*((train,) if fits else ()), search, report)
     notes += tuple(f"of {name}, {note}" for note in (left_out, unreported) if note)
     return Dataset(name, classes, small[0] if fits else train, searched, reported, notes)
 
 
-def _choose(known: Source, chosen: Source, cut: Cut) -> tuple[Source, Source, str]:
-    return known, *_draw(chosen, "search", cut)
-
-
 def _separate(known: Source, cut: Cut) -> tuple[Source, Source, str]:
-    tenth = max(1, round(SEARCH_SHARE * len(known)))
+    """Cuts the images to search by out of the training split; with a note where memory holds fewer than a tenth."""
+    tenth = max(1, round(SEARCH_FRACTION * len(known)))
     size = cut.search_images or min(tenth, _holds(known, cut))
     if size >= len(known):
         raise ValueError(f"there are {len(known)} images to train on, too few to take {size} of them to search by")
@@ -114,7 +111,7 @@ def _separate(known: Source, cut: Cut) -> tuple[Source, Source, str]:
 
 
 def _draw(source: Source, part: str, cut: Cut) -> tuple[Source, str]:
-    """So many images as were asked for, or as fit, and a note where nobody asked for fewer than there are."""
+    """Draws as many images as were asked for, or as fit; with a note where nobody asked for fewer than there are."""
     asked = {"search": cut.search_images, "report": cut.report_images}[part]
     size = asked or min(len(source), _holds(source, cut))
     if size > len(source):

@@ -1,4 +1,4 @@
-"""A data set: what there is to train on, to select policies by, to report."""
+"""Record of a data set: images to train on, to select policies by, to report."""
 
 import dataclasses
 
@@ -8,11 +8,11 @@ from haqjax.data.splits import Split
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three parts that share no image: one to train on, one to select policies by, one to report."""
+    """Three disjoint parts: one to train on, one to select policies by, one to report."""
 
     name: str
     classes: int
     train: Split | Source  # a source where the images do not fit into memory
     search: Split
     report: Split
-    notes: tuple[str, ...] = ()  # what a person should know: files or images that were left out
+    notes: tuple[str, ...] = ()  # for a person: files or images that were left out

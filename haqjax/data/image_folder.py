@@ -1,4 +1,4 @@
-"""Images in folders, one a class: the ImageFolder layout."""
+"""Data sets in folders of images, one a class: the ImageFolder layout."""
 
 import dataclasses
 import os
@@ -35,7 +35,7 @@ class Files:
             raise ValueError(f"'{path}': {str(error).partition(chr(10))[0] or type(error).__name__}") from error
 
     def name(self, record: int) -> str:
-        """The path of one file."""
+        """Names one image by the path of its file."""
         return f"'{self.paths[record]}'"
 
 
@@ -63,7 +63,7 @@ def folder(root: str, preprocessing: Preprocessing, cut: Cut) -> Dataset:
 
 
 def _splits(root: Path, cut: Cut) -> tuple[tuple[str, ...], str]:
-    """The splits to read, and a note on the other folders. What has no folders in it is no split."""
+    """Finds the splits to read; with a note on other folders. A folder without folders in it is no split."""
     if not root.is_dir():
         raise ValueError(f"there is no folder '{root}': give folder:PATH with train/ and validation/ in it")
     folders = {path.name: bool(_folders(path)) for path in root.iterdir() if path.is_dir()}
@@ -85,7 +85,7 @@ def _classes(split: Path, known: list[str] | None = None) -> list[str]:
 
 
 def _read(split: Path, classes: list[str], preprocessing: Preprocessing, cut: Cut) -> tuple[Source, str]:
-    """The images of a split, sorted by class and name, and a note on files that are none."""
+    """Reads the images of a split, sorted by class and name; with a note on files that are none."""
     found = {name: _walk(split / name) for name in _classes(split, classes)}
     images = {name: [path for path in paths if path.lower().endswith(SUFFIXES)] for name, paths in found.items()}
     empty = [name for name, paths in images.items() if not paths]

@@ -1,4 +1,4 @@
-"""Batches in random order from images that do not fit into memory."""
+"""Data loader: batches in random order from images that do not fit into memory."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from haqjax.data.preprocess import scale
 from haqjax.data.source import Source, ahead, decode_rows
 from haqjax.data.splits import Split
 
-PROCESSES = max(1, min(8, (os.cpu_count() or 2) - 1))  # that decode, where nobody says how many
+PROCESSES = max(1, min(8, (os.cpu_count() or 2) - 1))  # that decode by default
 
 
 def batches(
@@ -33,14 +33,14 @@ def batches(
     `if __name__ == "__main__":`. Leaving the loop early stops them, by closing the iterator.
 
     Args:
-      images: where to draw from; every epoch leaves out the last few rows of its order that fill no batch.
+      images: where to draw from; every epoch leaves out the last few rows of its order, too few for a batch.
       batch_size: images a step, of all hosts together.
       seed: same seed, same batches.
       epochs: passes over the images, each in another order.
       start: batches to skip, without decoding them.
-      workers: processes that decode; 0 is threads of this one, None what the source says, or else one a core but one,
-        at most 8. A split has nothing to decode.
-      host: (index, count) of the hosts that share every batch; None is this process among JAX's.
+      workers: processes that decode; 0 is threads of this one, None is `workers` of the source, or else one a core but
+        one, at most 8. A split has nothing to decode.
+      host: (index, count) of the hosts that every batch is divided among; None is this process among JAX's.
 
     Returns:
       An iterator over the rows of each batch that are this host's: the index-th of `count` equal pieces.
@@ -54,7 +54,9 @@ def batches(
     (4, True)
     """
     index, count = (jax.process_index(), jax.process_count()) if host is None else host
-    workers = _workers(images) if workers is None else workers
+    if workers is None:
+        given = 0 if isinstance(images, Split) else images.workers
+        workers = PROCESSES if given is None else given
     _check(len(images), batch_size, seed, epochs, start, workers, index, count)
     orders = _orders(len(images), batch_size, seed, epochs)[start:]
     rows = orders.map(lambda batch: np.split(batch, count)[index])
@@ -63,14 +65,8 @@ def batches(
     return _decoded(images, rows, workers, start)
 
 
-def _workers(images: Source | Split) -> int:
-    if isinstance(images, Split):
-        return 0
-    return PROCESSES if images.workers is None else images.workers
-
-
 def _orders(count: int, batch_size: int, seed: int, epochs: int) -> Any:
-    """The row numbers of every batch, a `grain.MapDataset`; an epoch is drawn without replacement."""
+    """Lists the row numbers of every batch, a `grain.MapDataset`; an epoch is drawn without replacement."""
     import grain  # slow to import, hence not above
 
     everything = grain.MapDataset.range(count).seed(seed).shuffle()
@@ -82,8 +78,9 @@ def _decoded(source: Source, rows: Any, workers: int, start: int) -> Iterator[Sp
     with ahead(decode, workers) as decoded:
         for number, (these, pixels, faults) in enumerate(decoded, start):
             if faults:
-                told = f"{len(faults)} of {len(these)} images of batch {number} cannot be used"
-                raise ValueError(f"{told}; the first: {faults[0]}")
+                raise ValueError(
+                    f"{len(faults)} of {len(these)} images of batch {number} cannot be used; the first: {faults[0]}"
+                )
             yield Split(scale(pixels, source.preprocessing), source.labels[these])
 
 
@@ -97,6 +94,6 @@ def _check(
     if workers < 0:
         raise ValueError(f"workers is {workers}: give the number of processes that decode, 0 for threads")
     if not 0 <= index < count or batch_size % count:
-        raise ValueError(f"host {index} of {count} cannot share a batch of {batch_size}: choose a multiple of {count}")
+        raise ValueError(f"host {index} of {count} cannot divide a batch of {batch_size}: choose a multiple of {count}")
     if not 0 <= start <= epochs * (images // batch_size):
         raise ValueError(f"start is {start}, and {epochs} epochs have {epochs * (images // batch_size)} batches")

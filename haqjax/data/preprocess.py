@@ -1,4 +1,4 @@
-"""From the pixels of an image to what a network takes: resize, centre crop, shift, divide."""
+"""Preprocessing of an image for a network: resize, centre crop, shift, divide."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """What is done to every image of a set; `(pixels - mean) / deviation` after resize and crop.
+    """Preprocessing of every image of a set; `(pixels - mean) / deviation` after resize and crop.
 
     >>> dataclasses.replace(PREPROCESSING["torchvision"], crop=288)
     Traceback (most recent call last):
@@ -30,18 +30,18 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         """Raises a ValueError that names the preprocessing and what is wrong with it."""
-        told = f"preprocessing {self.name!r}"
+        record = f"preprocessing {self.name!r}"
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"{told} interpolates by {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
+            raise ValueError(f"{record} interpolates by {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
         if min((n for n in (self.resize, self.crop) if n is not None), default=1) < 1 or min(self.deviation) <= 0:
-            raise ValueError(f"{told} has sizes {self.resize}, {self.crop}, deviation {self.deviation}: all above 0")
+            raise ValueError(f"{record} has sizes {self.resize}, {self.crop}, deviation {self.deviation}: all above 0")
         if self.resize is not None and self.crop is not None and self.resize < self.crop:
             raise ValueError(
-                f"{told} crops {self.crop} pixels from {self.resize}: resize must not be smaller than crop"
+                f"{record} crops {self.crop} pixels from {self.resize}: resize must not be smaller than crop"
             )
 
     def at(self, size: int) -> "Preprocessing":
-        """Makes the preprocessing for images of another size, with the same share cropped away.
+        """Makes the preprocessing for images of another size, with the same fraction cropped away.
 
         >>> PREPROCESSING["torchvision"].at(112).resize
         128
@@ -52,16 +52,12 @@ class Preprocessing:
         return dataclasses.replace(self, resize=resize, crop=size)
 
 
-def _pixels(mean: Triple) -> Triple:
-    red, green, blue = mean
-    return 255 * red, 255 * green, 255 * blue
-
-
-_MEAN, _DEVIATION = _pixels((0.485, 0.456, 0.406)), _pixels((0.229, 0.224, 0.225))  # of ImageNet's training split
+# Of ImageNet's training split.
+_MEAN, _DEVIATION = (255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225)
 _HALF, _FULL, _ZERO = (127.5, 127.5, 127.5), (255.0, 255.0, 255.0), (0.0, 0.0, 0.0)
 _MIDDLE = (128.0, 128.0, 128.0)
 
-# What the published weights of each family were trained with, by the reference's own evaluation code.
+# As the published weights of each family were trained, by the reference's own evaluation code.
 PREPROCESSING = {
     record.name: record
     for record in (
@@ -125,7 +121,10 @@ def reshape(pixels: Real[np.ndarray, "H W c"], record: Preprocessing) -> Real[np
     if wanted != shorter:
         height, width = (wanted * side // shorter for side in colour.shape[:2])
         colour = _resize(colour, (width, height), record.interpolation)
-    return colour if record.crop is None else _crop(colour, record.crop)
+    if record.crop is None:
+        return colour
+    top, left = (round((side - record.crop) / 2) for side in colour.shape[:2])
+    return colour[top : top + record.crop, left : left + record.crop]
 
 
 def scale(pixels: Real[np.ndarray, "*n H W 3"], record: Preprocessing) -> Float[np.ndarray, "*n H W 3"]:
@@ -146,8 +145,3 @@ def _resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np
         return np.asarray(Image.fromarray(pixels).resize(size, method))
     planes = [Image.fromarray(np.ascontiguousarray(pixels[..., c], np.float32)) for c in range(3)]
     return np.stack([np.asarray(plane.resize(size, method)) for plane in planes], axis=-1)
-
-
-def _crop(pixels: np.ndarray, size: int) -> np.ndarray:
-    top, left = (round((side - size) / 2) for side in pixels.shape[:2])
-    return pixels[top : top + size, left : left + size]

@@ -1,4 +1,4 @@
-"""The default data set: scikit-learn's 1,797 scans of handwritten digits, 8x8 pixels, which need no download."""
+"""Digits, the default data set: scikit-learn's 1,797 scans of 8x8 pixels, which need no download."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""Labelled images that are decoded when they are asked for."""
+"""Sources: labelled images that are decoded on demand."""
 
 import contextlib
 import dataclasses
@@ -18,13 +18,13 @@ THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without holding the inte
 
 
 class Records(Protocol):
-    """Where images come from. It goes to worker processes, so it must be possible to pickle it."""
+    """Images by number. Records go to worker processes, so it must be possible to pickle them."""
 
     def __getitem__(self, record: int, /) -> Real[np.ndarray, "H W c"]:
         """Decodes one image, uint8 or float32 on the scale 0 .. 255; a ValueError says what is wrong with it."""
 
     def name(self, record: int, /) -> str:
-        """How a person finds this record again."""
+        """Names one record for a person to find it again."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,18 +32,18 @@ class Source:
     """Labelled images on disk, with the interface of a `Split` but for `images`: `take` decodes some of them."""
 
     records: Records
-    rows: Int[np.ndarray, "n"]  # which record each image is
+    rows: Int[np.ndarray, "n"]  # record of each image
     labels: Int[np.ndarray, "n"]  # int32, 0 .. classes - 1
     preprocessing: Preprocessing
     image_shape: tuple[int, int, int]  # height, width, 3, after preprocessing
-    workers: int | None = None  # processes that decode; 0: threads of this one; None: what suits the task
+    workers: int | None = None  # processes that decode; 0: threads of this one; None: see `batches`
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def bytes(self) -> int:
-        """What the images would take in memory as float32."""
+        """Counts the bytes of the images in memory as float32."""
         return 4 * len(self) * int(np.prod(self.image_shape))
 
     def part(self, rows: Int[np.ndarray, "m"] | slice) -> "Source":
@@ -74,7 +74,7 @@ class Source:
 def make_source(
     records: Records, labels: Int[np.ndarray, "n"], preprocessing: Preprocessing, workers: int | None = None
 ) -> Source:
-    """Makes the source of all records, in order; where nothing is cropped, the first good one tells the size of all.
+    """Makes the source of all records, in order; where nothing is cropped, the first good one gives the size of all.
 
     Raises:
       ValueError: there are no records, or none can be decoded.
@@ -138,7 +138,7 @@ def decode_rows(source: Source, rows: Int[np.ndarray, "b"]) -> tuple[Real[np.nda
 
 @contextlib.contextmanager
 def ahead(elements: Any, workers: int) -> Iterator[Iterator[Any]]:
-    """Computes the elements of a `grain.MapDataset` ahead, in order, in so many processes or else in threads."""
+    """Computes the elements of a `grain.MapDataset` ahead, in order, in so many processes; in threads for 0."""
     import grain
     from absl import flags
 

@@ -1,4 +1,4 @@
-"""Parts of a labelled data set: what they are, and how one is cut into several."""
+"""Splits: parts of a labelled data set, stratified by class."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Split:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
+        """Returns height, width, channels."""
         _, height, width, channels = self.images.shape
         return height, width, channels
 
@@ -29,9 +29,9 @@ class Split:
 
 
 def stratified(labels: Int[np.ndarray, "n"], sizes: Sequence[int], seed: int) -> list[Int[np.ndarray, "m"]]:
-    """Cuts rows into disjoint random parts in each of which every class has its share, to within one row.
+    """Cuts rows into disjoint random parts, stratified: each class in proportion, to within one row.
 
-    Each class is shuffled and spread evenly over [0, 1); the parts are consecutive pieces of that line.
+    Each class is shuffled and placed evenly over [0, 1); the parts are consecutive pieces of that line.
 
     Args:
       labels: class of each row.

@@ -6,11 +6,11 @@ from pathlib import Path
 def prepare(name: str, data_dir: str | Path | None = None) -> Path:
     """Downloads and writes a data set in the format that `load("tfds:NAME")` reads.
 
-    The one place that needs TensorFlow and a network; `pip install 'haqjax[prepare]'` brings the former. From a shell:
-    `python -c "import haqjax.data; haqjax.data.tfds_download('cifar10', 'data')"`.
+    This is the one place that needs TensorFlow and a network; `pip install 'haqjax[prepare]'` brings the former. From a
+    shell: `python -c "import haqjax.data; haqjax.data.prepare('cifar10', 'data')"`.
 
     Args:
-      name: as TensorFlow Datasets calls it.
+      name: its name in TensorFlow Datasets.
       data_dir: the folder to write into; None is the library's own.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Image classification sets of TensorFlow Datasets, read without TensorFlow."""
+"""Data sets of TensorFlow Datasets (TFDS) for image classification, read without TensorFlow."""
 
 import contextlib
 import dataclasses
@@ -35,7 +35,7 @@ class Examples:
             raise ValueError(f"{self.name(record)}: {_reason(error)}") from error
 
     def name(self, record: int) -> str:
-        """The number of one image in its split."""
+        """Names one image by its number in the split."""
         return f"image {record} of {self.split}"
 
 
@@ -50,10 +50,10 @@ def tfds(
     """Reads a prepared data set of `image` and `label`, such as "cifar10".
 
     The set must be on disk in a format of random access (`array_record` or `parquet`); nothing is downloaded. See
-    `haqjax.data.tfds_download` for sets that are not there yet.
+    `haqjax.data.prepare` for sets that are not there yet.
 
     Args:
-      name: as TensorFlow Datasets calls it.
+      name: its name in TensorFlow Datasets.
       preprocessing: size and scale of the images; grey ones get three equal channels.
       cut: which splits, and how many of their images.
       data_dir: the folder that has `name` in it; None is TensorFlow Datasets' own.
@@ -75,7 +75,8 @@ def tfds(
             raise ValueError(f"it has not been prepared; {_prepare(name)}")
         features = dict(builder.info.features.items())
     classes = _classes(name, features)
-    there = [*builder.info.splits, *(split for split in cut.splits or () if _whole(split) in builder.info.splits)]
+    slices = (split for split in cut.splits or () if re.split(r"[\[+]", split)[0] in builder.info.splits)
+    there = [*builder.info.splits, *slices]
     chosen = choose_splits(f"the data set {name!r}", dict.fromkeys(there), cut.splits)
     with _one_line(f"cannot read the data set {name!r} in data_dir '{folder}'"):
         read = [_read(library, builder, split) for split in chosen]
@@ -86,21 +87,18 @@ def tfds(
 
 
 def _prepare(name: str) -> str:
-    return f"prepare it with haqjax.data.tfds_download({name!r}, data_dir), after pip install 'haqjax[prepare]'"
-
-
-def _whole(split: str) -> str:
-    return re.split(r"[\[+]", split)[0]
+    return f"prepare it with haqjax.data.prepare({name!r}, data_dir), after pip install 'haqjax[prepare]'"
 
 
 @contextlib.contextmanager
-def _one_line(told: str) -> Iterator[None]:
+def _one_line(message: str) -> Iterator[None]:
+    """Turns any error of the library but a missing import into a ValueError of one line."""
     try:
         yield
     except ImportError:
         raise
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise ValueError(f"{told}: {_reason(error)}") from error
+        raise ValueError(f"{message}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -118,7 +116,7 @@ def _import() -> ModuleType:
 
 
 def _classes(name: str, features: Mapping[str, Any]) -> int:
-    """The number of classes, where the rows are labelled images of 8 bits."""
+    """Counts the classes, where the rows are labelled images of 8 bits."""
     image, label = (features.get(key) for key in ("image", "label"))
     dtype, classes = getattr(image, "np_dtype", None), getattr(label, "num_classes", None)
     if classes is None or dtype is None or np.dtype(dtype) != np.uint8:
@@ -128,7 +126,7 @@ def _classes(name: str, features: Mapping[str, Any]) -> int:
 
 
 def _read(library: ModuleType, builder: Any, split: str) -> tuple[Examples, Int[np.ndarray, "n"]]:
-    """The images of a split, not decoded yet, and their labels."""
+    """Reads a split: images, not decoded yet, with their labels."""
     decoded = builder.as_data_source(split=split)
     raw = builder.as_data_source(split=split, decoders={"image": library.decode.SkipDecoding()})
     rows = (raw.__getitems__(range(at, min(at + AT_ONCE, len(raw)))) for at in range(0, len(raw), AT_ONCE))

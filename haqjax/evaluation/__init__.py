@@ -1,16 +1,18 @@
-"""Measures networks under policies, and trains nothing but what a policy is to be judged after."""
+"""Measures networks under policies, and trains nothing."""
 
 from haqjax.evaluation.accuracy import Accuracy, measure_accuracy
-from haqjax.evaluation.evaluator import make_evaluate
-from haqjax.evaluation.finetuned import make_finetuned_evaluate
-from haqjax.evaluation.racing import make_race
+from haqjax.evaluation.evaluator import make_evaluator
+from haqjax.evaluation.finetuned import make_finetuned_evaluator
+from haqjax.evaluation.racing import make_racing_evaluator
+from haqjax.evaluation.sensitivity import measure_sensitivities
 from haqjax.evaluation.soft_loss import make_soft_loss
 
 __all__ = [
     "Accuracy",
-    "make_evaluate",
-    "make_finetuned_evaluate",
-    "make_race",
+    "make_evaluator",
+    "make_finetuned_evaluator",
+    "make_racing_evaluator",
     "make_soft_loss",
     "measure_accuracy",
+    "measure_sensitivities",
 ]

@@ -1,4 +1,4 @@
-"""The accuracy of a network on a split."""
+"""Accuracy of a network on a split, with its standard error."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from haqjax.data import Split
 
 
 class Accuracy(NamedTuple):
-    """Share of correct answers, in 0 .. 1, and its standard error over the draw of the images."""
+    """Fraction of correct answers, in 0 .. 1, and its standard error over the draw of the images."""
 
     value: float
     error: float
@@ -22,7 +22,7 @@ class Accuracy(NamedTuple):
 def measure_accuracy(
     apply: Callable[[Any, Array], Array], params: Any, split: Split, *, batch_size: int = 64
 ) -> Accuracy:
-    """Measures the share of images whose largest logit is at the label.
+    """Measures the fraction of images whose largest logit is at the label.
 
     An image with a logit that is not finite counts as wrong, whatever its label.
 
@@ -31,11 +31,11 @@ def measure_accuracy(
         function, so pass the same object again rather than an equal one.
       params: its parameters.
       split: at least one image.
-      batch_size: images at a time; small ones stay in a CPU's cache. The last batch is filled up with blank images,
-        which are not counted.
+      batch_size: images at a time; small ones stay in a CPU's cache. Blank images, which are not counted, complete
+        the last batch.
 
     Returns:
-      The share `p` and `sqrt(p (1 - p) / n)`.
+      The fraction `p` and `sqrt(p (1 - p) / n)`.
 
     Raises:
       ValueError: the split is empty.
@@ -46,13 +46,13 @@ def measure_accuracy(
     """
     if not len(split):
         raise ValueError("cannot measure accuracy on no images")
-    counts = [_correct(apply, params, *batch) for batch in _batches(split, batch_size)]
+    counts = [_count_correct(apply, params, *batch) for batch in _batches(split, batch_size)]
     value = int(sum(counts)) / len(split)
     return Accuracy(value, (value * (1 - value) / len(split)) ** 0.5)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _correct(apply: Callable, params: Any, images: Array, labels: Array) -> Array:
+def _count_correct(apply: Callable, params: Any, images: Array, labels: Array) -> Array:
     logits = apply(params, images)
     return ((logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1)).sum()
 

@@ -1,4 +1,4 @@
-"""How many policies and images to evaluate at a time: what a short measured trial finds fastest, remembered."""
+"""Tuning of the batch: the fastest numbers of policies and images at a time, measured once for a kind of device."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,20 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
+from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
 from haqjax.files import write_json
 from haqjax.tracing.hooks import Apply, layers, map_weights
-from haqjax.types import WIDTHS, Ranges
+from haqjax.types import WIDTHS, Evaluation, Evaluator, Ranges
 
 VERSION = 1  # of the file: raise it when the evaluation changes
-REPEATS = 3  # timings of each, of which the least counts
-MOST_BATCHES = 2  # of images, in a trial
+FOLDER = "batch-tuning"  # of the cache
+REPEATS = 3  # timings of each candidate, of which the least counts
+MOST_BATCHES = 2  # of images, that are timed
 POLICIES = (1, 4, 16)  # side by side on an accelerator
 
 
 class Batches(NamedTuple):
-    """Arguments of `make_evaluate`."""
+    """Arguments of `make_evaluator`."""
 
     batch_size: int  # images at a time
     policies_at_once: int
@@ -45,12 +46,12 @@ def choose_batches(
 ) -> Batches:
     """Finds how many images and policies at a time are evaluated fastest on this device.
 
-    A trial evaluates policies of all widths on the split's first images, with each candidate. It is made once for a
-    kind of device, network, size of images and number of policies; a file in the cache remembers it, and one that
-    cannot be read or written costs no more than the trial. Accuracies of all candidates agree but for float rounding.
+    Policies of all widths are evaluated on the split's first images, with each candidate. It is done once for a kind
+    of device, network, size of images and number of policies; a file in the cache remembers it, and one that cannot be
+    read or written costs no more than to measure again. Accuracies of all candidates agree but for float rounding.
 
     Args:
-      apply, params, split, ranges: as for `make_evaluate`.
+      apply, params, split, ranges: as for `make_evaluator`.
       policies: that are evaluated in one call.
       cache: folder, made where it is not there; None remembers nothing.
       candidates: None tries `list_candidates`; a single one is not measured.
@@ -67,15 +68,14 @@ def choose_batches(
     Batches(batch_size=4, policies_at_once=1)
     """
     if not len(split):
-        raise ValueError("cannot try an evaluation on no images")
+        raise ValueError("cannot time an evaluation on no images")
     tried = list_candidates(split, policies) if candidates is None else list(candidates)
     if not tried:
         raise ValueError("no candidate to try: give at least one, or None for the usual ones")
     if len(tried) == 1:
         return tried[0]
-    path = (
-        None if cache is None else Path(cache) / "trials" / f"{_describe(apply, params, split, policies, tried)}.json"
-    )
+    name = f"{_describe(apply, params, split, policies, tried)}.json"
+    path = None if cache is None else Path(cache) / FOLDER / name
     known = None if path is None else _recall(path)
     if known in tried:
         return known
@@ -87,12 +87,12 @@ def choose_batches(
 
 
 def list_candidates(split: Split, policies: int) -> list[Batches]:
-    """What is worth a trial: on a CPU only what is known to be fastest, elsewhere several of each.
+    """Lists the candidates: on a CPU only what is known to be fastest, elsewhere several of each.
 
     >>> list_candidates(Split(np.zeros((100, 32, 32, 3), np.float32), np.zeros(100, np.int32)), 8)
     [Batches(batch_size=100, policies_at_once=1)]
     """
-    usual = min(suggest_batch(split.images.shape[1] * split.images.shape[2]), len(split))
+    usual = min(suggest_batch_size(split.images.shape[1] * split.images.shape[2]), len(split))
     if jax.default_backend() == "cpu":
         return [Batches(usual, 1)]
     images = sorted({max(1, usual // 4), usual, min(4 * usual, len(split))})
@@ -109,57 +109,45 @@ def time_candidates(
     policies: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Seconds for an image and policy with each candidate, compilation left out; inf where memory does not suffice."""
+    """Times each candidate, compilation left out: seconds for an image and policy, inf where memory is short."""
     most = MOST_BATCHES * max(candidate.batch_size for candidate in candidates)
     few = split.take(np.arange(min(most, len(split))))
     count = len(map_weights(lambda layer, weight: layer.name, apply, params, few.images[:1]))
-    rows = jnp.asarray(np.resize(np.arange(2, WIDTHS + 1), policies))  # of all widths: none is computed twice
-    trial = jnp.broadcast_to(rows[:, None, None], (policies, count, 2))
-
-    def measure(candidate: Batches) -> float:
-        judge = make_evaluate(apply, params, few, ranges, with_loss=True, **candidate._asdict())
-        try:
-            _judge(judge, trial)
-            return min(_time(judge, trial, clock) for _ in range(REPEATS)) / (len(few) * policies)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            return float("inf")
-
-    return [measure(candidate) for candidate in candidates]
+    bits = jnp.asarray(np.resize(np.arange(2, WIDTHS + 1), policies))  # of all widths: none is computed twice
+    timed = jnp.broadcast_to(bits[:, None, None], (policies, count, 2))
+    evaluators = (make_evaluator(apply, params, few, ranges, **candidate._asdict()) for candidate in candidates)
+    return [_time(evaluator, timed, clock) / (len(few) * policies) for evaluator in evaluators]
 
 
-def _time(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"], clock: Callable[[], float]) -> float:
-    start = clock()
-    _judge(judge, policies)
-    return clock() - start
-
-
-def _judge(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> None:
-    jax.block_until_ready(_judge_all(judge, policies))
+def _time(evaluator: Evaluator, policies: Int[Array, "N L 2"], clock: Callable[[], float]) -> float:
+    """Times an evaluation, once compiled: the least seconds of several, inf where memory does not suffice."""
+    try:
+        jax.block_until_ready(_evaluate(evaluator, policies))
+        seconds = []
+        for _ in range(REPEATS):
+            start = clock()
+            jax.block_until_ready(_evaluate(evaluator, policies))
+            seconds.append(clock() - start)
+        return min(seconds)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return float("inf")
 
 
 @jax.jit
-def _judge_all(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Any:
-    return judge(policies)
+def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation:
+    return evaluator(policies)
 
 
 def _describe(apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]) -> str:
-    """A name for what a trial's result holds for: networks of the same layers share it."""
+    """Names what a choice holds for: networks of the same layers have the same name."""
     device = jax.devices()[0]
     table = layers(apply, params, jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype))
     shape = [(name, np.asarray(column).tolist()) for name, column in dataclasses.asdict(table).items()]
-    told = (
-        VERSION,
-        jax.__version__,
-        device.platform,
-        device.device_kind,
-        shape,
-        split.images.shape,
-        policies,
-        [*tried],
-    )
-    return f"{device.platform}-{hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"
+    versions = (VERSION, jax.__version__, device.platform, device.device_kind)
+    identity = (*versions, shape, split.images.shape, policies, [*tried])
+    return f"{device.platform}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
 
 
 def _recall(path: Path) -> Batches | None:

@@ -1,4 +1,4 @@
-"""What quantisation changed: answers of the float and the quantised network side by side, layer by layer."""
+"""Comparison of the float network with the quantised one: answers, and signal-to-noise ratio of every layer."""
 
 import functools
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import in_batches, suggest_batch
+from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import make_hook, quantize_weights
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, with_records
@@ -31,21 +31,23 @@ class Comparison(NamedTuple):
 
     @property
     def top_1(self) -> tuple[float, float]:
-        """Share of right answers in 0..1: float, quantised."""
+        """Fraction of right answers in 0..1: float, quantised."""
         return float(self.right[1].sum() / self.images), float(self.right[:, 1].sum() / self.images)
 
     @property
     def top_5(self) -> tuple[float, float]:
-        """Share of images whose label is among the best five answers: float, quantised."""
+        """Fraction of images whose label is among the best five answers: float, quantised."""
         return float(self.right_of_5[0] / self.images), float(self.right_of_5[1] / self.images)
 
     @property
     def agreement(self) -> float:
-        """Share of images on which the two give the same answer."""
+        """Fraction of images on which the two give the same answer."""
         return float(np.trace(self.confusion) / self.images)
 
 
 class _Sums(NamedTuple):
+    """Sums over images."""
+
     right: Int[Array, "2 2"]
     right_of_5: Int[Array, "2"]
     confusion: Int[Array, "C C"]
@@ -74,8 +76,8 @@ def compare(
       batch_size: images at a time; None picks what suits the device.
 
     Returns:
-      Counts of answers, and for each layer `10 log10(sum y^2 / sum (y_q - y)^2)` over its outputs: what has gathered up
-      to there, not what the layer adds.
+      Counts of answers, and for each layer `10 log10(sum y^2 / sum (y_q - y)^2)` over its outputs:
+      of the noise that has gathered up to there, not of what the layer adds.
 
     Raises:
       ValueError: the split is empty.
@@ -89,7 +91,8 @@ def compare(
     """
     if not len(split):
         raise ValueError("cannot compare on no images")
-    images, labels = in_batches(split, batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2]))
+    size = batch_size or suggest_batch_size(split.images.shape[1] * split.images.shape[2])
+    images, labels = split_into_batches(split, size)
     found = _run(apply, params, params if tuned is None else tuned, images, labels, jnp.asarray(policy), ranges)
     sums = jax.tree.map(np.asarray, found)
     with np.errstate(divide="ignore"):
@@ -116,13 +119,16 @@ def _run(
         x, truth = batch
         logits, outputs = with_records(apply, whole)(params, x)
         other, others = with_records(apply, rounded)(tuned, x)
-        there = truth >= 0  # the last batch is filled up
-        energy = lambda y: jnp.sum(jnp.square(y) * there.reshape(-1, *(1,) * (y.ndim - 1)))
-        signal = jnp.stack([energy(y) for y in outputs])
-        noise = jnp.stack([energy(a - b) for a, b in zip(outputs, others, strict=True)])
+        there = truth >= 0  # blank images complete the last batch
+        signal = jnp.stack([_energy(y, there) for y in outputs])
+        noise = jnp.stack([_energy(a - b, there) for a, b in zip(outputs, others, strict=True)])
         return _Sums(*_count_answers(logits, other, truth), signal, noise)
 
     return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(count, (images, labels)))
+
+
+def _energy(y: Array, there: Bool[Array, "B"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.square(y) * there.reshape(-1, *(1,) * (y.ndim - 1)))
 
 
 def _count_answers(logits: Array, other: Array, truth: Int[Array, "B"]) -> tuple[Array, Array, Array]:
@@ -137,8 +143,8 @@ def _count_answers(logits: Array, other: Array, truth: Int[Array, "B"]) -> tuple
     return right, jnp.stack(among).astype(jnp.int32), confusion
 
 
-def tell(found: Comparison, names: Sequence[str], worst: int = 5) -> list[str]:
-    """The comparison for people, in a few lines."""
+def describe_comparison(found: Comparison, names: Sequence[str], worst: int = 5) -> list[str]:
+    """Describes a comparison in a few lines, with so many of the layers that are worst off."""
     order = np.argsort(found.noise)[:worst]
     layers = ", ".join(f"{names[i]} {found.noise[i]:.1f} dB" for i in order)
     (one, two), (five, six) = found.top_1, found.top_5
@@ -151,8 +157,8 @@ def tell(found: Comparison, names: Sequence[str], worst: int = 5) -> list[str]:
     ]
 
 
-def as_document(found: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    """The comparison for JSON; of the confusion only where the two differ."""
+def comparison_to_json(found: Comparison, names: Sequence[str]) -> dict[str, Any]:
+    """Converts a comparison to a JSON document; of the confusion only where the two differ."""
     changed = np.argwhere(found.confusion * (1 - np.eye(len(found.confusion), dtype=int)))
     return {
         "images": found.images,

@@ -1,4 +1,4 @@
-"""What a small error of each layer's weight and activation does to the loss, by its derivatives."""
+"""Sensitivity of the loss to each layer's quantisation by second derivatives: Fisher information and Hessian traces."""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import in_batches, suggest_batch
+from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.linear import make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
@@ -22,21 +22,28 @@ Pairs = tuple[tuple[Array, Array], ...]  # one a layer: (of the weight, of the a
 
 
 class _Fisher(NamedTuple):
+    """Sums over images."""
+
     weights: tuple[Array, ...]  # squared gradients, one array a layer
     activations: Float[Array, "L 8"]  # squared gradients times squared errors
 
 
 class _Trace(NamedTuple):
+    """Sums over the images of a batch."""
+
     trace: Float[Array, "L 2"]
     errors: Float[Array, "L 8"]  # mean squared errors of activations
 
 
-def fisher_sensitivity(apply: Apply, params: PyTree, split: Split, ranges: Ranges) -> Float[np.ndarray, "L 2 8"]:
-    """Half the empirical Fisher information of each number times its squared quantisation error, summed over a tensor.
+def estimate_fisher_sensitivity(
+    apply: Apply, params: PyTree, split: Split, ranges: Ranges
+) -> Float[np.ndarray, "L 2 8"]:
+    """Estimates the rise of the loss as half the empirical Fisher information times the squared quantisation error.
 
-    The Fisher matrix is taken as diagonal: its entries are squared gradients of single images' losses, averaged over
-    the images (Theis et al. 2018, arXiv 1801.05787, equation 7). For an activation the square of the gradient meets the
-    square of the error of the same image. One image at a time goes forward and back.
+    The products are taken number by number and summed over a tensor. The Fisher matrix is taken as diagonal: its
+    entries are squared gradients of single images' losses, averaged over the images (Theis et al. 2018, arXiv
+    1801.05787, equation 7). For an activation the square of the gradient meets the square of the error of the same
+    image. One image at a time goes forward and back.
 
     Args:
       apply: pure function `apply(params, images)` with logits [B, classes].
@@ -52,11 +59,12 @@ def fisher_sensitivity(apply: Apply, params: PyTree, split: Split, ranges: Range
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
-    >>> found = fisher_sensitivity(apply, params, split, calibrate(apply, params, [split.images]))
+    >>> found = estimate_fisher_sensitivity(apply, params, split, calibrate(apply, params, [split.images]))
     >>> found.shape, bool(np.isnan(found[0, 0, 0]))
     ((1, 2, 8), True)
     """
-    _check(split)
+    if not len(split):
+        raise ValueError("cannot estimate sensitivities on no images")
     weights = map_weights(lambda layer, weight: weight, apply, params, split.images[:1])
     sums = _Fisher(jax.tree.map(jnp.zeros_like, weights), jnp.zeros((len(weights), WIDTHS)))
     for at in range(len(split)):
@@ -65,17 +73,17 @@ def fisher_sensitivity(apply: Apply, params: PyTree, split: Split, ranges: Range
     return 0.5 * np.stack([by_weight, sums.activations], axis=1).astype(float) / len(split)
 
 
-def hessian_sensitivity(
+def estimate_hessian_sensitivity(
     apply: Apply, params: PyTree, split: Split, ranges: Ranges, *, key: PRNGKeyArray, draws: int = 1
 ) -> Float[np.ndarray, "L 2 8"]:
-    """Half the trace of the loss's Hessian times the mean squared quantisation error of each tensor.
+    """Estimates the rise of the loss as half the trace of its Hessian times the mean squared quantisation error.
 
-    Dong et al. 2020 (HAWQ-V2, arXiv 1911.03852, equations 9 and 11), here for activations, too. The trace is
+    HAWQ-V2 (Dong et al. 2020, arXiv 1911.03852, equations 9 and 11), here for activations, too. The trace is
     Hutchinson's: `v H v` for random signs `v`, averaged. Signs are drawn for all tensors at once, so that one product
-    with the Hessian serves all of them; what two tensors have to do with each other cancels on average.
+    with the Hessian serves all of them; its mixed terms of two tensors cancel on average.
 
     Args:
-      apply, split, ranges: as for `fisher_sensitivity`.
+      apply, split, ranges: as for `estimate_fisher_sensitivity`.
       key: of the signs.
       draws: of signs for each batch of images.
 
@@ -90,13 +98,14 @@ def hessian_sensitivity(
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> ranges = calibrate(apply, params, [split.images])
-    >>> hessian_sensitivity(apply, params, split, ranges, key=jax.random.key(0)).shape
+    >>> estimate_hessian_sensitivity(apply, params, split, ranges, key=jax.random.key(0)).shape
     (1, 2, 8)
     """
-    _check(split)
+    if not len(split):
+        raise ValueError("cannot estimate sensitivities on no images")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    images, labels = in_batches(split, suggest_batch(split.images.shape[1] * split.images.shape[2]))
+    images, labels = split_into_batches(split, suggest_batch_size(split.images.shape[1] * split.images.shape[2]))
     sums = [
         _measure_trace(apply, params, images[at // draws], labels[at // draws], ranges, one)
         for at, one in enumerate(jax.random.split(key, len(images) * draws))
@@ -104,8 +113,8 @@ def hessian_sensitivity(
     trace = np.maximum(sum(np.asarray(one.trace, float) for one in sums) / (draws * len(split)), 0)
     activation = sum(np.asarray(one.errors, float) for one in sums) / (draws * len(split))
     weights = map_weights(lambda layer, weight: weight, apply, params, images[0])
-    evenly = tuple(jnp.full(weight.shape, 1 / weight.size) for weight in weights)
-    errors = np.stack([_weight_errors(apply, params, images[0], ranges, evenly), activation], axis=1)
+    uniform = tuple(jnp.full(weight.shape, 1 / weight.size) for weight in weights)
+    errors = np.stack([_weight_errors(apply, params, images[0], ranges, uniform), activation], axis=1)
     return 0.5 * trace[..., None] * errors.astype(float)
 
 
@@ -114,12 +123,14 @@ def _add_fisher(
     apply: Apply, sums: _Fisher, params: PyTree, images: Array, labels: Int[Array, "B"], ranges: Ranges
 ) -> _Fisher:
     """Adds one image."""
-    slopes, activations = jax.grad(_loss, argnums=1, has_aux=True)(
+    gradients, activations = jax.grad(_loss, argnums=1, has_aux=True)(
         apply, _zeros(apply, params, images), params, images, labels
     )
-    weights = tuple(total + jnp.square(by_weight) for total, (by_weight, _) in zip(sums.weights, slopes, strict=True))
+    weights = tuple(
+        total + jnp.square(by_weight) for total, (by_weight, _) in zip(sums.weights, gradients, strict=True)
+    )
     weighted = [
-        _activation_errors(index, activation, ranges, jnp.square(slopes[index][ACTIVATION]))
+        _activation_errors(index, activation, ranges, jnp.square(gradients[index][ACTIVATION]))
         for index, activation in enumerate(activations)
     ]
     return _Fisher(weights, sums.activations + jnp.stack(weighted))
@@ -135,9 +146,9 @@ def _measure_trace(
     keys = jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(one, leaf.shape, leaf.dtype) for one, leaf in zip(keys, leaves, strict=True)]
     signs = jax.tree.unflatten(shape, signs)
-    slope = jax.grad(lambda shifts: _loss(apply, shifts, params, images, labels), has_aux=True)
-    _, bent, activations = jax.jvp(slope, (zeros,), (signs,), has_aux=True)
-    products = jax.tree.map(lambda sign, turned: (sign * turned).sum(), signs, bent)
+    gradient = jax.grad(lambda shifts: _loss(apply, shifts, params, images, labels), has_aux=True)
+    _, turned, activations = jax.jvp(gradient, (zeros,), (signs,), has_aux=True)
+    products = jax.tree.map(lambda sign, product: (sign * product).sum(), signs, turned)
     errors = []
     for index, activation in enumerate(activations):
         there = (labels >= 0).reshape(-1, *(1,) * (activation.ndim - 1)) * len(images) / activation.size
@@ -148,7 +159,7 @@ def _measure_trace(
 def _loss(
     apply: Apply, shifts: Pairs, params: PyTree, images: Array, labels: Int[Array, "B"]
 ) -> tuple[Float[Array, ""], tuple[Array, ...]]:
-    """The cross entropy, summed over the images that count, of shifted weights and activations; the activations."""
+    """Sums the cross entropy of shifted weights and activations over the images; returns activations, too."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         by_weight, by_activation = shifts[layer.index]
@@ -160,7 +171,7 @@ def _loss(
 
 
 def _zeros(apply: Apply, params: PyTree, images: Array) -> Pairs:
-    """No shift of any layer's weight and activation."""
+    """Makes shifts of zero for every layer's weight and activation."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple[Array, Array]]:
         return compute(activation, weight), (weight, activation)
@@ -170,7 +181,7 @@ def _zeros(apply: Apply, params: PyTree, images: Array) -> Pairs:
 
 
 def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:
-    """Squared errors of one layer's activation at each width, times their importance, summed."""
+    """Sums squared errors of one layer's activation at each width, times their importance."""
     clip, bits = jnp.asarray(ranges.clip)[index, ACTIVATION], jnp.arange(1, WIDTHS + 1)
     grids = make_grid(clip, bits, jnp.broadcast_to(jnp.asarray(ranges.signed)[index], bits.shape))
     return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
@@ -180,7 +191,7 @@ def _activation_errors(index: int, activation: Array, ranges: Ranges, importance
 def _weight_errors(
     apply: Apply, params: PyTree, images: Array, ranges: Ranges, importance: tuple[Array, ...]
 ) -> Float[Array, "L 8"]:
-    """Squared errors of each layer's weight at each width, times their importance, summed."""
+    """Sums squared errors of each layer's weight at each width, times their importance."""
     weights = map_weights(lambda layer, weight: weight, apply, params, images)
 
     def at_width(bits: Int[Array, ""]) -> Float[Array, "L"]:
@@ -190,8 +201,3 @@ def _weight_errors(
         return jnp.stack([(much * jnp.square(new - old)).sum() for much, new, old in parts])
 
     return jax.lax.map(at_width, jnp.arange(1, WIDTHS + 1)).T
-
-
-def _check(split: Split) -> None:
-    if not len(split):
-        raise ValueError("cannot measure sensitivities on no images")

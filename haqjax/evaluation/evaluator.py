@@ -1,5 +1,6 @@
-"""The accuracy of a network under many policies: the judge of a search."""
+"""Accuracy and loss of a network under many policies, evaluated on one split."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -10,17 +11,18 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.judging import count_answers, under_policy
-from haqjax.sharding import IMAGE, POLICY, fill_up, place
-from haqjax.tracing.hooks import Apply
-from haqjax.types import Evaluation, Ranges
+from haqjax.quantizers.bias_correction import output_biases
+from haqjax.quantizers.fake_quantize import Operands, hook_with, make_operands, quantize_weights
+from haqjax.sharding import IMAGE, POLICY, pad_policies, place
+from haqjax.tracing.hooks import Apply, with_hook
+from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
 CPU_IMAGES = 128  # at a time at most
 ACCELERATOR_IMAGES = 512  # at a time elsewhere
 
 
-def make_evaluate(
+def make_evaluator(
     apply: Apply,
     params: PyTree,
     split: Split,
@@ -28,28 +30,25 @@ def make_evaluate(
     *,
     batch_size: int | None = None,
     policies_at_once: int = 1,
-    with_loss: bool = False,
     mesh: Mesh | None = None,
-) -> jax.tree_util.Partial:
-    """Makes the function that a search judges policies by.
+) -> Evaluator:
+    """Makes the evaluator of a search: accuracy and mean cross entropy of each policy on all images of a split.
 
     Weights are quantised once a policy, and the images go through in micro-batches. A logit that is not finite makes
-    its image count as wrong.
+    its image count as wrong, and the loss of its policy infinite.
 
     Args:
       apply: pure function `apply(params, images)` with logits [B, classes].
-      split: the images to judge by.
+      split: the images to evaluate on.
       ranges: from `calibrate`.
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
-      with_loss: tell the mean cross entropy, too.
       mesh: devices that share the policies and the micro-batches, see `haqjax.sharding.make_mesh`; None is one device.
-        The answers do not depend on their number, to the last bit where `policies_at_once` is 1.
+        The results do not depend on their number, to the last bit where `policies_at_once` is 1.
 
     Returns:
-      `evaluate(policies int32 [N, L, 2]) -> accuracy float32 [N]` in 0..1, or `haqjax.types.Evaluation` with the loss
-      [N] in nats (infinite where a logit is not finite); traceable. Its arrays are arguments of the compiled program,
-      not constants in it.
+      An evaluator whose arrays are arguments of the compiled program, not constants in it: a second one of the same
+      `apply` and shapes does not compile again.
 
     Raises:
       ValueError: the split is empty.
@@ -57,150 +56,199 @@ def make_evaluate(
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
-    >>> evaluate = make_evaluate(apply, params, split, calibrate(apply, params, [split.images]))
-    >>> evaluate(jnp.full((1, 1, 2), 8)).tolist()
+    >>> evaluator = make_evaluator(apply, params, split, calibrate(apply, params, [split.images]))
+    >>> evaluator(jnp.full((1, 1, 2), 8)).accuracy.tolist()
     [0.75]
     """
     if not len(split):
-        raise ValueError("cannot judge a policy on no images")
-    images, labels = in_batches(split, fill_evenly(split, batch_size))
+        raise ValueError("cannot evaluate a policy on no images")
+    images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     if mesh is None:
-        return jax.tree_util.Partial(_make_judge(apply, policies_at_once, with_loss), params, images, labels, ranges)
-    judge = _make_shared_judge(apply, policies_at_once, with_loss, mesh, len(images))
-    images, labels = (_share(batches, mesh, blank) for batches, blank in ((images, 0), (labels, -1)))
+        return Evaluator(_make_function(apply, policies_at_once), params, images, labels, ranges)
+    function = _make_sharded_function(apply, policies_at_once, mesh, len(images))
+    images, labels = _shard_batches(images, mesh, blank=0), _shard_batches(labels, mesh, blank=-1)
     params, ranges = place((params, ranges), mesh)
-    return jax.tree_util.Partial(judge, params, images, labels, ranges)
+    return Evaluator(function, params, images, labels, ranges)
 
 
-def only_finite(judge: jax.tree_util.Partial) -> jax.tree_util.Partial:
-    """The same judge with losses, but a policy has no accuracy (NaN) where one of its logits is not finite.
+def only_finite(evaluator: Evaluator) -> Evaluator:
+    """Makes the same evaluator, except that a policy has no accuracy (NaN) where one of its logits is not finite.
 
-    So it can never be chosen, however well it does on the other images.
+    So it can never be chosen, however well it does on the other images. Its infinite loss says that it is one of them;
+    where losses are not measured, accuracies stay as they are.
 
-    >>> judge = jax.tree_util.Partial(lambda policies: Evaluation(jnp.array([0.5, 0.9]), jnp.array([1.0, jnp.inf])))
-    >>> only_finite(judge)(jnp.full((2, 1, 2), 8)).accuracy.tolist()
+    >>> unsafe = Evaluator(lambda *_: Evaluation(jnp.array([0.5, 0.9]), jnp.array([1.0, jnp.inf])), *[None] * 4)
+    >>> only_finite(unsafe)(jnp.full((2, 1, 2), 8)).accuracy.tolist()
     [0.5, nan]
     """
-    return jax.tree_util.Partial(_only_finite, judge)
+    return _wrap(_mask_not_finite, evaluator)
 
 
-def _only_finite(judge: jax.tree_util.Partial, *asked: Array) -> Array | Evaluation:
-    answer = judge(*asked)
-    if not isinstance(answer, Evaluation):
-        return answer
-    return Evaluation(jnp.where(jnp.isfinite(answer.loss), answer.accuracy, jnp.nan), answer.loss)
+def only_weights(evaluator: Evaluator) -> Evaluator:
+    """Makes the same evaluator, except that it quantises weights alone, as where bits only save storage.
+
+    >>> def evaluate(evaluator, policies, least):
+    ...     return Evaluation(jnp.zeros(len(policies)), policies.sum((1, 2)) / 1.0)
+    >>> only_weights(Evaluator(evaluate, None, None, None, None))(jnp.full((1, 1, 2), 8)).loss.tolist()
+    [40.0]
+    """
+    return _wrap(_leave_activations, evaluator)
 
 
-def fill_evenly(split: Split, batch_size: int | None = None) -> int:
-    """Images in each micro-batch: as few of these as if they held `batch_size`, or what suits the device.
+def prepare_network(
+    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """Makes `(params, images) -> logits` under a policy, with weights that are quantised here, once for all batches.
 
-    >>> fill_evenly(Split(np.zeros((10, 2, 2, 1), np.float32), np.zeros(10, np.int32)), 4)
+    Of `x` only shapes are read.
+    """
+    return with_hook(apply, hook_with(prepare_operands(apply, params, x, policy, ranges), ranges))
+
+
+def prepare_operands(
+    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
+) -> tuple[Operands, ...]:
+    """Quantises the weights of every layer under a policy, once for all batches; of `x` only shapes are read."""
+    weights = quantize_weights(apply, params, x, policy, ranges)
+    return make_operands(weights, policy, ranges, output_biases(apply, params, weights, x, ranges))
+
+
+def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Counts images whose largest logit is at the label, and sums the cross entropy over the images that count.
+
+    A label below 0 marks an image that does not count. One with a logit that is not finite is wrong, and makes the sum
+    infinite.
+
+    >>> right, loss = count_answers(jnp.array([[0.0, 9.0], [0.0, jnp.nan]]), jnp.array([1, -1]))
+    >>> int(right), round(float(loss), 4)
+    (1, 0.0001)
+    """
+    finite = jnp.isfinite(logits).all(-1)
+    right = ((logits.argmax(-1) == labels) & finite).sum()
+    log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
+    return right, -jnp.where(labels >= 0, jnp.where(finite, log_likelihood, -jnp.inf), 0).sum()
+
+
+def balance_batch_size(split: Split, batch_size: int | None = None) -> int:
+    """Chooses the images of a micro-batch: all alike, in as few as if each held `batch_size`, or what suits the device.
+
+    >>> balance_batch_size(Split(np.zeros((10, 2, 2, 1), np.float32), np.zeros(10, np.int32)), 4)
     4
-    >>> fill_evenly(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
+    >>> balance_batch_size(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
     5
     """
-    most = batch_size or suggest_batch(split.images.shape[1] * split.images.shape[2])
+    most = batch_size or suggest_batch_size(split.images.shape[1] * split.images.shape[2])
     return -(-len(split) // -(-len(split) // most))
 
 
-def suggest_batch(pixels: int) -> int:
-    """Images of so many pixels to put through a network at a time, by the device in use."""
+def suggest_batch_size(pixels: int) -> int:
+    """Suggests how many images of so many pixels go through a network at a time, by the device in use."""
     if jax.default_backend() == "cpu":
         return max(1, min(CPU_IMAGES, CACHED_PIXELS // pixels))
     return ACCELERATOR_IMAGES
 
 
-def in_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"], Int[Array, "m b"]]:
-    """Images and labels as micro-batches; the last is filled up with blank images labelled -1."""
+def split_into_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"], Int[Array, "m b"]]:
+    """Cuts images and labels into micro-batches; blank images labelled -1 complete the last."""
     missing = -len(split) % batch_size
     images = np.pad(split.images, ((0, missing), *((0, 0),) * (split.images.ndim - 1)))
     labels = np.pad(split.labels, (0, missing), constant_values=-1)
     return jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])), jnp.asarray(labels.reshape(-1, batch_size))
 
 
-def _share(batches: Array, mesh: Mesh, blank: float) -> Array:
-    """Micro-batches over the axis `image`, each device with as many: blank ones are added."""
-    missing = -len(batches) % mesh.shape[IMAGE]
-    padding = ((0, missing), *((0, 0),) * (batches.ndim - 1))
-    return place(np.pad(np.asarray(batches), padding, constant_values=blank), mesh, IMAGE)
+def sum_pairwise(parts: Array) -> Array:
+    """Adds up the last axis by pairwise summation: in the same order on every device, whatever is beside it.
 
-
-@functools.cache
-def _make_judge(apply: Apply, policies_at_once: int, with_loss: bool) -> Callable[..., Array | Evaluation]:
-    """The judge on one device."""
-
-    def judge(
-        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
-    ) -> Array | Evaluation:
-        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array | None]:
-            parts = _count(apply, with_loss, params, images, labels, ranges, policy)
-            return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), parts)
-
-        accuracy, loss = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
-        return Evaluation(accuracy, loss) if with_loss else accuracy
-
-    return judge
-
-
-@functools.cache
-def _make_shared_judge(
-    apply: Apply, policies_at_once: int, with_loss: bool, mesh: Mesh, batches: int
-) -> Callable[..., Array | Evaluation]:
-    """The judge on a mesh: what each micro-batch gives is gathered first, and then added up in one order."""
-
-    def count(
-        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "n L 2"]
-    ) -> tuple[Array, Array | None]:
-        measure = lambda policy: _count(apply, with_loss, params, images, labels, ranges, policy)
-        parts = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))
-        gather = lambda part: jax.lax.all_gather(
-            jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), POLICY, tiled=True
-        )
-        return jax.tree.map(gather, parts)
-
-    whole = PartitionSpec()
-    specs = (whole, PartitionSpec(IMAGE), PartitionSpec(IMAGE), whole, PartitionSpec(POLICY))
-    over = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
-
-    def judge(
-        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
-    ) -> Array | Evaluation:
-        parts = over(params, images, labels, ranges, fill_up(policies, mesh.shape[POLICY]))
-        sums = jax.tree.map(lambda part: add_up(part[: len(policies), :batches]), parts)
-        accuracy, loss = jax.tree.map(lambda total: _divide(total, (labels >= 0).sum()), sums)
-        return Evaluation(accuracy, loss) if with_loss else accuracy
-
-    return judge
-
-
-def _count(
-    apply: Apply, with_loss: bool, params: PyTree, images: Array, labels: Array, ranges: Ranges,
-    policy: Int[Array, "L 2"],
-) -> tuple[Int[Array, "m"], Float[Array, "m"] | None]:  # fmt: skip
-    """Right answers in each micro-batch under one policy, and the sum of their losses."""
-    quantised = under_policy(apply, params, images[0], policy, ranges)
-
-    def count(batch: tuple[Array, Array]) -> tuple[Array, Array | None]:
-        right, loss = count_answers(quantised(params, batch[0]), batch[1])
-        return right, loss if with_loss else None
-
-    return jax.lax.map(count, (images, labels))
-
-
-def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:
-    """Each total by the count, rounded as one quotient is: XLA would multiply all by one reciprocal."""
-    return totals / jax.lax.optimization_barrier(jnp.broadcast_to(count, totals.shape))
-
-
-def add_up(parts: Array) -> Array:
-    """The sum over the last axis, of halves: the same order on every device, whatever is beside it.
-
-    >>> add_up(jnp.arange(5)).item()
+    >>> sum_pairwise(jnp.arange(5)).item()
     10
     """
     while (count := parts.shape[-1]) > 1:
         half = -(-count // 2)
         rest = parts[..., half:]
-        filled = jnp.concatenate([rest, jnp.zeros_like(parts[..., : 2 * half - count])], axis=-1)
-        parts = parts[..., :half] + filled
+        padded = jnp.concatenate([rest, jnp.zeros_like(parts[..., : 2 * half - count])], axis=-1)
+        parts = parts[..., :half] + padded
     return parts[..., 0]
+
+
+def unpack(evaluator: Evaluator) -> tuple[PyTree, Float[Array, "m b *shape"], Int[Array, "m b"], Ranges]:
+    """Returns the parameters, images, labels and ranges of an evaluator that has them all."""
+    images, labels, ranges = evaluator.images, evaluator.labels, evaluator.ranges
+    assert images is not None and labels is not None and ranges is not None
+    return evaluator.params, images, labels, ranges
+
+
+@functools.cache
+def _make_function(apply: Apply, policies_at_once: int) -> Callable[..., Evaluation]:
+    """Makes the function of an evaluator on one device."""
+
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        params, images, labels, ranges = unpack(evaluator)
+
+        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
+            parts = _count(apply, params, images, labels, ranges, policy)
+            return jax.tree.map(lambda part: sum_pairwise(part) / (labels >= 0).sum(), parts)
+
+        return Evaluation(*jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies))))
+
+    return evaluate
+
+
+@functools.cache
+def _make_sharded_function(apply: Apply, policies_at_once: int, mesh: Mesh, batches: int) -> Callable[..., Evaluation]:
+    """Makes the function of an evaluator on a mesh.
+
+    The counts of all micro-batches are gathered first and then added up in one order, so that the sums depend on no
+    number of devices.
+    """
+
+    def count(params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Array) -> tuple[Array, Array]:
+        count_one = functools.partial(_count, apply, params, images, labels, ranges)
+        parts = jax.lax.map(count_one, policies, batch_size=min(policies_at_once, len(policies)))
+        parts = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), parts)
+        return jax.tree.map(lambda part: jax.lax.all_gather(part, POLICY, tiled=True), parts)
+
+    whole = PartitionSpec()
+    specs = (whole, PartitionSpec(IMAGE), PartitionSpec(IMAGE), whole, PartitionSpec(POLICY))
+    count_sharded = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        params, images, labels, ranges = unpack(evaluator)
+        parts = count_sharded(params, images, labels, ranges, pad_policies(policies, mesh.shape[POLICY]))
+        sums = jax.tree.map(lambda part: sum_pairwise(part[: len(policies), :batches]), parts)
+        return Evaluation(*jax.tree.map(lambda total: _divide(total, (labels >= 0).sum()), sums))
+
+    return evaluate
+
+
+def _count(
+    apply: Apply, params: PyTree, images: Array, labels: Array, ranges: Ranges, policy: Int[Array, "L 2"]
+) -> tuple[Int[Array, "m"], Float[Array, "m"]]:
+    """Counts right answers in each micro-batch under one policy, and sums their losses."""
+    quantised = prepare_network(apply, params, images[0], policy, ranges)
+    return jax.lax.map(lambda batch: count_answers(quantised(params, batch[0]), batch[1]), (images, labels))
+
+
+def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:
+    """Divides each total by the count, rounded as one quotient is: XLA would multiply all by one reciprocal."""
+    return totals / jax.lax.optimization_barrier(jnp.broadcast_to(count, totals.shape))
+
+
+def _shard_batches(batches: Array, mesh: Mesh, blank: float) -> Array:
+    """Spreads micro-batches over the axis `image`, each device with as many: blank ones are added."""
+    missing = -len(batches) % mesh.shape[IMAGE]
+    padding = ((0, missing), *((0, 0),) * (batches.ndim - 1))
+    return place(np.pad(np.asarray(batches), padding, constant_values=blank), mesh, IMAGE)
+
+
+def _wrap(function: Callable[..., Evaluation], inner: Evaluator) -> Evaluator:
+    bare = dataclasses.replace(inner, soft_loss=None)  # the wrapper carries it
+    return Evaluator(function, None, None, None, None, bare, soft_loss=inner.soft_loss, races=inner.races)
+
+
+def _leave_activations(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+    return evaluator.extra(policies.at[..., ACTIVATION].set(FULL_PRECISION), least)
+
+
+def _mask_not_finite(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+    accuracy, loss = evaluator.extra(policies, least)
+    return Evaluation(jnp.where(jnp.isposinf(loss), jnp.nan, accuracy), loss)

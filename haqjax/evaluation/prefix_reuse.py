@@ -1,37 +1,42 @@
-"""Judging policies that begin like one that is known: what its first layers give is computed once and kept."""
+"""Evaluation of policies that begin like a known one by partial evaluation of the network: its prefix runs once."""
 
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import add_up, fill_evenly, in_batches
-from haqjax.evaluation.judging import count_answers, operands_under
+from haqjax.evaluation.evaluator import (
+    balance_batch_size,
+    count_answers,
+    prepare_operands,
+    split_into_batches,
+    sum_pairwise,
+    unpack,
+)
 from haqjax.quantizers.fake_quantize import Operands, hook_with
-from haqjax.tracing.hooks import Apply, run_equation, with_hook
-from haqjax.types import Evaluation, LayerTable, Ranges
+from haqjax.tracing.hooks import Apply, with_hook
+from haqjax.tracing.partial_eval import SplitProgram, split_program
+from haqjax.types import Evaluation, Evaluator, LayerTable, Ranges
 
 CUTS = 3  # each one compiles the rest of the network again
 MOST_BYTES = 2**27  # that the activation a cut is made at may take; what is kept holds skips over the cut, too
 FLOAT = 4  # bytes
-SHARED, FIRST, REST = range(3)  # what a value depends on
 
 
-class SplitProgram(NamedTuple):
-    """A function `(shared, first, rest) -> output` in two parts."""
+class Prefix(NamedTuple):
+    """A known policy, with the activations that it has at each cut."""
 
-    head: Callable[[PyTree, PyTree], list[Array]]  # (shared, first) -> kept
-    tail: Callable[[PyTree, list[Array], PyTree], PyTree]  # (shared, kept, rest) -> output
+    policy: Int[Array, "L 2"]
+    activations: list[list[Array]]  # a list a cut: every tensor that crosses it, [micro-batches, images, ...]
 
 
-def make_prefix_evaluate(
+def make_prefix_evaluator(
     apply: Apply,
     params: PyTree,
     split: Split,
@@ -40,21 +45,21 @@ def make_prefix_evaluate(
     cuts: Sequence[int],
     *,
     batch_size: int | None = None,
-) -> jax.tree_util.Partial:
-    """Makes a judge that goes on from what a known policy's first layers gave, for policies that begin like it.
+) -> Evaluator:
+    """Makes an evaluator that goes on from the activations of a known policy, for policies that begin like it.
 
-    Probes of single layers are such policies: they are the widest policy but for one entry. What the known policy gives
-    at each cut is computed here, for all images, and kept in memory. A policy goes on from the last cut before the
-    first layer where it differs.
+    Probes of single layers are such policies: they are the widest policy but for one entry. The activations of the
+    known policy at each cut are computed here, for all images, and kept in memory. A policy goes on from the last cut
+    before the first layer where it differs.
 
     Args:
-      apply, params, split, ranges, batch_size: as for `haqjax.evaluation.make_evaluate`.
+      apply, params, split, ranges, batch_size: as for `haqjax.evaluation.make_evaluator`.
       base: the known policy.
       cuts: numbers of first layers whose results are kept, ascending; such as `choose_cuts` gives.
 
     Returns:
-      `judge(policies int32 [N, L, 2]) -> Evaluation`, as `make_evaluate` with losses but for float rounding; traceable.
-      One device; under `vmap` nothing is saved.
+      An evaluator that agrees with that of `make_evaluator` but for float rounding. One device; under `vmap` no work
+      is saved.
 
     Raises:
       ValueError: the split is empty, or the cuts do not ascend within the network.
@@ -64,23 +69,23 @@ def make_prefix_evaluate(
     >>> params = {"a": jnp.eye(4), "b": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
     >>> ranges, base = calibrate(apply, params, [split.images]), jnp.full((2, 2), 8)
-    >>> judge = make_prefix_evaluate(apply, params, split, ranges, base, [1])
-    >>> judge(jnp.array([[[8, 8], [4, 8]], [[4, 8], [8, 8]]])).accuracy.tolist()
+    >>> evaluator = make_prefix_evaluator(apply, params, split, ranges, base, [1])
+    >>> evaluator(jnp.array([[[8, 8], [4, 8]], [[4, 8], [8, 8]]])).accuracy.tolist()
     [0.75, 0.75]
     """
     cuts = tuple(int(cut) for cut in cuts)
     if not len(split):
-        raise ValueError("cannot judge a policy on no images")
+        raise ValueError("cannot evaluate a policy on no images")
     if not all(0 < a < b for a, b in itertools.pairwise((*cuts, len(base)))):
         raise ValueError(f"cuts {cuts}: give ascending numbers of layers, from 1 to below {len(base)}")
-    images, labels = in_batches(split, fill_evenly(split, batch_size))
+    images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     base = jnp.asarray(base, jnp.int32)
-    kept = _make_heads(apply, cuts)(params, images, ranges, base)
-    return jax.tree_util.Partial(_make_judge(apply, cuts), params, images, labels, ranges, base, kept)
+    prefix = Prefix(base, _run_heads(apply, cuts, params, images, ranges, base))
+    return Evaluator(_make_function(apply, cuts), params, images, labels, ranges, prefix)
 
 
 def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int, ...]:
-    """The cuts that spare most of the work, if every layer is probed as often; none where nothing fits the memory.
+    """Chooses the cuts that save most work, if every layer is probed as often; none where nothing fits the memory.
 
     A cut is where an activation takes little. What skips over it is kept as well, which can be some times as much.
 
@@ -99,121 +104,82 @@ def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int
 
     @functools.cache
     def best(cut: int, more: int) -> tuple[float, tuple[int, ...]]:
-        """The most that a cut and so many more after it spare, layer by layer, and which those are."""
+        """Finds the most that a cut and so many more after it save, summed over layers, and those cuts."""
         options: list[tuple[float, tuple[int, ...]]] = [(float(before[cut] * (len(layers) - cut)), ())]
         for later in there if more else []:
             if later > cut:
-                spares, others = best(later, more - 1)
-                options.append((float(before[cut] * (later - cut)) + spares, (later, *others)))
+                saving, others = best(later, more - 1)
+                options.append((float(before[cut] * (later - cut)) + saving, (later, *others)))
         return max(options, key=lambda option: option[0])
 
     return best(0, min(count, len(there)))[1]
 
 
-def spared(layers: LayerTable, cuts: Sequence[int]) -> float:
-    """The share of the work that cuts spare where every layer is probed as often."""
+def saved_fraction(layers: LayerTable, cuts: Sequence[int]) -> float:
+    """Computes the fraction of the work that cuts save where every layer is probed as often."""
     last = np.searchsorted(np.asarray(cuts), np.arange(len(layers)), side="right")  # cuts up to each layer
     return float(_work_before(layers)[np.array([0, *cuts])[last]].mean())
 
 
 def _work_before(layers: LayerTable) -> Float[np.ndarray, "L"]:
-    """The share of the work that comes before each layer."""
+    """Computes the fraction of the work that comes before each layer."""
     work = np.asarray(layers.macs, float)
     return (np.cumsum(work) - work) / work.sum()
 
 
-def halve(function: Callable, shared: PyTree, first: PyTree, rest: PyTree) -> SplitProgram:
-    """Cuts `function(shared, first, rest)` into what does not depend on `rest` and what does.
-
-    What depends on `shared` alone is computed in both parts. The arguments may be shapes.
-
-    >>> halves = halve(lambda w, x, y: jnp.sin(w * x) + y, 2.0, 3.0, 1.0)
-    >>> kept = halves.head(2.0, 3.0)
-    >>> len(kept), float(halves.tail(2.0, kept, 1.0)) == float(jnp.sin(6.0) + 1)
-    (1, True)
-    """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(shared, first, rest)
-    jaxpr, sizes = closed.jaxpr, [len(jax.tree.leaves(part)) for part in (shared, first, rest)]
-    kind = dict(zip(jaxpr.invars, np.repeat((SHARED, FIRST, REST), sizes).tolist(), strict=True))
-    of = lambda atom: SHARED if isinstance(atom, Literal) else kind.get(atom, SHARED)
-    parts: tuple[list[JaxprEqn], ...] = ([], [], [])
-    for equation in jaxpr.eqns:
-        mine = max(map(of, equation.invars), default=SHARED)
-        kind.update(dict.fromkeys(equation.outvars, mine))
-        parts[mine].append(equation)
-    read = [atom for equation in parts[REST] for atom in equation.invars] + jaxpr.outvars
-    kept = list(dict.fromkeys(atom for atom in read if of(atom) == FIRST))
-    inputs = [jaxpr.invars[at - size : at] for at, size in zip(np.cumsum(sizes), sizes, strict=True)]
-    consts = dict(zip(jaxpr.constvars, closed.consts, strict=True))
-
-    def head(shared: PyTree, first: PyTree) -> list[Array]:
-        leaves = jax.tree.leaves((shared, first))
-        values = consts | dict(zip(inputs[SHARED] + inputs[FIRST], leaves, strict=True))
-        return _run(parts[SHARED] + parts[FIRST], values, kept)
-
-    def tail(shared: PyTree, values: list[Array], rest: PyTree) -> PyTree:
-        leaves = [*jax.tree.leaves(shared), *values, *jax.tree.leaves(rest)]
-        known = consts | dict(zip(inputs[SHARED] + kept + inputs[REST], leaves, strict=True))
-        return jax.tree.unflatten(jax.tree.structure(shape), _run(parts[SHARED] + parts[REST], known, jaxpr.outvars))
-
-    return SplitProgram(head, tail)
-
-
-def _run(equations: Sequence[JaxprEqn], values: dict[Any, Any], wanted: Sequence[Any]) -> list[Any]:
-    read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
-    for equation in equations:
-        values.update(zip(equation.outvars, run_equation(equation, [*map(read, equation.invars)]), strict=True))
-    return [read(atom) for atom in wanted]
-
-
-def _halves(
+def split_network(
     apply: Apply, cut: int, params: PyTree, images: Array, ranges: Ranges, operands: tuple[Operands, ...]
 ) -> SplitProgram:
-    """The network on one micro-batch, cut before a layer."""
+    """Splits the network on one micro-batch before layer `cut`."""
 
     def run(params: PyTree, first: tuple[Array, tuple], rest: tuple) -> PyTree:
         return with_hook(apply, hook_with((*first[1], *rest), ranges))(params, first[0])
 
-    return halve(run, params, (images[0], operands[:cut]), operands[cut:])
+    return split_program(run, params, (images[0], operands[:cut]), operands[cut:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_heads(
+    apply: Apply, cuts: tuple[int, ...], params: PyTree, images: Array, ranges: Ranges, base: Int[Array, "L 2"]
+) -> list[list[Array]]:
+    """Computes the activations of the known policy at each cut, [micro-batches, images, ...]."""
+    operands = prepare_operands(apply, params, images[0], base, ranges)
+    heads = [split_network(apply, cut, params, images, ranges, operands).head for cut in cuts]
+
+    def run(batch: Array) -> list[list[Array]]:
+        return [head(params, (batch, operands[:cut])) for head, cut in zip(heads, cuts, strict=True)]
+
+    return jax.lax.map(run, images)
 
 
 @functools.cache
-def _make_heads(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., list[list[Array]]]:
-    @jax.jit
-    def heads(params: PyTree, images: Array, ranges: Ranges, base: Int[Array, "L 2"]) -> list[list[Array]]:
-        """What the known policy gives at each cut, [micro-batches, images, ...]."""
-        operands = operands_under(apply, params, images[0], base, ranges)
-        halves = [_halves(apply, cut, params, images, ranges, operands).head for cut in cuts]
-        one = lambda batch: [head(params, (batch, operands[:cut])) for head, cut in zip(halves, cuts, strict=True)]
-        return jax.lax.map(one, images)
+def _make_function(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluation]:
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        params, images, labels, ranges = unpack(evaluator)
+        prefix: Prefix = evaluator.extra
 
-    return heads
+        def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+            network = with_hook(apply, hook_with(operands, ranges))
+            return jax.lax.map(lambda batch: count_answers(network(params, batch[0]), batch[1]), (images, labels))
 
+        def run_from(cut: int, kept: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+            tail = split_network(apply, cut, params, images, ranges, operands).tail
 
-@functools.cache
-def _make_judge(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluation]:
-    def judge(
-        params: PyTree, images: Array, labels: Array, ranges: Ranges, base: Int[Array, "L 2"], kept: list[list[Array]],
-        policies: Int[Array, "N L 2"],
-    ) -> Evaluation:  # fmt: skip
-        def whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
-            run = with_hook(apply, hook_with(operands, ranges))
-            return jax.lax.map(lambda batch: count_answers(run(params, batch[0]), batch[1]), (images, labels))
+            def run(batch: tuple[list[Array], Array]) -> tuple[Array, Array]:
+                return count_answers(tail(params, batch[0], operands[cut:]), batch[1])
 
-        def from_cut(cut: int, there: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:
-            tail = _halves(apply, cut, params, images, ranges, operands).tail
-            run = lambda batch: count_answers(tail(params, batch[0], operands[cut:]), batch[1])
-            return jax.lax.map(run, (there, labels))
+            return jax.lax.map(run, (kept, labels))
 
-        branches: list[Callable] = [whole]
-        branches += [functools.partial(from_cut, cut, there) for cut, there in zip(cuts, kept, strict=True)]
+        branches: list[Callable] = [run_whole]
+        pairs = zip(cuts, prefix.activations, strict=True)
+        branches += [functools.partial(run_from, cut, kept) for cut, kept in pairs]
 
         def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
-            differs = jnp.append((policy != base).any(-1), True)
+            differs = jnp.append((policy != prefix.policy).any(-1), True)
             branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
-            counts = jax.lax.switch(branch, branches, operands_under(apply, params, images[0], policy, ranges))
-            return jax.tree.map(lambda part: add_up(part) / (labels >= 0).sum(), counts)
+            counts = jax.lax.switch(branch, branches, prepare_operands(apply, params, images[0], policy, ranges))
+            return jax.tree.map(lambda part: sum_pairwise(part) / (labels >= 0).sum(), counts)
 
         return Evaluation(*jax.lax.map(measure, policies))
 
-    return judge
+    return evaluate

@@ -1,4 +1,4 @@
-"""Judging policies that may be given up: no more images for one that cannot be the best any more."""
+"""Evaluation of policies in races that Serfling's bound ends: no more images for one that cannot be the best."""
 
 import functools
 from collections.abc import Callable
@@ -10,95 +10,95 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import fill_evenly, in_batches
-from haqjax.evaluation.judging import count_answers, under_policy
+from haqjax.evaluation.evaluator import balance_batch_size, count_answers, prepare_network, split_into_batches, unpack
 from haqjax.tracing.hooks import Apply
-from haqjax.types import Evaluation, Ranges
+from haqjax.types import Evaluation, Evaluator, Ranges
 
 
 class Tally(NamedTuple):
-    """What was counted of one policy so far."""
+    """Counts of one policy so far."""
 
     batches: Int[Array, ""]
-    seen: Int[Array, ""]  # images
+    images: Int[Array, ""]
     right: Int[Array, ""]
     loss: Float[Array, ""]  # summed
 
 
-def make_race(
+def make_racing_evaluator(
     apply: Apply, params: PyTree, split: Split, ranges: Ranges, *, error: float = 0.0, batch_size: int | None = None
-) -> jax.tree_util.Partial:
-    """Makes a judge that stops at a policy which cannot reach an accuracy.
+) -> Evaluator:
+    """Makes an evaluator that stops at a policy which cannot reach an accuracy.
 
     The images come in an order drawn once. After each micro-batch a policy is given up where its accuracy on all images
     is below the one asked for: for certain with `error` 0, as even all images left would not suffice; otherwise with a
     chance of at most `error` that it is not, by Serfling's bound for drawing without replacement (Annals of Statistics
-    2, 1974), shared among the batches. A policy that was given up is told by the images it saw, below what was asked.
+    2, 1974), divided among the batches. A policy that was given up has the accuracy and the loss of the images up to
+    there, below what was asked.
 
     Args:
-      apply, params, split, ranges: as for `haqjax.evaluation.make_evaluate`.
+      apply, params, split, ranges: as for `haqjax.evaluation.make_evaluator`.
       error: chance of giving up a policy that reaches the accuracy, 0 to below 1.
       batch_size: images at a time at most; None picks what suits the device.
 
     Returns:
-      `race(policies int32 [N, L, 2], least float32 []) -> Evaluation`: of all images for every policy that was not
-      given up, and then the same as `make_evaluate` tells but for the order of the sums. Traceable.
+      An evaluator that `races`: `evaluator(policies, least)` evaluates every policy that was not given up on all
+      images, and then gives the same as `make_evaluator` but for the order of the sums.
 
     Raises:
-      ValueError: the split is empty, or the error no share.
+      ValueError: the split is empty, or the error outside its range.
 
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> split = Split(np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1), np.array([0, 1, 2, 0], np.int32))
-    >>> race = make_race(apply, params, split, calibrate(apply, params, [split.images]), batch_size=1)
-    >>> race(jnp.full((1, 1, 2), 8), 0.0).accuracy.tolist()
+    >>> ranges = calibrate(apply, params, [split.images])
+    >>> evaluator = make_racing_evaluator(apply, params, split, ranges, batch_size=1)
+    >>> evaluator(jnp.full((1, 1, 2), 8), least=0.0).accuracy.tolist()
     [0.75]
     """
     if not len(split) or not 0 <= error < 1:
         raise ValueError(f"a race on {len(split)} images with error {error}: give images, and 0 to below 1")
     order = np.random.default_rng(0).permutation(len(split))
-    images, labels = in_batches(split.take(order), fill_evenly(split, batch_size))
-    return jax.tree_util.Partial(_make_race(apply, error), params, images, labels, ranges)
+    images, labels = split_into_batches(split.take(order), balance_batch_size(split, batch_size))
+    return Evaluator(_make_function(apply, error), params, images, labels, ranges, races=True)
 
 
-def reachable(tally: Tally, images: int | Int[Array, ""], batches: int, error: float) -> Float[Array, ""]:
-    """The greatest accuracy on all images that what was seen allows.
+def bound_accuracy(tally: Tally, images: int | Int[Array, ""], batches: int, error: float) -> Float[Array, ""]:
+    """Bounds the accuracy on all images from above, given what was counted so far.
 
-    >>> seen = Tally(jnp.int32(1), jnp.int32(50), jnp.int32(10), jnp.float32(0))
-    >>> print(reachable(seen, 100, 2, 0.0), reachable(seen, 100, 2, 0.1).round(3))
+    >>> tally = Tally(jnp.int32(1), jnp.int32(50), jnp.int32(10), jnp.float32(0))
+    >>> print(bound_accuracy(tally, 100, 2, 0.0), bound_accuracy(tally, 100, 2, 0.1).round(3))
     0.6 0.324
     """
-    certain = (tally.right + images - tally.seen) / images
+    certain = (tally.right + images - tally.images) / images
     if not error:
         return certain
-    left = 1 - (tally.seen - 1) / images
-    likely = tally.right / tally.seen + jnp.sqrt(left * np.log(batches / error) / (2 * tally.seen))
-    return jnp.where(tally.seen > 0, jnp.minimum(certain, likely), certain)
+    left = 1 - (tally.images - 1) / images
+    likely = tally.right / tally.images + jnp.sqrt(left * np.log(batches / error) / (2 * tally.images))
+    return jnp.where(tally.images > 0, jnp.minimum(certain, likely), certain)
 
 
 @functools.cache
-def _make_race(apply: Apply, error: float) -> Callable[..., Evaluation]:
-    def race(
-        params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Int[Array, "N L 2"], least: Array
-    ) -> Evaluation:
+def _make_function(apply: Apply, error: float) -> Callable[..., Evaluation]:
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        params, images, labels, ranges = unpack(evaluator)
         whole = (labels >= 0).sum()
 
-        def run(policy: Int[Array, "L 2"]) -> Evaluation:
-            quantised = under_policy(apply, params, images[0], policy, ranges)
+        def race(policy: Int[Array, "L 2"]) -> Evaluation:
+            quantised = prepare_network(apply, params, images[0], policy, ranges)
 
             def goes_on(tally: Tally) -> Bool[Array, ""]:
-                within_reach = reachable(tally, whole, len(images), error) >= least
-                return (tally.batches < len(images)) & within_reach
+                promising = bound_accuracy(tally, whole, len(images), error) >= least
+                return (tally.batches < len(images)) & promising
 
-            def see(tally: Tally) -> Tally:
+            def count_batch(tally: Tally) -> Tally:
                 at = tally.batches
                 right, loss = count_answers(quantised(params, images[at]), labels[at])
-                return Tally(at + 1, tally.seen + (labels[at] >= 0).sum(), tally.right + right, tally.loss + loss)
+                return Tally(at + 1, tally.images + (labels[at] >= 0).sum(), tally.right + right, tally.loss + loss)
 
             zero = jnp.int32(0)
-            end = jax.lax.while_loop(goes_on, see, see(Tally(zero, zero, zero, jnp.float32(0))))
-            return Evaluation(end.right / end.seen, end.loss / end.seen)
+            end = jax.lax.while_loop(goes_on, count_batch, count_batch(Tally(zero, zero, zero, jnp.float32(0))))
+            return Evaluation(end.right / end.images, end.loss / end.images)
 
-        return jax.lax.map(run, policies)
+        return jax.lax.map(race, policies)
 
-    return race
+    return evaluate

@@ -1,4 +1,4 @@
-"""What each layer loses at each width, measured or foretold in four ways."""
+"""Sensitivity of the loss to each layer's bit-widths, measured or estimated in four ways."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.allocation.additive import guard, rank_correlation
 from haqjax.allocation.choices import allowed
 from haqjax.data import Split
-from haqjax.evaluation.curvature import fisher_sensitivity, hessian_sensitivity
-from haqjax.evaluation.evaluator import in_batches, make_evaluate, suggest_batch
-from haqjax.evaluation.judging import under_policy
+from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
+from haqjax.evaluation.evaluator import balance_batch_size, make_evaluator, prepare_network, split_into_batches, unpack
 from haqjax.policies.actions import to_bits
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, with_hook
-from haqjax.types import FULL_PRECISION, Bounds, Ranges
+from haqjax.types import FULL_PRECISION, Bounds, Evaluation, Evaluator, Ranges
 
 KINDS = ("loss", "fisher", "hessian", "kl")
 AT_ONCE = 16  # policies a call
@@ -35,11 +34,11 @@ def measure_sensitivities(
     kinds: Sequence[str] = KINDS,
     names: Sequence[str] | None = None,
 ) -> dict[str, Float[np.ndarray, "L 2 8"]]:
-    """Sensitivities of several kinds, all in nats, for `haqjax.allocation.integer_program` or
-    `haqjax.searchers.make_ilp`.
+    """Measures sensitivities of several kinds, in nats.
 
-    "loss": what the loss rises by with one entry quantised, evaluated. "kl": how far the answers move from the float
-    network's then. "fisher" and "hessian": half the second derivative times the squared quantisation error.
+    They are for `haqjax.allocation.integer_program` or `haqjax.searchers.make_ilp`. "loss": the rise of the loss with
+    one entry quantised, evaluated. "kl": the divergence of the answers from the float network's then. "fisher" and
+    "hessian": half the second derivative times the squared quantisation error.
 
     Args:
       apply: pure function `apply(params, images)` with logits [B, classes].
@@ -51,7 +50,7 @@ def measure_sensitivities(
       names: of the layers, for the warning.
 
     Returns:
-      By kind. What was not finite is as bad as the worst that was, and a warning names it.
+      Sensitivities by kind. One that is not finite counts as the worst that is, and a warning names it.
 
     Raises:
       ValueError: an unknown kind, or an empty split.
@@ -66,10 +65,10 @@ def measure_sensitivities(
     {'loss': (1, 2, 8), 'fisher': (1, 2, 8), 'hessian': (1, 2, 8), 'kl': (1, 2, 8)}
     """
     makers: dict[str, Callable[[], Float[np.ndarray, "L 2 8"]]] = {
-        "loss": lambda: loss_sensitivity(apply, params, split, ranges, bounds),
-        "fisher": lambda: fisher_sensitivity(apply, params, split, ranges),
-        "hessian": lambda: hessian_sensitivity(apply, params, split, ranges, key=key),
-        "kl": lambda: kl_sensitivity(apply, params, split.images, ranges, bounds),
+        "loss": lambda: measure_loss_sensitivity(apply, params, split, ranges, bounds),
+        "fisher": lambda: estimate_fisher_sensitivity(apply, params, split, ranges),
+        "hessian": lambda: estimate_hessian_sensitivity(apply, params, split, ranges, key=key),
+        "kl": lambda: measure_kl_sensitivity(apply, params, split.images, ranges, bounds),
     }
     unknown = [kind for kind in kinds if kind not in makers]
     if unknown:
@@ -77,65 +76,69 @@ def measure_sensitivities(
     return {kind: guard(np.where(allowed(bounds), makers[kind](), 0), bounds, names, factor=0) for kind in kinds}
 
 
-def loss_sensitivity(
+def measure_loss_sensitivity(
     apply: Apply, params: PyTree, split: Split, ranges: Ranges, bounds: Bounds
 ) -> Float[np.ndarray, "L 2 8"]:
-    """What the mean cross entropy rises by when one entry alone is quantised, in nats; 0 where bounds do not allow it.
+    """Measures the rise of the mean cross entropy when one entry alone is quantised, in nats.
 
-    Evaluates each allowed width of each entry, everything else in float.
+    Evaluates each width of each entry that the bounds allow, everything else in float; 0 stands at all others.
 
     Raises:
       ValueError: the split is empty.
     """
-    return probe_entries(make_evaluate(apply, params, split, ranges, with_loss=True), bounds)
+    return probe_entries(make_evaluator(apply, params, split, ranges), bounds)
 
 
-def kl_sensitivity(
+def measure_kl_sensitivity(
     apply: Apply, params: PyTree, images: Float[Any, "B H W C"], ranges: Ranges, bounds: Bounds
 ) -> Float[np.ndarray, "L 2 8"]:
-    """The divergence of the answers with one entry quantised from the float network's; see `make_divergence`."""
-    return probe_entries(make_divergence(apply, params, images, ranges), bounds)
+    """Measures the Kullback-Leibler divergence of the answers when one entry alone is quantised, in nats.
+
+    See `make_divergence_evaluator`.
+    """
+    return probe_entries(make_divergence_evaluator(apply, params, images, ranges), bounds)
 
 
-def probe_entries(judge: jax.tree_util.Partial, bounds: Bounds) -> Float[np.ndarray, "L 2 8"]:
-    """By how much a judge's word of the float network rises when one entry alone is quantised.
+def probe_entries(evaluator: Evaluator, bounds: Bounds) -> Float[np.ndarray, "L 2 8"]:
+    """Measures by how much the loss rises over the float network's when one entry alone is quantised.
 
     Args:
-      judge: policies [N, L, 2] -> losses [N], or a `Evaluation` with losses; compiled for `AT_ONCE` policies.
+      evaluator: compiled for `AT_ONCE` policies; its losses are read.
       bounds: the widths to try; 0 stands at all others.
 
     >>> from haqjax.policies.bounds import make_bounds
-    >>> judge = jax.tree_util.Partial(lambda policies: jnp.exp2(-policies[:, 0, 0] / 1.0))
-    >>> print(probe_entries(judge, make_bounds(1, low=2, high=4, pinned={}))[0, 0])
+    >>> def evaluate(evaluator, policies, least):
+    ...     return Evaluation(jnp.zeros(len(policies)), jnp.exp2(-policies[:, 0, 0] / 1.0))
+    >>> evaluator = Evaluator(evaluate, None, None, None, None)
+    >>> print(probe_entries(evaluator, make_bounds(1, low=2, high=4, pinned={}))[0, 0])
     [0.     0.25   0.125  0.0625 0.     0.     0.     0.    ]
     """
     there = allowed(bounds)
-    layer_costs = np.argwhere(there)
-    policies = np.full((len(layer_costs) + 1, *there.shape[:2]), FULL_PRECISION, np.int32)
-    rows = np.arange(len(layer_costs))
-    policies[rows, layer_costs[:, 0], layer_costs[:, 1]] = layer_costs[:, 2] + 1
-    losses = judge_in_turn(judge, policies)
+    places = np.argwhere(there)  # layer, column, width - 1
+    policies = np.full((len(places) + 1, *there.shape[:2]), FULL_PRECISION, np.int32)
+    policies[np.arange(len(places)), places[:, 0], places[:, 1]] = places[:, 2] + 1
+    losses = evaluate_in_turn(evaluator, policies)
     found = np.zeros(there.shape)
     found[there] = losses[:-1] - losses[-1]
     return found
 
 
-def judge_in_turn(judge: jax.tree_util.Partial, policies: Int[np.ndarray, "N L 2"]) -> Float[np.ndarray, "N"]:
-    """The losses of any number of policies, `AT_ONCE` in a call of one compiled program."""
+def evaluate_in_turn(evaluator: Evaluator, policies: Int[np.ndarray, "N L 2"]) -> Float[np.ndarray, "N"]:
+    """Evaluates the losses of any number of policies, `AT_ONCE` in a call of one compiled program."""
     missing = -len(policies) % AT_ONCE
     rows = np.concatenate([policies, np.repeat(policies[-1:], missing, axis=0)])
-    parts = [_judge(judge, jnp.asarray(rows[at : at + AT_ONCE])) for at in range(0, len(rows), AT_ONCE)]
+    parts = [_evaluate_losses(evaluator, jnp.asarray(rows[at : at + AT_ONCE])) for at in range(0, len(rows), AT_ONCE)]
     return np.concatenate(parts).astype(float)[: len(policies)]
 
 
-def make_divergence(
+def make_divergence_evaluator(
     apply: Apply, params: PyTree, images: Float[Any, "B H W C"], ranges: Ranges, *, batch_size: int | None = None
-) -> jax.tree_util.Partial:
-    """Makes a judge that needs no labels: how far a policy moves the answers from the float network's.
+) -> Evaluator:
+    """Makes an evaluator that needs no labels: of the distance of a policy's answers from the float network's.
 
     Returns:
-      `divergence(policies int32 [N, L, 2]) -> float32 [N]`: the Kullback-Leibler divergence of the quantised network's
-      shares of classes from the float one's, `sum p log(p / q)`, in nats, averaged over the images. Traceable.
+      An evaluator whose losses are the Kullback-Leibler divergence of the quantised network's probabilities of classes
+      from the float one's, `sum p log(p / q)`, in nats, averaged over the images; its accuracies are NaN.
 
     Raises:
       ValueError: no images.
@@ -143,77 +146,77 @@ def make_divergence(
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
     >>> images = np.eye(4, dtype=np.float32).reshape(4, 2, 2, 1)
-    >>> divergence = make_divergence(apply, params, images, calibrate(apply, params, [images]))
-    >>> divergence(jnp.full((1, 1, 2), 32)).tolist()
+    >>> evaluator = make_divergence_evaluator(apply, params, images, calibrate(apply, params, [images]))
+    >>> evaluator(jnp.full((1, 1, 2), 32)).loss.tolist()
     [0.0]
     """
     if not len(images):
         raise ValueError("cannot compare answers on no images")
-    most = batch_size or suggest_batch(images.shape[1] * images.shape[2])
     split = Split(np.asarray(images), np.zeros(len(images), np.int32))
-    batches, labels = in_batches(split, -(-len(split) // -(-len(split) // most)))
-    log_shares = _float_answers(apply, params, batches)
-    return jax.tree_util.Partial(_make_divergence(apply), params, batches, labels, log_shares, ranges)
+    batches, labels = split_into_batches(split, balance_batch_size(split, batch_size))
+    expected = _float_answers(apply, params, batches)
+    return Evaluator(_make_divergence(apply), params, batches, labels, ranges, expected)
 
 
-def random_policies(bounds: Bounds, count: int, key: PRNGKeyArray) -> Int[np.ndarray, "N L 2"]:
-    """Policies whose entries are drawn evenly from the widths that the bounds allow.
+def draw_policies(bounds: Bounds, count: int, key: PRNGKeyArray) -> Int[np.ndarray, "N L 2"]:
+    """Draws policies whose entries are equally likely to be any width that the bounds allow.
 
     >>> from haqjax.policies.bounds import make_bounds
-    >>> random_policies(make_bounds(3, low=4, high=4), 2, jax.random.key(0))[:, 1].tolist()
+    >>> draw_policies(make_bounds(3, low=4, high=4), 2, jax.random.key(0))[:, 1].tolist()
     [[4, 4], [4, 4]]
     """
     return np.asarray(to_bits(jax.random.uniform(key, (count, *bounds.low.shape)), bounds))
 
 
 def check_additive(
-    sensitivities: Mapping[str, Float[np.ndarray, "L 2 8"]],
-    judge: jax.tree_util.Partial,
-    policies: Int[np.ndarray, "N L 2"],
+    sensitivities: Mapping[str, Float[np.ndarray, "L 2 8"]], evaluator: Evaluator, policies: Int[np.ndarray, "N L 2"]
 ) -> dict[str, float]:
-    """Spearman's rank correlation of what sensitivities add up to with what policies really lose, by kind.
+    """Correlates the sums of sensitivities with the true losses of policies: Spearman's rank correlation by kind.
 
     Args:
       sensitivities: from `measure_sensitivities`.
-      judge: policies -> losses, or a `Evaluation` with losses.
-      policies: such as `random_policies`; all are evaluated, once.
+      evaluator: its losses are read.
+      policies: such as `draw_policies`; all are evaluated, once.
 
-    >>> judge = jax.tree_util.Partial(lambda policies: -policies.sum((1, 2)) / 1.0)
+    >>> def evaluate(evaluator, policies, least):
+    ...     return Evaluation(jnp.zeros(len(policies)), -policies.sum((1, 2)) / 1.0)
+    >>> evaluator = Evaluator(evaluate, None, None, None, None)
     >>> policies = np.array([[[2, 2]], [[4, 2]], [[4, 8]]])
-    >>> found = check_additive({"sum": np.broadcast_to(-np.arange(8.0), (1, 2, 8))}, judge, policies)
+    >>> found = check_additive({"sum": np.broadcast_to(-np.arange(8.0), (1, 2, 8))}, evaluator, policies)
     >>> {kind: round(value, 3) for kind, value in found.items()}
     {'sum': 1.0}
     """
-    losses = judge_in_turn(judge, np.asarray(policies))
+    losses = evaluate_in_turn(evaluator, np.asarray(policies))
     return {kind: rank_correlation(values, policies, losses) for kind, values in sensitivities.items()}
 
 
 @jax.jit
-def _judge(judge: jax.tree_util.Partial, policies: Int[Array, "N L 2"]) -> Float[Array, "N"]:
-    answer = judge(policies)
-    return getattr(answer, "loss", answer)
+def _evaluate_losses(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Float[Array, "N"]:
+    return evaluator(policies).loss
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _float_answers(apply: Apply, params: PyTree, batches: Array) -> Float[Array, "m b C"]:
+    """Computes logarithms of the float network's probabilities of classes."""
     return jax.lax.map(lambda images: jax.nn.log_softmax(with_hook(apply, use_cpu_kernels)(params, images)), batches)
 
 
 @functools.cache
-def _make_divergence(apply: Apply) -> Callable[..., Float[Array, "N"]]:
-    def divergence(
-        params: PyTree, images: Array, labels: Array, log_shares: Array, ranges: Ranges, policies: Int[Array, "N L 2"]
-    ) -> Float[Array, "N"]:
-        def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
-            quantised = under_policy(apply, params, images[0], policy, ranges)
+def _make_divergence(apply: Apply) -> Callable[..., Evaluation]:
+    def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
+        params, images, labels, ranges = unpack(evaluator)
 
-            def apart(batch: tuple[Array, Array, Array]) -> Float[Array, ""]:
+        def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
+            quantised = prepare_network(apply, params, images[0], policy, ranges)
+
+            def diverge(batch: tuple[Array, Array, Array]) -> Float[Array, ""]:
                 x, there, expected = batch
                 found = jax.nn.log_softmax(quantised(params, x))
                 return jnp.where(there >= 0, (jnp.exp(expected) * (expected - found)).sum(-1), 0).sum()
 
-            return jax.lax.map(apart, (images, labels, log_shares)).sum() / (labels >= 0).sum()
+            return jax.lax.map(diverge, (images, labels, evaluator.extra)).sum() / (labels >= 0).sum()
 
-        return jax.lax.map(measure, policies)
+        loss = jax.lax.map(measure, policies)
+        return Evaluation(jnp.full_like(loss, jnp.nan), loss)
 
-    return divergence
+    return evaluate

@@ -1,4 +1,4 @@
-"""The loss of a network under fractional bits: what a search by gradients descends."""
+"""Differentiable loss of a network under fractional bits: the objective of a search by gradients."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import in_batches
+from haqjax.evaluation.evaluator import split_into_batches
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
@@ -21,7 +21,7 @@ BATCH = 64  # images a step
 def make_soft_loss(
     apply: Apply, params: PyTree, split: Split, ranges: Ranges, *, batch_size: int = BATCH
 ) -> jax.tree_util.Partial:
-    """Makes the function that a search by gradients descends.
+    """Makes the loss that a search by gradients descends.
 
     Args:
       apply: pure function `apply(params, images)` with logits [B, classes].
@@ -46,7 +46,7 @@ def make_soft_loss(
     """
     if not len(split) or batch_size < 1:
         raise ValueError(f"no loss of {len(split)} images in batches of {batch_size}: give at least 1 of each")
-    images, labels = in_batches(split, -(-len(split) // -(-len(split) // batch_size)))
+    images, labels = split_into_batches(split, -(-len(split) // -(-len(split) // batch_size)))
     return jax.tree_util.Partial(_make_loss(apply), params, images, labels, ranges)
 
 
@@ -58,8 +58,8 @@ def _make_loss(apply: Apply) -> Callable[..., Float[Array, ""]]:
         params: PyTree, images: Array, labels: Array, ranges: Ranges, bits: Float[Array, "L 2"], index: Int[Array, ""]
     ) -> Float[Array, ""]:
         at = jnp.asarray(index) % len(images)
-        logits, answers = soft(params, images[at], bits, ranges), labels[at]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(answers, 0))
-        return jnp.where(answers >= 0, losses, 0).sum() / (answers >= 0).sum()
+        logits, truth = soft(params, images[at], bits, ranges), labels[at]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(truth, 0))
+        return jnp.where(truth >= 0, losses, 0).sum() / (truth >= 0).sum()
 
     return loss

@@ -1,4 +1,4 @@
-"""Accelerator models: from a layer table to what each layer costs at every pair of bit-widths."""
+"""Accelerator models: the cost of each layer at every pair of bit-widths, from a layer table."""
 
 from haqjax.hardware.machines import Machine, machine
 from haqjax.hardware.peak_memory import find_lifetimes

@@ -1,4 +1,4 @@
-"""BISMO, a bit-serial matrix multiplier, as HAQ uses it: exact cycles of a layer at any pair of bit-widths.
+"""BISMO (Umuroglu et al. 2018, arXiv 1806.08862), a bit-serial matrix multiplier, as HAQ runs it: exact cycles.
 
 The equations stand in docs/hardware.md. Everything is 64-bit integers, in a scope of its own: cycle counts pass 2**32.
 """
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from haqjax.hardware.gemm import Products, as_products
+from haqjax.hardware.gemm import Gemm, as_gemm
 from haqjax.hardware.spec import Amount, Count, Positive
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, LayerTable
@@ -22,7 +22,7 @@ class Bismo(NamedTuple):
 
     array: Count  # D: the array is D x D dot-product units
     dot_bits: Count  # Dk: binary products of one unit and cycle
-    port_bits: Count  # what the port of each operand delivers a cycle
+    port_bits: Count  # bits that the port of each operand delivers a cycle
     buffer_words: Count  # words of Dk bits in one row of an operand's buffer
     result_bits: Count  # width of a result
     batch: Count  # images
@@ -33,7 +33,7 @@ class Bismo(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a layer makes a machine do."""
+    """Cycles and traffic of a layer."""
 
     cycles: Int[Array, "*n"]
     busy: Int[Array, "*n"]  # cycles in which the array works
@@ -46,7 +46,7 @@ def count_work(spec: Bismo, layers: LayerTable) -> Work:
     """Counts cycles and traffic of every layer at every pair of bit-widths, for one batch of images.
 
     Args:
-      numbers: one machine, or a family of them along leading axes.
+      spec: one machine, or a family of them along leading axes.
       layers: the network, L layers.
 
     Returns:
@@ -57,11 +57,11 @@ def count_work(spec: Bismo, layers: LayerTable) -> Work:
     return _count(spec, layers, weight_bits, activation_bits)
 
 
-def policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"]) -> Work:
+def count_policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"]) -> Work:
     """Counts cycles and traffic of every layer under one policy, on one machine or a whole family in one call.
 
     Args:
-      numbers: one machine, or a family of them along leading axes.
+      spec: one machine, or a family of them along leading axes.
       layers: the network, L layers.
       policy: bits of weights and activations.
 
@@ -74,7 +74,7 @@ def policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"])
     >>> from haqjax.tracing.hooks import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> family = Bismo(8, 256, np.array([32, 64, 128]), 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
-    >>> policy_work(family, network, np.array([[1, 1]])).cycles[:, 0].tolist()  # the wider the port, the sooner
+    >>> count_policy_work(family, network, np.array([[1, 1]])).cycles[:, 0].tolist()  # the wider the port, the sooner
     [64, 32, 16]
     """
     bits = np.asarray(policy)
@@ -83,13 +83,13 @@ def policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "L 2"])
     return _count(spec, layers, bits[:, WEIGHT], bits[:, ACTIVATION])
 
 
-def cycles(spec: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"]:
-    """Cycles of every layer at every pair of bit-widths, for one batch of images.
+def count_cycles(spec: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"]:
+    """Counts the cycles of every layer at every pair of bit-widths, for one batch of images.
 
-    Equal to every entry of the table that HAQ's authors released, their simulator's word.
+    Equal to every entry of the table that HAQ's authors released from their simulator.
 
     Args:
-      numbers: one machine, or a family of them along leading axes.
+      spec: one machine, or a family of them along leading axes.
       layers: the network, L layers.
 
     Returns:
@@ -98,19 +98,19 @@ def cycles(spec: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines L 8 8"
     >>> from haqjax.tracing.hooks import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> spec = Bismo(8, 256, 64, 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
-    >>> cycles(spec, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product
+    >>> count_cycles(spec, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product
     [32, 64, 96]
     """
     return np.asarray(count_work(spec, layers).cycles)
 
 
 def estimate(spec: Bismo, layers: LayerTable) -> Usage:
-    """Prices every layer at every pair of bit-widths.
+    """Estimates the usage of every layer at every pair of bit-widths.
 
     The energy is an assumption: busy operations and DRAM bits at constant costs, plus leakage.
 
     Args:
-      numbers: one machine.
+      spec: one machine.
       layers: the network, L layers.
 
     Returns:
@@ -134,10 +134,10 @@ def estimate(spec: Bismo, layers: LayerTable) -> Usage:
 
 
 def _count(spec: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
-    """Work for bits whose first axis is the layers', in 64 bits; back on the host, where JAX leaves 64 bits alone."""
+    """Counts in 64 bits, for bits whose first axis is the layers'; back on the host, where JAX leaves 64 bits alone."""
     given = (Bismo(*np.broadcast_arrays(*spec)), layers, weight_bits, activation_bits)
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _batched_work(*jax.tree.map(_widen, given)))
+        return jax.tree.map(np.asarray, _count_batch(*jax.tree.map(_widen, given)))
 
 
 def _widen(number: np.ndarray) -> np.ndarray:
@@ -145,21 +145,20 @@ def _widen(number: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _batched_work(spec: Bismo, layers: LayerTable, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
-    def network_work(spec: Bismo) -> Work:
-        each = layer_work
+def _count_batch(spec: Bismo, layers: LayerTable, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+    def count_network(spec: Bismo) -> Work:
+        count = count_layer_work
         for _ in range(weight_bits.ndim - 1):
-            each = jax.vmap(each, (None, None, 0, 0))
-        return jax.vmap(each, (None, 0, 0, 0))(
-            spec, as_products(spec.batch, layers, pack=True), weight_bits, activation_bits
-        )
+            count = jax.vmap(count, (None, None, 0, 0))
+        gemm = as_gemm(spec.batch, layers, pack=True)
+        return jax.vmap(count, (None, 0, 0, 0))(spec, gemm, weight_bits, activation_bits)
 
     for _ in range(spec.array.ndim):
-        network_work = jax.vmap(network_work)
-    return network_work(spec)
+        count_network = jax.vmap(count_network)
+    return count_network(spec)
 
 
-def layer_work(spec: Bismo, layer: Products, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
+def count_layer_work(spec: Bismo, layer: Gemm, weight_bits: Int[Array, ""], activation_bits: Int[Array, ""]) -> Work:
     """Counts the work of one layer; scalars of 64 bits, so call it where `jax.enable_x64` is on.
 
     Each operand is split into groups that fit its buffer; every pair of groups is one job, fetched anew.
@@ -177,7 +176,7 @@ def layer_work(spec: Bismo, layer: Products, weight_bits: Int[Array, ""], activa
 
 
 def _groups(spec: Bismo, rows: jax.Array, bits: jax.Array, steps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many full groups and last groups an operand has, and their rows."""
+    """Counts the full groups and the last group of an operand, with the rows of each."""
     tiles = _ceil_div(rows, spec.array)
     most = jnp.maximum(1, spec.buffer_words // (steps * bits))
     groups = _ceil_div(tiles, most)
@@ -185,7 +184,7 @@ def _groups(spec: Bismo, rows: jax.Array, bits: jax.Array, steps: jax.Array) -> 
     return jnp.stack([groups - 1, jnp.ones_like(groups)]), jnp.stack([full, rows - (groups - 1) * full])
 
 
-def _job(spec: Bismo, layer: Products, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
+def _job(spec: Bismo, layer: Gemm, weight_bits: jax.Array, activation_bits: jax.Array) -> Work:
     activations, weights = (layer.vectors, activation_bits), (layer.outputs, weight_bits)
     steps, whole_beats, last_beats = _split(spec, layer.length)
     busy = _ceil_div(layer.vectors, spec.array) * _ceil_div(layer.outputs, spec.array) * steps
@@ -199,7 +198,7 @@ def _job(spec: Bismo, layer: Products, weight_bits: jax.Array, activation_bits: 
 
 
 def _split(spec: Bismo, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Steps along a row, beats that a whole step of it takes to arrive, and those of the last step."""
+    """Counts the steps along a row, the beats that a whole step of it takes to arrive, those of the last step."""
     steps = _ceil_div(length, spec.dot_bits)
     rest = length - spec.dot_bits * (steps - 1)
     return steps, _ceil_div(spec.dot_bits, spec.port_bits), _ceil_div(rest, spec.port_bits)
@@ -209,7 +208,7 @@ Operand = tuple[jax.Array, jax.Array]  # rows, bits
 
 
 def _delay(spec: Bismo, length: jax.Array, outer: Operand, inner: Operand) -> jax.Array:
-    """The wait that the order outer tile, inner tile, step, inner bit, outer bit adds to the busy cycles, plus one."""
+    """Counts the wait that the order outer tile, inner tile, step, inner bit, outer bit adds, plus one."""
     steps, _, _ = _split(spec, length)
     inner_bits, outer_bits = inner[1], outer[1]
     turn = _ceil_div(inner[0], spec.array) * steps * inner_bits * outer_bits  # cycles of one outer tile
@@ -221,7 +220,7 @@ def _delay(spec: Bismo, length: jax.Array, outer: Operand, inner: Operand) -> ja
 
 
 def _lateness(spec: Bismo, length: jax.Array, operand: Operand, first_use: Callable) -> jax.Array:
-    """By how many cycles the words of an operand come after their first use, at most.
+    """Counts by how many cycles the words of an operand come after their first use, at most.
 
     Arrival and first use are linear in tile, step and bit but for the last tile and step, so the corners are enough.
     """

@@ -1,6 +1,6 @@
-"""BitFusion, an array of fusible 2-bit multipliers, as its authors' simulator prices it.
+"""BitFusion (Sharma et al. 2018, arXiv 1712.01507), an array of fusible 2-bit multipliers, as its simulator counts.
 
-The equations stand in docs/hardware.md; tile.py counts what a tile takes, tiling.py chooses the tiles of a layer.
+The equations stand in docs/hardware.md; bitfusion_tiling.py chooses the tiles of a layer, bitfusion_tile.py counts one.
 """
 
 import jax
@@ -9,18 +9,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from haqjax.hardware.bitfusion_tile import Bitfusion, Shape, as_tile, summed, tile_fits
-from haqjax.hardware.bitfusion_tiling import NEVER, Work, energies, layer_work, loop_orders
+from haqjax.hardware.bitfusion_tiling import NEVER, Work, count_layer_work, energies, list_loop_orders
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
 
-LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that networks share compiled code
+LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that one compilation serves many networks
 
 
 def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     """Counts cycles and traffic of every layer at every pair of bit-widths, for one batch of images.
 
     Args:
-      numbers: the machine.
+      spec: the machine.
       layers: the network, L layers.
 
     Returns:
@@ -36,13 +36,13 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     >>> counts.busy[0, [1, 3, 7], [1, 3, 7]].tolist()  # 16 images x 64 inputs / 16 units of 16, 4 and 1 products
     [16, 16, 64]
     """
-    given = shapes(spec, layers)
+    given = _as_convolutions(spec, layers)
     rows = np.concatenate([np.reshape(field, (len(layers), -1)) for field in given], axis=1)
     _, chosen, back = np.unique(rows, axis=0, return_index=True, return_inverse=True)  # networks repeat themselves
     unique = jax.tree.map(lambda field: _pad_rows(field[chosen], LAYER_STEP), given)
-    orders = loop_orders(square=bool((given.out_size[:, 0] == given.out_size[:, 1]).all()))
+    orders = list_loop_orders(square=bool((given.out_size[:, 0] == given.out_size[:, 1]).all()))
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, _network_work(spec, unique, _candidates(spec, unique), orders))
+        found = jax.tree.map(np.asarray, _count_network(spec, unique, _candidates(spec, unique), orders))
     impossible = (found.cycles == NEVER).any(axis=(1, 2))[back]
     if impossible.any():
         name = layers.names[int(np.argmax(impossible))]
@@ -51,18 +51,18 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
 
 
 def estimate(spec: Bitfusion, layers: LayerTable) -> Usage:
-    """Prices every layer at every pair of bit-widths.
+    """Estimates the usage of every layer at every pair of bit-widths.
 
     Args:
-      numbers: the machine.
+      spec: the machine.
       layers: the network, L layers.
 
     Returns:
       The usage for one batch of images.
     """
     counts = jax.tree.map(lambda field: np.asarray(field, np.float64), count_work(spec, layers))
-    loaded = counts.dram_read - counts.filled.weights - counts.filled.inputs
-    moved = Streams(counts.filled.weights, counts.filled.inputs, loaded + counts.dram_write)
+    loaded = counts.dram_read - counts.moved.weights - counts.moved.inputs
+    moved = Streams(counts.moved.weights, counts.moved.inputs, loaded + counts.dram_write)
     transfers = Streams(*(bits / spec.dram_bits / spec.clock for bits in moved))
     bits = np.arange(1, WIDTHS + 1)
     with jax.enable_x64(True):
@@ -73,7 +73,7 @@ def estimate(spec: Bitfusion, layers: LayerTable) -> Usage:
     return Usage(latency, ideal, counts.busy / spec.clock, transfers, moved, energy)
 
 
-def shapes(spec: Bitfusion, layers: LayerTable) -> Shape:
+def _as_convolutions(spec: Bitfusion, layers: LayerTable) -> Shape:
     """Reads each layer as convolutions: a grouped layer is one a group, the rows of a dense layer are images."""
     dense = np.asarray(layers.dense)
     merged = np.asarray(layers.depthwise) & ~dense & bool(spec.merge_depthwise)
@@ -92,7 +92,7 @@ def shapes(spec: Bitfusion, layers: LayerTable) -> Shape:
 
 
 def _candidates(spec: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
-    """The tiles of each layer that fit at some bits, as powers of two; all as many, repeating the last."""
+    """Lists the tiles of each layer that fit at some bits, as powers of two; all as many, repeating the last."""
     columns = np.where(shape.unrolled, 1, spec.outputs)
     sizes = (shape.images, shape.out_size.max(axis=1), shape.in_channels, -(-shape.out_channels // columns))
     steps = np.stack([[int(size - 1).bit_length() for size in each] for each in sizes], axis=1)
@@ -127,10 +127,10 @@ def _some_fit(spec: Bitfusion, shape: Shape, powers: Int[Array, "T 4"]) -> Bool[
 
 
 @jax.jit
-def _network_work(spec: Bitfusion, shape: Shape, powers: Int[Array, "L T 4"], orders: Int[Array, "R 5"]) -> Work:
-    """Layer by layer and weight bits by weight bits, so that what is compared stays in the cache."""
+def _count_network(spec: Bitfusion, shape: Shape, powers: Int[Array, "L T 4"], orders: Int[Array, "R 5"]) -> Work:
+    """Counts layer by layer, weight bits by weight bits, so that what is compared stays in the cache."""
     bits = jnp.arange(1, WIDTHS + 1)
-    each = jax.vmap(layer_work, (None, None, None, None, None, 0))
+    each = jax.vmap(count_layer_work, (None, None, None, None, None, 0))
 
     def one_layer(given: tuple[Shape, Array]) -> Work:
         return jax.lax.map(lambda weight_bits: each(spec, *given, orders, weight_bits, bits), bits)

@@ -1,4 +1,4 @@
-"""One tile of a layer on BitFusion: what it keeps in the buffers, what it computes, what it reads.
+"""One tile of a layer on BitFusion: its blocks in the buffers, its cycles, its reads.
 
 Everything is traced 64-bit integers; call it where `jax.enable_x64` is on.
 """
@@ -53,7 +53,7 @@ class Shape(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What of a layer is in the buffers at a time; or how many times each loop runs."""
+    """The part of a layer that is in the buffers at a time; or the number of turns of each loop."""
 
     images: Int[Array, "*n"]
     height: Int[Array, "*n"]  # of the output
@@ -71,7 +71,7 @@ class Operands(NamedTuple):
 
 
 def as_tile(spec: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
-    """A tile from powers of two: images, rows and columns, input channels, output channels (in full columns)."""
+    """Makes a tile from powers of two: images, rows as columns, input channels, output channels (in full columns)."""
     images, side, in_channels, out_channels = (jnp.left_shift(1, power) for power in powers)
     columns = jnp.where(shape.unrolled, 1, spec.outputs)
     return Tile(
@@ -84,14 +84,14 @@ def as_tile(spec: Bitfusion, shape: Shape, powers: Int[Array, "4"]) -> Tile:
 
 
 def tile_fits(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
-    """Whether the blocks of a tile fit half their buffers."""
-    blocks, halves = tile_blocks(spec, shape, tile, weight_bits, activation_bits), half_buffers(spec)
-    fits = [block <= half for block, half in zip(blocks, halves, strict=True)]
+    """Returns True where the blocks of a tile fit half their buffers."""
+    blocks = tile_blocks(spec, shape, tile, weight_bits, activation_bits)
+    fits = [block <= half for block, half in zip(blocks, half_buffers(spec), strict=True)]
     return fits[0] & fits[1] & fits[2]
 
 
 def tile_blocks(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
-    """Bits of each operand's block."""
+    """Counts the bits of each operand's block."""
     height, width = (shape.kernel[i] + (side - 1) * shape.stride[i] for i, side in enumerate((tile.height, tile.width)))
     patch = jnp.where(shape.unrolled, tile.height * tile.width * _area(shape), height * width)
     depth = _padded(_area(shape) * tile.in_channels, summed(spec, weight_bits, activation_bits))
@@ -104,12 +104,12 @@ def tile_blocks(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, a
 
 
 def half_buffers(spec: Bitfusion) -> Operands:
-    """Bits of half of each buffer."""
+    """Counts the bits of half of each buffer."""
     return Operands(spec.weight_buffer * 4, spec.input_buffer * 4, spec.output_buffer * 4)
 
 
 def tile_cycles(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Array:
-    """Cycles in which the array computes a tile."""
+    """Counts the cycles in which the array computes a tile."""
     together, area = summed(spec, weight_bits, activation_bits), _area(shape)
     steps = jnp.where(
         shape.unrolled, ceil_div(area * tile.in_channels, together), area * ceil_div(tile.in_channels, together)
@@ -118,7 +118,7 @@ def tile_cycles(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, a
 
 
 def tile_reads(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, activation_bits: Array) -> Operands:
-    """Bits between the buffers and the array, in the cheapest of input-, output- and weight-stationary dataflow."""
+    """Counts bits between buffers and array, in the cheapest of input-, output-, weight-stationary dataflow."""
     area, together = _area(shape), summed(spec, weight_bits, activation_bits)
     places = tile.images * tile.height * tile.width
     inner = jnp.where(
@@ -141,10 +141,10 @@ def tile_reads(spec: Bitfusion, shape: Shape, tile: Tile, weight_bits: Array, ac
 
 
 def summed(spec: Bitfusion, weight_bits: Array | np.ndarray, activation_bits: Array | np.ndarray) -> Array:
-    """Products that one column of the array adds up a cycle."""
+    """Counts the products that one column of the array adds up a cycle."""
     fused = (8 // jnp.maximum(activation_bits, 2)) * (8 // jnp.maximum(weight_bits, 2))
-    shared = 16 // (ceil_div(activation_bits, 2) * ceil_div(weight_bits, 2))
-    return spec.inputs * jnp.where(spec.share_bricks, shared, fused)
+    any_free = 16 // (ceil_div(activation_bits, 2) * ceil_div(weight_bits, 2))
+    return spec.inputs * jnp.where(spec.share_bricks, any_free, fused)
 
 
 def _area(shape: Shape) -> Array:

@@ -1,4 +1,4 @@
-"""One layer on BitFusion: the tiles and the order of loops that take the fewest cycles.
+"""Tiling on BitFusion: the tiles of a layer, in the order of loops that takes the fewest cycles.
 
 Everything is traced 64-bit integers; call it where `jax.enable_x64` is on.
 """
@@ -27,18 +27,18 @@ from haqjax.hardware.bitfusion_tile import (
 
 
 class Work(NamedTuple):
-    """What a layer makes the machine do; bits, but for the cycles."""
+    """Cycles and traffic of a layer; bits, but for the cycles."""
 
     cycles: Int[Array, "*n"]
     busy: Int[Array, "*n"]  # cycles in which the array works
     dram_read: Int[Array, "*n"]
     dram_write: Int[Array, "*n"]
-    filled: Operands  # from DRAM to buffers; outputs the other way, too
+    moved: Operands  # from DRAM to buffers; outputs the other way, too
     read: Operands  # from buffers to the array; outputs the other way, too
 
 
 NEVER = np.iinfo(np.int64).max  # cycles where no tile fits the buffers
-# Which loops change the block that an operand needs, in the order of the fields of Tile.
+# True for loops that change the block that an operand needs, in the order of the fields of Tile.
 DEPENDS = (
     np.array([False, False, False, True, True]),  # weights
     np.array([True, True, True, True, False]),  # inputs
@@ -46,14 +46,14 @@ DEPENDS = (
 )
 
 
-def loop_orders(square: bool) -> Int[np.ndarray, "R 5"]:
-    """All orders of the five loops, innermost first; where maps are square, rows and columns need not change places."""
+def list_loop_orders(square: bool) -> Int[np.ndarray, "R 5"]:
+    """Lists all orders of the five loops, innermost first; where maps are square, rows stay inside columns."""
     orders = np.array(list(itertools.permutations(range(5))))
     place = np.argsort(orders, axis=1)
     return orders[place[:, 1] < place[:, 2]] if square else orders
 
 
-def layer_work(
+def count_layer_work(
     spec: Bitfusion,
     shape: Shape,
     powers: Int[Array, "T 4"],
@@ -64,10 +64,10 @@ def layer_work(
     """Counts the work of one layer in its best tiles and order: fewest cycles, then least energy.
 
     Args:
-      numbers: the machine.
+      spec: the machine.
       shape: the layer.
       powers: tiles to try, as in `as_tile`.
-      orders: orders of the loops to try, from `loop_orders`.
+      orders: orders of the loops to try, from `list_loop_orders`.
       weight_bits, activation_bits: widths.
 
     Returns:
@@ -76,7 +76,7 @@ def layer_work(
     orders = jnp.asarray(orders)
 
     def count(powers: Array, order: Array) -> Work:
-        return _tile_work(spec, shape, as_tile(spec, shape, powers), order, weight_bits, activation_bits)
+        return _count_tile(spec, shape, as_tile(spec, shape, powers), order, weight_bits, activation_bits)
 
     def score(powers: Array, order: Array) -> tuple[Array, Array]:
         counts = count(powers, order)
@@ -90,7 +90,7 @@ def layer_work(
 
 
 def _first_least(*keys: Array) -> Array:
-    """Flat index of the least entry, by the first key, then by the next."""
+    """Finds the flat index of the least entry, by the first key, then by the next."""
     least = jnp.ones(keys[0].shape, bool)
     for key in (*keys, jnp.arange(keys[0].size).reshape(keys[0].shape)):
         least &= key == jnp.min(key, where=least, initial=jnp.inf if key.dtype == jnp.float64 else NEVER)
@@ -98,20 +98,21 @@ def _first_least(*keys: Array) -> Array:
 
 
 def energies(spec: Bitfusion, counts: Work) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Float[Array, "*n"]]:
-    """Joules of the array, of the buffers and of DRAM."""
-    filled, read = counts.filled, counts.read
-    buffers = read.weights * spec.weight_read_energy + filled.weights * spec.weight_write_energy
-    buffers += read.inputs * spec.input_read_energy + filled.inputs * spec.input_write_energy
-    loaded = counts.dram_read - filled.weights - filled.inputs
+    """Computes the joules of the array, of the buffers, of DRAM."""
+    moved, read = counts.moved, counts.read
+    buffers = read.weights * spec.weight_read_energy + moved.weights * spec.weight_write_energy
+    buffers += read.inputs * spec.input_read_energy + moved.inputs * spec.input_write_energy
+    loaded = counts.dram_read - moved.weights - moved.inputs
     buffers += (counts.dram_write + read.outputs) * spec.output_read_energy
     buffers += (loaded + read.outputs) * spec.output_write_energy
     return counts.busy * spec.core_energy, buffers, (counts.dram_read + counts.dram_write) * spec.dram_energy
 
 
-def _tile_work(
+def _count_tile(
     spec: Bitfusion, shape: Shape, tile: Tile, order: Array, weight_bits: Array, activation_bits: Array
 ) -> Work:
-    counts = _loop_counts(shape, tile)
+    sizes = (shape.images, shape.out_size[0], shape.out_size[1], shape.in_channels, shape.out_channels)
+    counts = Tile(*(ceil_div(size, part) for size, part in zip(sizes, tile, strict=True)))
     blocks = tile_blocks(spec, shape, tile, weight_bits, activation_bits)
     totals, residents = _traffic(spec, blocks, counts, order)
     tiles = counts.images * counts.height * counts.width * counts.in_channels * counts.out_channels
@@ -128,13 +129,8 @@ def _tile_work(
     return Work(cycles, busy, dram_read, totals.outputs, totals, read)
 
 
-def _loop_counts(shape: Shape, tile: Tile) -> Tile:
-    sizes = (shape.images, shape.out_size[0], shape.out_size[1], shape.in_channels, shape.out_channels)
-    return Tile(*(ceil_div(size, part) for size, part in zip(sizes, tile, strict=True)))
-
-
 def _traffic(spec: Bitfusion, blocks: Operands, counts: Tile, order: Array) -> tuple[Operands, Operands]:
-    """Bits of each operand that move in all, and the block of it that stays in its buffer."""
+    """Counts the bits of each operand that move in all; also returns the block of it that stays in its buffer."""
     # The barriers keep XLA from gathering anew for every tile and order that it compares.
     counts_in_order = jax.lax.optimization_barrier(jnp.stack(counts)[order])
     pairs = [

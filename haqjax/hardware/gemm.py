@@ -1,4 +1,4 @@
-"""Layers as matrix products."""
+"""GEMM: layers as matrix products, the input of accelerator models."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 from haqjax.types import LayerTable
 
 
-class Products(NamedTuple):
+class Gemm(NamedTuple):
     """A layer as `jobs` equal matrix products."""
 
     vectors: Int[Array, "*n"]  # P: activation vectors
@@ -17,7 +17,7 @@ class Products(NamedTuple):
     jobs: Int[Array, "*n"]
 
 
-def as_products(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Products:
+def as_gemm(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Gemm:
     """Reads each layer as matrix products; 64-bit integers where `jax.enable_x64` is on.
 
     A convolution is one product per image, a grouped one a product per image and group. A dense layer is one product
@@ -33,7 +33,7 @@ def as_products(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Produc
     """
     area, rows = (jnp.prod(jnp.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
     packed = jnp.where(layers.depthwise & ~layers.dense & pack, batch, 1)
-    return Products(
+    return Gemm(
         vectors=jnp.where(layers.dense, batch, 1) * rows,
         outputs=packed * layers.out_channels // layers.groups,
         length=packed * area * layers.in_channels // layers.groups,

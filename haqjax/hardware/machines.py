@@ -20,7 +20,7 @@ SHORT_NAMES = {"edge": "bismo_edge", "cloud": "bismo_cloud"}
 class Model(NamedTuple):
     """A kind of accelerator."""
 
-    spec: type | None  # the NamedTuple that a YAML file fills in; None where the numbers come from elsewhere
+    spec: type | None  # the NamedTuple that a YAML file is read into; None where there is no such file
     estimate: Callable[[Any, LayerTable], Usage]
 
 
@@ -35,7 +35,7 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """An accelerator: a model and its numbers."""
+    """An accelerator: a model and its specification."""
 
     name: str
     model: str  # a key of MODELS

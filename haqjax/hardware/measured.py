@@ -1,4 +1,4 @@
-"""Measured tables as machines: the costs of a network's layers, looked up."""
+"""Measured tables as machines: lookup of the costs of a network's layers."""
 
 import dataclasses
 import warnings
@@ -9,12 +9,12 @@ from jaxtyping import Bool, Float
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import LayerTable
 
-TOLERANCE = 0.01  # a cost may fall by this share from one width to the next before a warning
+TOLERANCE = 0.01  # a cost may fall by this fraction from one width to the next before a warning
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """A table as it stands in a file; NaN where the file has no entry."""
+    """A table as read from a file; NaN where the file has no entry."""
 
     path: str
     names: tuple[str, ...] | None  # of the layers; None where the file has none, so that only their number is known
@@ -23,31 +23,31 @@ class Measured:
     energy: Float[np.ndarray, "L 8 8"]  # J
 
     def __post_init__(self):
-        for what, values in (("latency", self.latency), ("energy", self.energy)):
+        for cost, values in (("latency", self.latency), ("energy", self.energy)):
             bad = ~np.isnan(values) & ~(np.isfinite(values) & (values > 0))
             if bad.any():
                 layer, w, a = np.argwhere(bad)[0]
                 raise ValueError(
-                    f"{self.path}: {what} of layer {self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations) "
+                    f"{self.path}: {cost} of layer {self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations) "
                     f"is {values[layer, w, a]:g}; it must be finite and above 0"
                 )
         empty = np.isnan(self.latency).all(axis=(1, 2))
         if empty.any():
             raise ValueError(f"{self.path}: layer {self.label(np.argmax(empty))} has no latency at any bits")
-        for what, values in (("latency", self.latency), ("energy", self.energy)):
-            self._warn_of_falls(what, values)
+        for cost, values in (("latency", self.latency), ("energy", self.energy)):
+            self._warn_of_falls(cost, values)
 
     def label(self, layer: int | np.integer) -> str:
-        """How to call a layer in a message."""
+        """Returns the name of a layer for a message."""
         return self.names[layer] if self.names else str(layer)
 
-    def _warn_of_falls(self, what: str, values: np.ndarray) -> None:
+    def _warn_of_falls(self, cost: str, values: np.ndarray) -> None:
         for axis, operand in ((1, "weight"), (2, "activation")):
             falls = values < (1 - TOLERANCE) * np.fmax.accumulate(values, axis=axis)  # below that of a narrower width
             if falls.any():
                 layer, w, a = np.argwhere(falls)[0]
                 warnings.warn(
-                    f"{self.path}: {what} falls with more {operand} bits in {falls.sum()} places, first in layer "
+                    f"{self.path}: {cost} falls with more {operand} bits in {falls.sum()} places, first in layer "
                     f"{self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations); a search assumes it rises",
                     stacklevel=4,
                 )
@@ -60,7 +60,7 @@ def estimate(spec: Measured, layers: LayerTable) -> Usage:
     for 2, 4 and 8 bits computes 3 bits as 4. Where there is none, it costs infinity.
 
     Args:
-      numbers: the table.
+      spec: the table.
       layers: the network.
 
     Returns:
@@ -69,44 +69,45 @@ def estimate(spec: Measured, layers: LayerTable) -> Usage:
     Raises:
       ValueError: the table is of a network with other layers, or other shapes of them.
     """
-    order = _match(spec, layers)
+    order = _match_layers(spec, layers)
     latency, energy = spec.latency[order], spec.energy[order]
     unknown = np.full_like(latency, np.nan)
-    energy = unknown if np.isnan(energy[~np.isnan(latency)]).any() else _fill(energy)
+    energy = unknown if np.isnan(energy[~np.isnan(latency)]).any() else _complete(energy)
     nothing = np.zeros_like(energy)
     streams = Streams(unknown, unknown, unknown)
     # All of the energy stands under the array: a measurement does not say where it went.
-    return Usage(_fill(latency), unknown, unknown, streams, streams, Energies(energy, nothing, nothing, nothing))
+    return Usage(_complete(latency), unknown, unknown, streams, streams, Energies(energy, nothing, nothing, nothing))
 
 
-def available(spec: Measured, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"]:
-    """The widths [layer, weights or activations, bits - 1] that a measured table has an entry for.
+def find_available(spec: Measured, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"]:
+    """Finds the widths [layer, weights or activations, bits - 1] that a measured table has an entry for.
 
     Raises:
       ValueError: as `estimate`.
     """
-    present = ~np.isnan(spec.latency[_match(spec, layers)])
+    present = ~np.isnan(spec.latency[_match_layers(spec, layers)])
     return np.stack([present.any(axis=2), present.any(axis=1)], axis=1)
 
 
-def _fill(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "L 8 8"]:
+def _complete(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "L 8 8"]:
+    """Replaces NaN by the cheapest entry that is at least as wide in both."""
     wider = np.where(np.isnan(values), np.inf, values)
     for axis in (1, 2):
         wider = np.flip(np.minimum.accumulate(np.flip(wider, axis), axis=axis), axis)
     return np.where(np.isnan(values), wider, values)
 
 
-def _match(spec: Measured, layers: LayerTable) -> np.ndarray:
-    """Where each layer of the network stands in the table."""
+def _match_layers(spec: Measured, layers: LayerTable) -> np.ndarray:
+    """Finds the row of each layer of the network in the table."""
     if spec.names is None:
         if len(spec.latency) != len(layers):
             raise ValueError(f"{spec.path}: the table has {len(spec.latency)} layers, the network {len(layers)}")
         return np.arange(len(layers))
-    for what, some, others in (("table", layers.names, spec.names), ("network", spec.names, layers.names)):
+    for place, some, others in (("table", layers.names, spec.names), ("network", spec.names, layers.names)):
         missing = [name for name in some if name not in set(others)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{spec.path}: the {what} has no layer {missing[0]}{more}")
+            raise ValueError(f"{spec.path}: the {place} has no layer {missing[0]}{more}")
     order = [spec.names.index(name) for name in layers.names]
     shapes = spec.shapes or ({},) * len(spec.names)
     for layer, row in enumerate(order):
@@ -120,5 +121,5 @@ def _match(spec: Measured, layers: LayerTable) -> np.ndarray:
 
 
 def shape_text(layers: LayerTable, layer: int, field: str) -> str:
-    """A field of a layer's shape as it stands in a file, such as `3x3`."""
+    """Writes a field of a layer's shape as in a file, such as `3x3`."""
     return "x".join(str(n) for n in np.ravel(getattr(layers, field)[layer]))

@@ -1,4 +1,4 @@
-"""The lifetimes of the tensors in a network's program, which peak memory is told from."""
+"""Lifetimes of the tensors in a network's program, which its peak memory follows from."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,8 +13,6 @@ from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.
 VIEWS = {"reshape", "squeeze", "expand_dims", "convert_element_type", "copy", "copy_p", "stop_gradient", "rev"}
-
-
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 
 
@@ -47,7 +45,7 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
     >>> from haqjax.policies.cost import peak_memory
     >>> apply = lambda params, x: jax.nn.relu(x @ params["a"]) @ params["b"]
     >>> lifetimes = find_lifetimes(apply, {"a": np.ones((6, 100)), "b": np.ones((100, 2))}, np.ones((1, 6)))
-    >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 spec of 4 bits in, 2 of 32 bits out
+    >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
     58.0
     """
     leaves, inputs = jax.tree.leaves(params), len(jax.tree.leaves(x))

@@ -1,4 +1,4 @@
-"""Bit operations: a cost of mixed precision that knows no machine."""
+"""Proxy costs, which know no machine: bit operations (BOPs) of a network, bytes of its stored weights."""
 
 import numpy as np
 from jaxtyping import Float
@@ -6,12 +6,14 @@ from jaxtyping import Float
 from haqjax.types import WIDTHS, LayerTable
 
 CONVENTIONS = ("products", "accumulated")
+PARAMETER_BYTES = 4.0  # what stays unquantised is stored in 32 bits: biases, batch norm, scales, shared values
+STORAGES = ("plain", "scales", "codebook")
 
 
 def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndarray, "L 8 8"]:
-    """Bit operations of every layer at every pair of bit-widths, for one image.
+    """Counts the bit operations of every layer at every pair of bit-widths, for one image.
 
-    Two conventions are in use, and their numbers must not be compared:
+    There are two conventions, whose numbers must not be compared:
 
     * "products": w a for each multiply-accumulate (HAWQ-V3, Yao et al. 2021).
     * "accumulated": w a + w + a + log2 K, with K summands of an output: the accumulator's width counts, too (UNIQ,
@@ -41,3 +43,34 @@ def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndar
         summands = np.prod(layers.kernel, axis=1) * (layers.in_channels // layers.groups)
         of_each = of_each + w + a + np.log2(summands)[:, None, None]
     return layers.macs[:, None, None] * of_each
+
+
+def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, "L 8 8"]:
+    """Counts the bytes of every layer's weights at every pair of bit-widths, bits packed without gaps.
+
+    Args:
+      layers: the network, L layers.
+      storage: "plain" counts the weights alone, as HAQ's published sizes do; "scales" adds a 32-bit scale for each
+        output channel (linear quantisation); "codebook" adds 2**w shared values of 32 bits (k-means).
+
+    Returns:
+      Bytes, indexed `[layer, weight_bits - 1, activation_bits - 1]`; activations do not matter.
+
+    Raises:
+      ValueError: the storage is none of these.
+
+    >>> from haqjax.tracing.hooks import layers
+    >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 10))}, np.ones((1, 64)))
+    >>> [float(size_table(network, storage)[0, 3, 7]) for storage in STORAGES]
+    [320.0, 360.0, 384.0]
+    """
+    if storage not in STORAGES:
+        raise ValueError(f"storage is {storage}, expected one of {', '.join(STORAGES)}")
+    bits = np.arange(1, WIDTHS + 1)
+    extra = {
+        "plain": np.zeros((1, 1)),
+        "scales": np.asarray(layers.out_channels)[:, None],
+        "codebook": 2 ** bits[None, :],
+    }[storage]
+    size = layers.weights[:, None] * bits[None, :] / 8 + PARAMETER_BYTES * extra
+    return np.repeat(size[:, :, None], WIDTHS, axis=2)

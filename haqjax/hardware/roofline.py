@@ -1,4 +1,4 @@
-"""Generic machines: an array of multipliers, or a systolic one, against the bandwidth of DRAM."""
+"""Roofline model (Williams et al. 2009): an array of multipliers, or a systolic one, against DRAM bandwidth."""
 
 from typing import NamedTuple, TypeVar
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.hardware.gemm import Products, as_products
+from haqjax.hardware.gemm import Gemm, as_gemm
 from haqjax.hardware.spec import Amount, Count, Positive, Switch
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
@@ -52,30 +52,30 @@ class Systolic(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """Numbers that come from DRAM, for the whole batch."""
+    """Elements that come from DRAM, for the whole batch."""
 
     weights: Float[Array, "*n"]
     inputs: Float[Array, "*n"]
 
 
-class ArrayWork(NamedTuple):
-    """What the array of multipliers does."""
+class _ArrayWork(NamedTuple):
+    """Work of the array of multipliers."""
 
     cycles: Float[Array, "*n"]
     ideal: Float[Array, "*n"]  # cycles, had every multiplier done useful work in each
     bit_products: Float[Array, "*n"]  # of one multiply-accumulate
 
 
-Numbers = TypeVar("Numbers", Roofline, Systolic)
+Spec = TypeVar("Spec", Roofline, Systolic)
 
 
-def estimate(spec: Numbers, layers: LayerTable) -> Usage:
-    """Prices every layer at every pair of bit-widths: the slower of array and DRAM, which work side by side.
+def estimate(spec: Spec, layers: LayerTable) -> Usage:
+    """Estimates the usage of every layer at every pair of bit-widths: the slower of array and DRAM, side by side.
 
     Every weight, input and output moves between DRAM and the machine once.
 
     Args:
-      numbers: the machine.
+      spec: the machine.
       layers: the network, L layers.
 
     Returns:
@@ -89,29 +89,29 @@ def estimate(spec: Numbers, layers: LayerTable) -> Usage:
     125.0
     """
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _use(spec, layers))
+        return jax.tree.map(np.asarray, _estimate_network(spec, layers))
 
 
 @jax.jit
-def _use(spec: Numbers, layers: LayerTable) -> Usage:
-    products = as_products(spec.batch, layers, pack=False)
+def _estimate_network(spec: Spec, layers: LayerTable) -> Usage:
+    gemm = as_gemm(spec.batch, layers, pack=False)
     fetched = Fetched(
-        weights=products.outputs * products.length * layers.groups,
+        weights=gemm.outputs * gemm.length * layers.groups,
         inputs=layers.in_channels * jnp.prod(jnp.asarray(layers.in_size), axis=-1) * spec.batch,
     )
-    products, fetched = jax.tree.map(lambda field: field[:, None, None].astype(float), (products, fetched))
+    gemm, fetched = jax.tree.map(lambda field: field[:, None, None].astype(float), (gemm, fetched))
     bits = jnp.arange(1.0, WIDTHS + 1)
-    usage = layer_use(spec, products, fetched, bits[None, :, None], bits[None, None, :])
+    usage = estimate_layer(spec, gemm, fetched, bits[None, :, None], bits[None, None, :])
     return jax.tree.map(lambda field: jnp.broadcast_to(field, (len(layers), WIDTHS, WIDTHS)), usage)
 
 
-def layer_use(
-    spec: Numbers, layer: Products, fetched: Fetched, weight_bits: jax.Array, activation_bits: jax.Array
+def estimate_layer(
+    spec: Spec, layer: Gemm, fetched: Fetched, weight_bits: jax.Array, activation_bits: jax.Array
 ) -> Usage:
-    """Prices layers element by element: scalars for one layer at one pair, or arrays that broadcast."""
+    """Estimates layers element by element: scalars for one layer at one pair, or arrays that broadcast."""
     results = layer.vectors * layer.outputs * layer.jobs
     macs = results * layer.length
-    count = _padded if isinstance(spec, Roofline) else _systolic
+    count = _count_padded if isinstance(spec, Roofline) else _count_systolic
     array = count(spec, layer, macs, weight_bits, activation_bits)
     moved = Streams(fetched.weights * weight_bits, fetched.inputs * activation_bits, results * spec.output_bits)
     transfers = Streams(*(bits / spec.dram_bits / spec.clock for bits in moved))
@@ -129,26 +129,26 @@ def layer_use(
     return Usage(latency, array.ideal / spec.clock, compute, transfers, moved, energy)
 
 
-def _padded(
-    spec: Roofline, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
-) -> ArrayWork:
+def _count_padded(
+    spec: Roofline, layer: Gemm, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+) -> _ArrayWork:
     steps = _ceil_div(weight_bits, spec.weight_step) * _ceil_div(activation_bits, spec.activation_step)
     tiles = _ceil_div(layer.vectors, spec.rows) * _ceil_div(layer.outputs, spec.columns)
     cycles = layer.jobs * tiles * _ceil_div(layer.length, spec.depth) * steps
     ideal = macs * steps / (spec.rows * spec.columns * spec.depth)
-    return ArrayWork(cycles, ideal, steps * spec.weight_step * spec.activation_step)
+    return _ArrayWork(cycles, ideal, steps * spec.weight_step * spec.activation_step)
 
 
-def _systolic(
-    spec: Systolic, layer: Products, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
-) -> ArrayWork:
-    """SCALE-Sim's closed forms (Samajdar et al. 2018), free of stalls."""
+def _count_systolic(
+    spec: Systolic, layer: Gemm, macs: jax.Array, weight_bits: jax.Array, activation_bits: jax.Array
+) -> _ArrayWork:
+    """Counts by SCALE-Sim's closed forms (Samajdar et al. 2018), free of stalls."""
     rows, columns = spec.rows, spec.columns
     skew = rows + columns - 2  # cycles until the data has gone through the array
     outputs_stay = _ceil_div(layer.vectors, rows) * _ceil_div(layer.outputs, columns) * (layer.length + skew)
     weights_stay = _ceil_div(layer.length, rows) * _ceil_div(layer.outputs, columns) * (layer.vectors + rows + skew)
     cycles = layer.jobs * (jnp.where(spec.output_stationary, outputs_stay, weights_stay) - 1)
-    return ArrayWork(cycles, macs / (rows * columns), jnp.asarray(float(WIDTHS**2)))
+    return _ArrayWork(cycles, macs / (rows * columns), jnp.asarray(float(WIDTHS**2)))
 
 
 def _ceil_div(a: jax.Array, b: jax.Array) -> jax.Array:

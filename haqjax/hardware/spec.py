@@ -1,4 +1,4 @@
-"""The kinds of numbers that describe a machine, read from a mapping with every fault named."""
+"""Machine specifications: kinds of fields, read from a mapping with every fault named."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ Positive = Annotated[Any, "a finite number above 0"]
 Amount = Annotated[Any, "a finite number of at least 0"]
 Switch = Annotated[Any, "true or false"]
 
-Numbers = TypeVar("Numbers", bound=tuple)
+Spec = TypeVar("Spec", bound=tuple)
 
 
-def read_fields(kind: type[Numbers], given: Mapping[str, Any], where: str) -> Numbers:
-    """Builds a record of numbers from a mapping, such as a parsed YAML file.
+def read_fields(kind: type[Spec], given: Mapping[str, Any], where: str) -> Spec:
+    """Builds a specification from a mapping, such as a parsed YAML file.
 
     Args:
       kind: a NamedTuple whose fields are annotated `Count`, `Positive`, `Amount` or `Switch`.
       given: one value for each field; fields with a default may be left out.
-      where: what to call the source in an error.
+      where: name of the source in an error.
 
     Returns:
       The record, of Python numbers.
@@ -59,7 +59,7 @@ def _read(name: str, kind: Any, value: Any, where: str) -> int | float | bool:
 
 
 def _as_number(value: Any) -> float:
-    """The number that `value` stands for, -1 where there is none; YAML 1.1 leaves `2e8` a string."""
+    """Reads the number that `value` stands for, -1 where there is none; YAML 1.1 leaves `2e8` a string."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return -1.0
     try:

@@ -8,24 +8,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
-from haqjax.hardware.proxy_costs import bop_table
-from haqjax.hardware.size import PARAMETER_BYTES, size_table
+from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
 from haqjax.hardware.usage import Limits
 from haqjax.policies.cost import policy_cost
 from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
 
-CHUNK = 1024  # policies priced at a time: what is gathered for them stays in the cache, twice as fast on a CPU
+CHUNK = 1024  # policies at a time: what is gathered for them stays in the cache, twice as fast on a CPU
 
 
 def cost_table(
     machine: Machine, layers: LayerTable, storage: str = "plain", lifetimes: Lifetimes | None = None
 ) -> CostTable:
-    """Prices every layer at every pair of bit-widths.
+    """Computes the cost of every layer at every pair of bit-widths.
 
     Args:
       machine: from `haqjax.machine`.
       layers: the network, L layers.
-      storage: what the size counts beside the weights, see `size_table`.
+      storage: counted in the size beside the weights, see `size_table`.
       lifetimes: of the network's activations, from `find_lifetimes`; without them peak memory is not known (NaN).
 
     Returns:
@@ -33,7 +32,7 @@ def cost_table(
       `bop_table`) for one image; each float64 [L, 8, 8]. The same machine and layers give the same table.
 
     Raises:
-      ValueError: the machine's model cannot price these layers.
+      ValueError: the machine's model cannot run these layers.
 
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
@@ -48,7 +47,7 @@ def cost_table(
 
 
 def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"] | None:
-    """The widths [layer, weights or activations, bits - 1] that a measured table has entries for.
+    """Finds the widths [layer, weights or activations, bits - 1] that a measured table has entries for.
 
     Returns:
       None for a machine that computes at every width.
@@ -56,11 +55,11 @@ def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "
     Raises:
       ValueError: the table is of another network.
     """
-    return measured.available(machine.spec, layers) if machine.model == "measured" else None
+    return measured.find_available(machine.spec, layers) if machine.model == "measured" else None
 
 
 def find_limits(machine: Machine, layers: LayerTable) -> Limits:
-    """Says for every layer and pair of bit-widths what takes the longest, and how well the machine is used.
+    """Finds the slowest resource for every layer at every pair of bit-widths, with the utilisation of the machine.
 
     Args:
       machine: one of a model; a measured table does not know.
@@ -82,7 +81,7 @@ def find_limits(machine: Machine, layers: LayerTable) -> Limits:
 
 @jax.jit
 def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
-    """What a network costs under each policy; `haqjax.policies.cost.policy_cost`, compiled.
+    """Computes the cost of a network under each policy: `haqjax.policies.cost.policy_cost`, compiled.
 
     Args:
       table: from `cost_table`.

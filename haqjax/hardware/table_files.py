@@ -1,9 +1,9 @@
-"""Cost tables in files.
+"""Cost tables in files: CSV, NumPy, Parquet.
 
 A CSV or Parquet file has one line a layer and pair of widths: `layer`, `weight_bits`, `activation_bits`,
 `latency_<unit>`, perhaps `energy_<unit>`, perhaps the columns of `SHAPE`, which are then compared with the network's.
-The .npy file that
-`save_table` writes holds the same. A plain integer array [L, 8, 8] is read as HAQ's format: clock cycles at 200 MHz.
+The .npy file that `save_table` writes holds the same. A plain integer array [L, 8, 8] is read as HAQ's format: clock
+cycles at 200 MHz.
 """
 
 import csv
@@ -33,11 +33,11 @@ def load_table(path: str | Path) -> Measured:
       path: a .csv, .npy or .parquet file.
 
     Returns:
-      The table, checked for itself; `lookup.estimate` checks it against a network.
+      The table, checked for itself; `measured.estimate` checks it against a network.
 
     Raises:
       ValueError: a column or its unit is missing, a value is not a positive number, an entry stands twice, a width is
-        not in 1..8. A cost that falls as bits rise is a warning: a search assumes that lower bits cost less.
+        not in 1..8. A cost that falls as bits rise is a warning: a search assumes that fewer bits cost less.
     """
     path = Path(path)
     if not path.is_file():
@@ -142,7 +142,7 @@ def _from_records(path: Path, header: list[str], records: list[dict[str, str]]) 
     names = tuple(dict.fromkeys(record["layer"] for record in records))
     latency, energy = np.full((2, len(names), WIDTHS, WIDTHS), np.nan)
     shapes: list[dict[str, str]] = [{} for _ in names]
-    seen = set()
+    known = set()
     for number, record in enumerate(records, start=2):  # the header is line 1
         where = f"{path}, line {number}"
         at = (
@@ -151,9 +151,9 @@ def _from_records(path: Path, header: list[str], records: list[dict[str, str]]) 
             _bits(where, record, "activation_bits"),
         )
         shape = {field: record[field] for field in SHAPE if field in header}
-        if at in seen or shapes[at[0]] not in ({}, shape):
+        if at in known or shapes[at[0]] not in ({}, shape):
             raise ValueError(f"{where}: layer {record['layer']} stands here again with the same bits or another shape")
-        seen.add(at)
+        known.add(at)
         shapes[at[0]] = shape
         latency[at] = _cost(where, record, latency_unit) * SECONDS[latency_unit]
         if energy_unit and record[energy_unit] not in ("", "nan", None):

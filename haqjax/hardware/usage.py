@@ -1,4 +1,4 @@
-"""What a network makes of a machine: the record that every accelerator model returns."""
+"""Usage of a machine by a network: the record that every accelerator model returns."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ class Energies(NamedTuple):
 class Usage(NamedTuple):
     """Time, traffic and energy of every layer for one batch, at `[layer, weight_bits - 1, activation_bits - 1]`.
 
-    float64 on the host; NaN where a machine cannot tell.
+    float64 on the host; NaN where a machine does not know.
     """
 
     latency: Float[Any, "L 8 8"]  # s
@@ -37,10 +37,10 @@ class Usage(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What limits a layer on a machine."""
+    """The resource that limits a layer on a machine, with the numbers of a roofline plot."""
 
     intensity: Float[Any, "L 8 8"]  # operations (two a multiply-accumulate) per byte from or to DRAM
-    utilisation: Float[Any, "L 8 8"]  # share of the machine's peak at these bits that does useful work
+    utilisation: Float[Any, "L 8 8"]  # useful fraction of the machine's peak at these bits
     limit: Int[Any, "L 8 8"]  # index into LIMITS of what takes the longest
 
 

@@ -7,6 +7,14 @@ from haqjax.models.restore import restore_batchnorm
 from haqjax.models.sources import is_pretrained_source
 
 __all__ = [
-    "MODELS", "Network", "Pretrained", "build", "count_learned", "equalise", "is_pretrained_source", "load_pretrained",
-    "outline", "restore_batchnorm",
-]  # fmt: skip
+    "MODELS",
+    "Network",
+    "Pretrained",
+    "build",
+    "count_learned",
+    "equalise",
+    "is_pretrained_source",
+    "load_pretrained",
+    "outline",
+    "restore_batchnorm",
+]

@@ -1,4 +1,4 @@
-"""The piece every network here is made of: a bias-free convolution followed by batch normalisation."""
+"""Building blocks of the networks: a bias-free convolution with batch normalisation, a classifier."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-MOMENTUM = 0.9  # share of the running statistics kept at each training step (0.1 replaced: torchvision's default)
+MOMENTUM = 0.9  # fraction of the running statistics kept at each training step (0.1 replaced: torchvision's default)
 EPSILON = 1e-5  # added to the variance (torchvision's default)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 SYMMETRIC, SAME = PADDINGS = ("symmetric", "same")
@@ -15,12 +15,12 @@ SYMMETRIC, SAME = PADDINGS = ("symmetric", "same")
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What implementations of one architecture differ in: weights trained under one are wrong under another.
+    """Convention of an implementation: weights trained under one are wrong under another.
 
     Args:
       padding: "symmetric" puts `(kernel - 1) / 2` zeros on every side, as PyTorch; "same" is TensorFlow's: at stride 2
         on an even map one row below and one column to the right of a 3x3 kernel, none above.
-      epsilon: what batch normalisation adds to the variance.
+      epsilon: added to the variance by batch normalisation.
 
     Raises:
       ValueError: another padding, or an epsilon that is not positive.
@@ -39,7 +39,7 @@ class Convention:
             raise ValueError(f"epsilon must be positive, got {self.epsilon!r}")
 
     def window(self, kernel: int) -> str | tuple[tuple[int, int], tuple[int, int]]:
-        """The padding of a `kernel` x `kernel` window, as `jax.lax.conv_general_dilated` takes it."""
+        """Returns the padding of a `kernel` x `kernel` window for `jax.lax.conv_general_dilated`."""
         return "SAME" if self.padding == SAME else ((kernel // 2, kernel // 2),) * 2
 
 
@@ -57,7 +57,7 @@ class ConvNorm(nnx.Module):
       kernel: height and width of the kernel.
       stride: of both axes.
       groups: `c_in` for a depthwise convolution.
-      scale: what `norm.scale` starts at.
+      scale: value of `norm.scale` at the start.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ConvNorm(nnx.Module):
 
 
 class Classifier(nnx.Module):
-    """The mean over the map, then a dense layer with bias.
+    """Mean over the map, then a dense layer with bias.
 
     Its leaves are `kernel` [features, classes] and `bias` [classes].
     """
@@ -101,14 +101,14 @@ class Classifier(nnx.Module):
 
 
 def round_channels(channels: int, width: float, divisor: int = 8) -> int:
-    """Channels after a width multiplier: the nearest multiple of `divisor`, never below 90 % of the exact number.
+    """Rounds channels after a width multiplier to the nearest multiple of `divisor`, never below 90 % of the exact one.
 
     The rule of the MobileNets (Sandler et al. 2018 and its released code).
 
     Args:
       channels: number at width 1.
       width: multiplier.
-      divisor: what the result is a multiple of; the least result.
+      divisor: the result is a multiple of it, and at least that.
 
     Returns:
       The number of channels.

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels of neighbouring layers rescaled against each other, the function kept."""
+"""Cross-layer equalisation (Nagel et al. 2019, arXiv 1906.04721, section 4.1): rescales channels of layers in a row."""
 
 import functools
 from collections.abc import Iterable
@@ -18,13 +18,13 @@ CAP = 6.0  # of ReLU6, which is between the two layers of a pair
 
 
 def equalise(network: Network, params: Params, batches: Iterable[Float[Array, "B H W 3"]]) -> Params:
-    """Rescales channels so that what a layer reads has weights of like size for every channel.
+    """Rescales channels so that a layer's weights are of like size for every channel that it reads.
 
     Where one layer alone reads the channels of another through ReLU6, channel `c` is divided by `s[c]` on the way out
     and its weights multiplied by it on the way in, `s = sqrt(r1 / r2)` for the largest weights `r1` of the first and
-    `r2` of the second layer (Nagel et al. 2019, arXiv 1906.04721, section 4.1). That replaces ReLU6 by ReLU; here the
-    cap stays, so `s` is at least what keeps the channel's largest value on the images below 6, and a channel that
-    reaches 6 is left alone: on these images the function is the same.
+    `r2` of the second layer. The paper replaces ReLU6 by ReLU; here the cap stays, so `s` is at least what keeps the
+    channel's largest value on the images below 6, and a channel that reaches 6 is left alone: on these images the
+    function is the same.
 
     Args:
       network: a MobileNet of `haqjax.models`; its own parameters are not read.
@@ -57,18 +57,18 @@ def equalise(network: Network, params: Params, batches: Iterable[Float[Array, "B
 
 
 def _pairs(name: str, names: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Layers and the one layer that reads each of them through ReLU6, in the order of the network."""
+    """Lists layers with the one layer that reads each of them through ReLU6, in the order of the network."""
     if name == "mobilenet_v1":
         return list(zip(names, names[1:], strict=False))
     if name == "mobilenet_v2":
-        inner = lambda layer: layer.endswith(("expand", "depthwise", "head"))  # what others are added to is linear
-        return [(one, other) for one, other in zip(names, names[1:], strict=False) if inner(one)]
+        inner = ("expand", "depthwise", "head")  # outputs that others are added to are linear
+        return [(one, other) for one, other in zip(names, names[1:], strict=False) if one.endswith(inner)]
     raise ValueError(f"no pairs of layers to equalise are known in {name!r}: there are mobilenet_v1 and mobilenet_v2")
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(apply: Apply, params: Params, images: Float[Array, "B H W 3"]) -> tuple[Float[Array, "2 C"], ...]:
-    """The least and the largest output of each layer's channels, before batch norm."""
+    """Measures the least and the largest output of each layer's channels, before batch norm."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         output = use_cpu_kernels(layer, activation, weight, compute)

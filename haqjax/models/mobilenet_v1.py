@@ -32,7 +32,10 @@ class SeparableBlock(nnx.Module):
 
 
 class MobileNetV1(nnx.Module):
-    """The stem, 13 separable blocks, the classifier: 28 layers. The authors' release pads "same". No dropout."""
+    """MobileNet-V1: the stem, 13 separable blocks, the classifier: 28 layers.
+
+    The authors' release pads "same". No dropout.
+    """
 
     def __init__(self, classes: int, width: float, convention: Convention):
         channels = [round_channels(c, width) for c, _ in ((32, 2), *BLOCKS)]

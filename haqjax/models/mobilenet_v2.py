@@ -38,7 +38,7 @@ class InvertedResidual(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """The stem, 17 inverted residuals, a pointwise head, the classifier: 53 layers.
+    """MobileNetV2: the stem, 17 inverted residuals, a pointwise head, the classifier: 53 layers.
 
     The head keeps 1,280 channels at widths below 1. No dropout.
     """

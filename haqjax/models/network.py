@@ -47,11 +47,11 @@ class Network:
     apply_train: ApplyTrain  # normalises by those of the batch, and returns the parameters with the running ones moved
     params: Params
     padding: str = SYMMETRIC  # "symmetric", as in PyTorch, or "same", as in TensorFlow
-    epsilon: float = EPSILON  # what batch normalisation adds to the variance
+    epsilon: float = EPSILON  # added to the variance by batch normalisation
 
     @property
     def example(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of one image as a batch."""
+        """Returns shape and type of one image as a batch."""
         return jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.float32)
 
 
@@ -74,7 +74,7 @@ def build(
       width: multiplier of the channels of every layer.
       padding: "symmetric", as in PyTorch, or "same", as in TensorFlow; None is "same" for mobilenet_v1, as its authors
         released it, and "symmetric" for the others.
-      epsilon: what batch normalisation adds to the variance.
+      epsilon: added to the variance by batch normalisation.
       key: of the kernels: normal, of variance 2 / fan-in, in the classifier 1 / fan-in.
 
     Returns:
@@ -125,7 +125,7 @@ def count_learned(params: Params) -> int:
       params: nested dictionary of arrays or shapes.
 
     Returns:
-      The count: what papers call the number of parameters.
+      The count, which papers call the number of parameters.
 
     >>> count_learned({"kernel": np.zeros((2, 3)), "norm": {"scale": np.zeros(3), "mean": np.zeros(3)}})
     9
@@ -134,7 +134,7 @@ def count_learned(params: Params) -> int:
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_statistic(path))
 
 
-@functools.cache  # the same functions for the same network: what was compiled for one serves all
+@functools.cache  # the same functions for the same network, so that one compilation serves all
 def _make_functions(graph: nnx.GraphDef) -> tuple[Apply, ApplyTrain]:
     def apply(params: Params, x: Float[Array, "B H W 3"]) -> Float[Array, "B classes"]:
         return nnx.merge(graph, params)(x)
@@ -161,7 +161,7 @@ def _draw_kernels(params: Params, key: PRNGKeyArray) -> Params:
 
 
 def _deviation(shape: tuple[int, ...]) -> np.float32:
-    """By fan-in: He et al. 2015 before a rectifier, LeCun et al. 1998 for the classifier."""
+    """Computes the deviation from fan-in: He et al. 2015 before a rectifier, LeCun et al. 1998 for the classifier."""
     return np.float32(math.sqrt((2 if len(shape) == 4 else 1) / math.prod(shape[:-1])))
 
 
@@ -175,7 +175,7 @@ def _network(
 def _check(name: str, classes: int, image_size: int, width: float, padding: str | None, epsilon: float) -> Convention:
     if name not in MODELS:
         raise ValueError(f"unknown network {name!r}; there are {', '.join(sorted(MODELS))}")
-    for what, value in (("classes", classes), ("image_size", image_size), ("width", width)):
+    for option, value in (("classes", classes), ("image_size", image_size), ("width", width)):
         if not value > 0:
-            raise ValueError(f"{what} must be positive, got {value!r}")
+            raise ValueError(f"{option} must be positive, got {value!r}")
     return Convention(padding or (SAME if name == "mobilenet_v1" else SYMMETRIC), epsilon)

@@ -1,4 +1,4 @@
-"""Networks with weights that others trained."""
+"""Pretrained networks: weights that others trained, from a file or a hub."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from haqjax.models.network import MODELS, Network, outline
 from haqjax.models.sources import find_file, is_timm, read_tensors
 
 SHOWN = 3  # tensors that a message names
-PARALLEL = "module."  # what PyTorch's DataParallel puts before every name
+PARALLEL = "module."  # prefix of every name by PyTorch's DataParallel
 
 Tensors = dict[str, np.ndarray]
 
@@ -33,7 +33,7 @@ def load_pretrained(
     Args:
       source: path of a `.safetensors` file; `timm:NAME`, such as "timm:mobilenetv1_100.ra4_e3600_r224_in1k"; or
         `hf:OWNER/REPOSITORY`, with `/FILE` after it where that is not model.safetensors.
-      name: one of `MODELS`. Whose naming the file follows is found out.
+      name: one of `MODELS`. The naming that the file follows is found out.
       classes: number of logits; None takes the file's.
       image_size: height and width of the images, in pixels; None is 32 for the CIFAR networks and 224 for the others.
       width: multiplier of the channels of every layer.
@@ -88,14 +88,14 @@ def _read(source: str) -> Tensors:
 
 
 def _choose(layouts: Sequence[Layout], source: str, tensors: Tensors) -> Layout:
-    """The layout that shares most names with a file."""
-    shared = [len(_names(layout) & tensors.keys()) for layout in layouts]
-    if not max(shared):
+    """Chooses the layout that has most names in common with a file."""
+    common = [len(_names(layout) & tensors.keys()) for layout in layouts]
+    if not max(common):
         raise ValueError(
             f"{source!r} names its tensors as no {layouts[0].model} does that is known here "
             f"({', '.join(layout.name for layout in layouts)}): they are {_some(sorted(map(repr, tensors)))}"
         )
-    return layouts[int(np.argmax(shared))]
+    return layouts[int(np.argmax(common))]
 
 
 def _names(layout: Layout) -> set[str]:
@@ -124,8 +124,8 @@ def _check(source: str, layout: Layout, shapes: dict[str, tuple[int, ...]], tens
     for name in sorted(tensors.keys() - wanted.keys()):
         if not layout.is_ignored(name):
             extra.append(f"{name!r} {tensors[name].shape}")
-    told = {"it lacks": lacking, "it has": other, "it has no place for": extra}
-    complaints = "; ".join(f"{verb} {_some(names)}" for verb, names in told.items() if names)
+    faults = {"it lacks": lacking, "it has": other, "it has no place for": extra}
+    complaints = "; ".join(f"{verb} {_some(names)}" for verb, names in faults.items() if names)
     if complaints:
         fits = [other.model for other in LAYOUTS if _fits(other, tensors) and other.model != layout.model]
         hint = f"; its names are those of {fits[0]}" if fits else ""

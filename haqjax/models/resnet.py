@@ -28,7 +28,7 @@ class Bottleneck(nnx.Module):
 
 
 class ResNet50(nnx.Module):
-    """A 7x7 stem with max pooling, 16 bottlenecks, the classifier: 54 layers, the 4 projecting shortcuts included."""
+    """ResNet-50: a 7x7 stem with max pooling, 16 bottlenecks, the classifier: 54 layers with the 4 shortcuts."""
 
     def __init__(self, classes: int, width: float, convention: Convention):
         channels = round_channels(64, width, 1)
@@ -61,11 +61,14 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B h w c"]:
         y = nnx.relu(self.first(x, train))
         y = self.second(y, train)
-        return nnx.relu(y + zero_padded_shortcut(x, y.shape[-1], self.stride))
+        return nnx.relu(y + _zero_padded_shortcut(x, y.shape[-1], self.stride))
 
 
 class CifarResNet(nnx.Module):
-    """A 3x3 stem, three stages of `blocks_per_stage` basic blocks, the classifier: `6 blocks_per_stage + 2` layers."""
+    """CIFAR ResNet: a 3x3 stem, three stages of `blocks_per_stage` basic blocks, the classifier.
+
+    It has `6 blocks_per_stage + 2` layers.
+    """
 
     def __init__(self, classes: int, width: float, convention: Convention, *, blocks_per_stage: int):
         channels = round_channels(16, width, 1)
@@ -85,12 +88,12 @@ class CifarResNet(nnx.Module):
         return self.classifier(x)
 
 
-def zero_padded_shortcut(x: Float[Array, "B H W C"], channels: int, stride: int) -> Float[Array, "B h w c"]:
-    """Every `stride`-th pixel of `x`, with channels of zeros around it up to `channels`: option A of the paper.
+def _zero_padded_shortcut(x: Float[Array, "B H W C"], channels: int, stride: int) -> Float[Array, "B h w c"]:
+    """Takes every `stride`-th pixel of `x`, with channels of zeros around it up to `channels`: option A of the paper.
 
     Half of the zeros stand before the channels of `x`, as in the PyTorch releases of these networks.
 
-    >>> zero_padded_shortcut(jnp.ones((1, 4, 4, 2)), 4, 2)[0, 0, 0].tolist()
+    >>> _zero_padded_shortcut(jnp.ones((1, 4, 4, 2)), 4, 2)[0, 0, 0].tolist()
     [0.0, 1.0, 1.0, 0.0]
     """
     missing = channels - x.shape[-1]
@@ -99,7 +102,7 @@ def zero_padded_shortcut(x: Float[Array, "B H W C"], channels: int, stride: int)
 
 
 def _last_scale(blocks: int) -> float:
-    """The last batch-norm scale of a fresh block, such that all blocks together vary no more than one at scale 1.
+    """Returns the last batch-norm scale of a fresh block; all blocks together vary no more than one at scale 1.
 
     At 1 the deep ones train far slower; at 0 (Goyal et al. 2017) a little slower, and the blocks would start idle.
     """

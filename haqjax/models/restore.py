@@ -1,4 +1,4 @@
-"""Batch norm put back where a file has it folded into the convolutions."""
+"""Restores batch norm where a file has it folded into the convolutions."""
 
 import functools
 from collections.abc import Iterable
@@ -69,15 +69,15 @@ def _measure(apply: Apply, params: Params, images: Float[Array, "B H W 3"]) -> t
 
 
 def _together(sizes: np.ndarray, parts: list[Moments]) -> Moments:
-    """Moments of all batches: the mean variance within a batch plus the variance of the batches' means."""
+    """Joins the moments of all batches: the mean variance within a batch plus the variance of the batches' means."""
     means, variances = (np.asarray(column, np.float64) for column in zip(*parts, strict=True))
-    share = (sizes / sizes.sum())[:, None]
-    mean = (share * means).sum(0)
-    return Moments(mean, (share * (variances + (means - mean[None]) ** 2)).sum(0))
+    weight = (sizes / sizes.sum())[:, None]
+    mean = (weight * means).sum(0)
+    return Moments(mean, (weight * (variances + (means - mean[None]) ** 2)).sum(0))
 
 
 def _restored(params: Params, moments: dict[str, Moments], epsilon: float, path: str = "") -> Params:
-    """`path` is where `params` stands in all of them, with a dot at its end."""
+    """Replaces each `norm`; `path` is the place of `params` in all of them, with a dot at its end."""
     if "norm" in params:
         return params | {"norm": _norm(params["norm"], moments[path.rstrip(".")], epsilon)}
     return {

@@ -1,4 +1,4 @@
-"""Weights of others as files: on this disk, or fetched from the Hugging Face hub."""
+"""Sources of pretrained weights: files on this disk, or fetched from the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ TIMM_TAGS = {  # of the weights that timm 1.0 takes where a name has no tag
     "mobilenetv1_100": "ra4_e3600_r224_in1k",
     "mobilenetv2_100": "ra_in1k",
 }
-PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pkl")  # what PyTorch writes
+PICKLES = (".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pkl")  # written by PyTorch
 
 
 def is_pretrained_source(text: str) -> bool:
-    """Whether `load_pretrained` is the one to read this, rather than `haqjax.training.load_params` a folder of our own.
+    """Returns True for sources of `load_pretrained`, False for folders of `haqjax.training.load_params`.
 
     >>> [is_pretrained_source(text) for text in ("timm:resnet50.a1_in1k", "a/b.safetensors", "a/b.pth", "weights/mine")]
     [True, True, True, False]
@@ -24,12 +24,12 @@ def is_pretrained_source(text: str) -> bool:
 
 
 def is_timm(source: str) -> bool:
-    """Whether a source is one of timm's repositories."""
+    """Returns True for timm's repositories."""
     return source.startswith(("timm:", "hf:timm/"))
 
 
 def find_file(source: str) -> Path:
-    """The file of a source on this disk, after fetching it where it is on a hub.
+    """Finds the file of a source on this disk, after fetching it where it is on a hub.
 
     Raises:
       ValueError: there is none, it cannot be fetched, or it is no `.safetensors` file.
@@ -50,7 +50,7 @@ def find_file(source: str) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors` file by name.
+    """Reads all tensors of a `.safetensors` file by name.
 
     Raises:
       ValueError: the file is damaged.

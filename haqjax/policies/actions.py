@@ -12,8 +12,6 @@ from jaxtyping import Array, Float, Int
 from haqjax.policies.bounds import at_rank, clip_policy, follow, ladder, lead, to_rank
 from haqjax.types import ACTIVATION, WEIGHT, Bounds
 
-__all__ = ["from_rows", "load", "save", "to_actions", "to_bits", "to_rows", "uniform"]
-
 
 def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """Turns actions into bits: `round(low - 0.5 + action (high - low + 1))`, clipped into the bounds.
@@ -21,6 +19,7 @@ def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L
     The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal share of [0, 1]. Where only some
     widths are allowed, each of those does. Tied layers follow the first of their group.
 
+    >>> from haqjax.policies.bounds import make_bounds
     >>> to_bits(jnp.asarray([[0.0, 1.0], [0.5, 0.9]]), make_bounds(2, pinned={})).tolist()
     [[2, 8], [5, 8]]
     """
@@ -36,6 +35,7 @@ def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L
 def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n L 2"]:
     """The action in the middle of those that `to_bits` turns into these bits.
 
+    >>> from haqjax.policies.bounds import make_bounds
     >>> to_actions(jnp.asarray([[2, 8]]), make_bounds(1, low=1, pinned={})).tolist()
     [[0.1875, 0.9375]]
     """
@@ -46,6 +46,7 @@ def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n
 def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
     """The same bits everywhere, as far as the bounds allow: pinned layers keep theirs.
 
+    >>> from haqjax.policies.bounds import make_bounds
     >>> uniform(4, make_bounds(3)).tolist()
     [[8, 8], [4, 4], [8, 8]]
     """

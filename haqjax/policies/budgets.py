@@ -1,4 +1,4 @@
-"""Budgets: what a policy may cost."""
+"""Budgets: limits on the cost of a policy."""
 
 import functools
 import math
@@ -6,9 +6,9 @@ import operator
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
-from haqjax.policies.cost import policy_cost_64
+from haqjax.policies.cost import exact_cost
 from haqjax.types import WIDTHS, Budget, Cost, CostTable
 
 TOLERANCE = 1e-6  # relative; a float32 sum over a network's layers is not exact
@@ -28,7 +28,7 @@ def budget(
     bop_count: float | None = None,
     memory_bytes: float | None = None,
 ) -> Budget:
-    """The most that a policy may cost, as fractions of the all-8-bit cost or as absolute limits.
+    """Makes a budget, from fractions of the all-8-bit cost or from absolute limits.
 
     Args:
       table: costs of the network on the machine.
@@ -46,14 +46,14 @@ def budget(
     >>> [float(limit) for limit in budget(table, size=0.5, latency_s=3.0)]
     [3.0, inf, 2.0, inf, inf]
     """
-    full = policy_cost_64(table, np.full((len(table), 2), WIDTHS))
+    full = exact_cost(table, np.full((len(table), 2), WIDTHS))
     given = ((latency, latency_s), (energy, energy_j), (size, size_bytes), (bops, bop_count), (memory, memory_bytes))
-    limits = (_limit(name, *forms, cost) for name, forms, cost in zip(Cost._fields, given, full, strict=True))
+    limits = (_limit(name, *forms, cost) for (name, cost), forms in zip(full.items(), given, strict=True))
     return Budget(*(jnp.asarray(limit, jnp.float32) for limit in limits))
 
 
 def fits(cost: Cost, budget: Budget) -> Bool[Array, "*n"]:
-    """Whether every limited resource stays within its limit, up to one part in a million.
+    """Tests that every limited resource stays within its limit, up to one part in a million.
 
     A NaN never fits a limit; a free resource (`inf`) is not looked at, so that a machine without an energy model
     can be searched for latency.
@@ -63,11 +63,22 @@ def fits(cost: Cost, budget: Budget) -> Bool[Array, "*n"]:
     [True, False]
     """
     within = [
-        (jnp.asarray(jnp.nan if spent is None else spent) <= limit * (1 + TOLERANCE)) | jnp.isposinf(limit)
-        for spent, limit in zip(cost, budget, strict=True)
+        (jnp.asarray(jnp.nan if amount is None else amount) <= limit * (1 + TOLERANCE)) | jnp.isposinf(limit)
+        for amount, limit in zip(cost, budget, strict=True)
         if limit is not None
     ]
     return functools.reduce(operator.and_, within)
+
+
+def fits_exactly(table: CostTable, policy: Int[np.ndarray, "L 2"], budget: Budget) -> bool:
+    """Tests one policy on the host, in float64 and with half the tolerance of `fits`.
+
+    A policy that passes also passes `fits`, where costs are summed up in float32.
+    """
+    limits = [math.inf if limit is None else float(limit) for limit in budget]
+    amounts = exact_cost(table, policy).values()
+    pairs = zip(amounts, limits, strict=True)
+    return all(limit == math.inf or amount <= limit * (1 + TOLERANCE / 2) for amount, limit in pairs)
 
 
 def _limit(name: str, fraction: float | None, absolute: float | None, full: float) -> float:

@@ -1,4 +1,4 @@
-"""The cost of a policy, read from a cost table."""
+"""Cost of a policy, from a cost table."""
 
 import math
 
@@ -50,7 +50,7 @@ def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*
 
 
 def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Float[Array, "*n"]:
-    """The most bytes of activations that are in memory at a time.
+    """Counts the most bytes of activations that are in memory at a time.
 
     A tensor is stored at the widest activation bits of the layers that read it: directly or through element-wise
     functions, else through sums. One that no layer reads, such as the output, is stored in 32 bits.
@@ -75,29 +75,30 @@ def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array
     return jnp.max(stored @ alive.T, axis=-1) / 8
 
 
-def policy_cost_64(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> tuple[float, ...]:
-    """`policy_cost` of one policy on the host, in float64."""
+def exact_cost(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> dict[str, float]:
+    """Computes `policy_cost` of one policy on the host, in float64; by the names of `Cost`."""
+    policy = np.asarray(policy)
     total = {name: layer_costs(values, policy).sum() for name, values in zip(Cost._fields, tables(table), strict=False)}
     if table.lifetimes is not None:
         total["memory"] = (np.asarray(table.lifetimes.alive) @ stored_bytes(table.lifetimes, policy)).max()
     fixed = [0.0 if extra is None else float(extra) for extra in table.fixed]
-    return tuple(float(total.get(name, math.nan)) + extra for name, extra in zip(Cost._fields, fixed, strict=True))
+    return {name: float(total.get(name, math.nan)) + extra for name, extra in zip(Cost._fields, fixed, strict=True)}
 
 
 def layer_costs(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
-    """What each layer costs under one policy, on the host."""
+    """Looks up the cost of each layer under one policy, on the host."""
     return np.asarray(values)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
 
 
 def stored_bytes(lifetimes: Lifetimes, policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "V"]:
-    """What each tensor takes in memory under one policy, on the host."""
+    """Counts the bytes of each tensor under one policy, on the host."""
     readers = np.asarray(lifetimes.readers)
     bits = np.where(readers, policy[None, :, ACTIVATION], 0).max(axis=-1)
     return np.where(readers.any(axis=-1), bits, FULL_PRECISION) * np.asarray(lifetimes.elements) / 8
 
 
 def tables(table: CostTable) -> list[Float[np.ndarray, "L 8 8"]]:
-    """The costs that add up over layers, in the order of `Cost`."""
+    """Lists the costs that add up over layers, in the order of `Cost`."""
     return [table.latency, table.energy, table.size, *([] if table.bops is None else [table.bops])]
 
 
@@ -136,7 +137,7 @@ def _interpolate(table: CostTable, policy: Float[Array, "*n L 2"]) -> tuple[Floa
 
 
 def _flat_index(policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L"]:
-    """Where an entry stands in a table raveled from [L, 8, 8]."""
+    """Computes the index of each entry in a table raveled from [L, 8, 8]."""
     first = jnp.arange(policy.shape[-2]) * WIDTHS**2
     entry = WIDTHS * policy[..., WEIGHT] + policy[..., ACTIVATION] - (WIDTHS + 1)
     return entry + first.reshape((1,) * (entry.ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""Whether a budget can be met at all."""
+"""Feasibility of a budget: the floor that no policy is below."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,13 @@ import numpy as np
 from jaxtyping import Int
 
 from haqjax.policies.budgets import TOLERANCE
-from haqjax.policies.cost import layer_costs, policy_cost, policy_cost_64, stored_bytes, tables
+from haqjax.policies.cost import exact_cost, layer_costs, policy_cost, stored_bytes, tables
 from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
-
-SHOWN = {  # for people to read
-    "latency": (1e3, "ms"),
-    "energy": (1e3, "mJ"),
-    "size": (2.0**-10, "KiB"),
-    "bops": (1e-9, "G"),
-    "memory": (2.0**-10, "KiB"),
-}
+from haqjax.units import in_usual_unit
 
 
 def floor(table: CostTable, bounds: Bounds) -> Cost:
-    """What the network costs with every layer at its lowest bits."""
+    """Returns the cost with every layer at its lowest bits."""
     return policy_cost(table, jnp.asarray(bounds.low))
 
 
@@ -40,24 +33,23 @@ def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Seq
     >>> check_reachable(table, make_bounds(3), make_budget(table, latency=0.5))
     Traceback (most recent call last):
     ...
-    ValueError: latency budget 1.5 ms is below the floor 3 ms (all layers at their lowest bits), held by layer 0 33 %, \
-layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits
+    ValueError: latency budget 1.5 ms is below the floor 3 ms (all layers at their lowest bits), most of it in layer 0 \
+33 %, layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits
     """
     lowest = np.asarray(bounds.low)
     names = [f"layer {index}" for index in range(len(table))] if names is None else names
-    for name, limit, least in zip(Cost._fields, budget, policy_cost_64(table, lowest), strict=True):
+    for (name, least), limit in zip(exact_cost(table, lowest).items(), budget, strict=True):
         if limit is None or np.isposinf(limit) or least <= float(limit) * (1 + TOLERANCE):
             continue
-        scale, unit = SHOWN[name]
         raise ValueError(
-            f"{name} budget {float(limit) * scale:.4g} {unit} is below the floor {least * scale:.4g} {unit} "
-            f"(all layers at their lowest bits), held by {_holders(table, lowest, name, names)}: "
+            f"{name} budget {in_usual_unit(name, float(limit))} is below the floor {in_usual_unit(name, least)} "
+            f"(all layers at their lowest bits), most of it in {_largest_contributors(table, lowest, name, names)}: "
             "raise the budget or allow fewer bits"
         )
 
 
-def _holders(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, names: Sequence[str]) -> str:
-    """The three largest holders of a resource with their shares."""
+def _largest_contributors(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, names: Sequence[str]) -> str:
+    """Names the three largest contributors to a cost, with their fractions."""
     if table.lifetimes is not None and resource == "memory":
         parts = _tensors(table.lifetimes, policy, names)
     else:
@@ -69,8 +61,10 @@ def _holders(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, na
 
 
 def _tensors(lifetimes: Lifetimes, policy: Int[np.ndarray, "L 2"], names: Sequence[str]) -> list[tuple[float, str]]:
-    """The tensors that are in memory at its peak, each called by the first layer that reads it."""
+    """Lists the tensors that are in memory at its peak, each called by the first layer that reads it."""
     stored = stored_bytes(lifetimes, policy)
     peak = lifetimes.alive[np.argmax(lifetimes.alive @ stored)]
-    first = lambda readers: f"the input of {names[int(np.argmax(readers))]}" if readers.any() else "what no layer reads"
-    return [(stored[i], first(lifetimes.readers[i])) for i in np.flatnonzero(peak)]
+    return [
+        (stored[i], f"the input of {names[int(np.argmax(readers))]}" if readers.any() else "what no layer reads")
+        for i, readers in ((i, lifetimes.readers[i]) for i in np.flatnonzero(peak))
+    ]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from haqjax.policies.actions import uniform
+from haqjax.policies.bisection import bisect
 from haqjax.policies.bounds import at_rank, clip_policy, follow, lead, to_rank
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import check_shape, policy_cost
@@ -62,15 +63,10 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
         fall = jnp.minimum(room, sweeps + (turn < rest))
         return start - fall if bounds.allowed is None else at_rank(room - fall, bounds)
 
-    def halve(_: int, span: tuple[Array, Array]) -> tuple[Array, Array]:
-        least, most = span
-        middle = (least + most) // 2
-        enough = fits(policy_cost(table, lower(middle)), budget)
-        return jnp.where(enough, least, middle + 1), jnp.where(enough, middle, most)
-
-    span = (jnp.zeros(policy.shape[:-2], jnp.int32), jnp.full(policy.shape[:-2], last, jnp.int32))
-    _, steps = jax.lax.fori_loop(0, math.ceil(math.log2(last + 1)), halve, span)
-    lowered = lower(steps)
+    # Towards no step at all, which is -1 here: the ends are not asked.
+    every, none = (jnp.full(policy.shape[:-2], end, jnp.int32) for end in (last, -1))
+    steps = math.ceil(math.log2(last + 1))
+    lowered = lower(bisect(lambda n: fits(policy_cost(table, lower(n)), budget), every, none, steps))
     cost = policy_cost(table, lowered)
     return Projection(lowered, fits(cost, budget), cost)
 

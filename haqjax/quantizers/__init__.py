@@ -1,4 +1,6 @@
 """Quantisers: linear fake quantisation, its calibration, and the quantised forward pass."""
 
-from haqjax.quantizers.calibration import calibrate as calibrate
-from haqjax.quantizers.fake_quantize import quantize as quantize
+from haqjax.quantizers.calibration import calibrate
+from haqjax.quantizers.fake_quantize import quantize
+
+__all__ = ["calibrate", "quantize"]

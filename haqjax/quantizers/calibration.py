@@ -1,4 +1,4 @@
-"""Clip values for every layer and width from one pass over a few batches."""
+"""Calibration: clip values for every layer and width from one pass over a few batches."""
 
 import functools
 from collections.abc import Iterable
@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.quantizers.clipping import METHODS, Row
-from haqjax.quantizers.histogram import Histogram, Sample, add, draw, empty
+from haqjax.quantizers.clipping import (
+    METHODS,
+    Histogram,
+    Row,
+    Sample,
+    add_samples,
+    draw_sample,
+    empty_histogram,
+)
 from haqjax.quantizers.im2col import ROWS
 from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
 from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum, input_energy
@@ -44,10 +51,10 @@ def calibrate(
         "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
       rounding: of weights: "output" chooses levels and clips by the error at each layer's output, see
-        `haqjax.quantizers.comq`; "nearest" by each weight alone, which is what `per_channel=False` always does. None
-        is "output" with the method "mse", and "nearest" with the others, whose clips are then used as they are.
-      correct_bias: take off what the rounding of weights adds to a layer's output on average. None does so where the
-        rounding is "output".
+        `haqjax.quantizers.comq`; "nearest" by each weight alone, as `per_channel=False` always does. None is "output"
+        with the method "mse", and "nearest" with the others, whose clips are then used as they are.
+      correct_bias: take off what the rounding of weights adds to a layer's output on average, see
+        `haqjax.quantizers.bias_correction`. None does so where the rounding is "output".
     Returns:
       Clip values [L, 2, 8], signed flags [L], and what the options ask for, on the host.
     Raises:
@@ -60,21 +67,23 @@ def calibrate(
     """
     rounding = rounding or ("output" if method == "mse" else "nearest")
     _check_options(method, rounding)
-    descend = rounding == "output" and per_channel
+    use_comq = rounding == "output" and per_channel
     correct_bias = rounding == "output" if correct_bias is None else correct_bias
     names: tuple[str, ...] = ()
     for x in batches:
         if not names:
             names = map_weights(lambda layer, weight: layer.name, apply, params, x)
-            weights, activations = _count_weights(apply, params, x, per_channel, method == "mse"), empty(len(names))
-            example, sums = jax.tree.map(_outline, x), empty_moments(apply, params, x, descend, correct_bias)
+            weights = _count_weights(apply, params, x, per_channel, method == "mse")
+            activations = empty_histogram(len(names))
+            sums = empty_moments(apply, params, x, use_comq, correct_bias)
+            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), x)
         activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse")
     if not names:
         raise ValueError("no batch to calibrate on: pass at least one")
     _check_finite(names, weights, activations)
     signed = activations.lowest < 0
     clips = [_choose(method, weights, jnp.ones_like(signed)), _choose(method, activations, signed)]
-    adapted = make_rounding(apply, params, example, np.asarray(clips[0]), sums) if descend or correct_bias else None
+    adapted = make_rounding(apply, params, example, np.asarray(clips[0]), sums) if use_comq or correct_bias else None
     return Ranges(np.stack(clips, axis=1), np.asarray(signed), per_channel, rounding=adapted)
 
 
@@ -87,29 +96,29 @@ def _count_activations(
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
         energy = input_energy(layer, weight) if weighted else 1.0
         mine = add_moments(sums[layer.index], layer, activation, most)
-        return use_cpu_kernels(layer, activation, weight, compute), (draw(activation, energy), mine)
+        return use_cpu_kernels(layer, activation, weight, compute), (draw_sample(activation, energy), mine)
 
     samples, grown = zip(*with_records(apply, hook)(params, x)[1], strict=True)
-    return add(so_far, _stack(samples)), grown
+    return add_samples(so_far, _stack(samples)), grown
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
 def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, squared: bool) -> Histogram:
-    """Histograms of the weights; per channel, of each weight relative to its channel, at the scale of the tensor.
+    """Counts the weights; per channel, each weight relative to its channel, at the scale of the tensor.
 
-    What a squared error counts for then goes with the square of the channel's share of the tensor's magnitude.
+    A squared error then counts by the square of the channel's magnitude over the tensor's.
     """
 
     def sample(layer: Layer, weight: Array) -> Sample:
         if not per_channel:
-            return draw(weight)
+            return draw_sample(weight)
         largest = channel_maximum(layer, weight)
-        share = largest / jnp.where(jnp.max(largest) > 0, jnp.max(largest), 1)
-        spread = broadcast_channels(layer, jnp.where(share > 0, share, 1))
-        return draw(weight / spread, spread**2 if squared else 1.0)
+        ratio = largest / jnp.where(jnp.max(largest) > 0, jnp.max(largest), 1)
+        scale = broadcast_channels(layer, jnp.where(ratio > 0, ratio, 1))
+        return draw_sample(weight / scale, scale**2 if squared else 1.0)
 
     samples = _stack(map_weights(sample, apply, params, x))
-    return add(empty(len(samples.lowest)), samples)
+    return add_samples(empty_histogram(len(samples.lowest)), samples)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -119,14 +128,10 @@ def _choose(method: str, histogram: Histogram, signed: Bool[Array, "L"]) -> Floa
     return jnp.where(clip > 0, clip, 1)  # a tensor of zeros: any clip leaves it zero
 
 
-def _outline(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
-
-
 def _check_options(method: str, rounding: str) -> None:
-    for what, value, known in (("calibration method", method, METHODS), ("rounding", rounding, ROUNDINGS)):
+    for option, value, known in (("calibration method", method, METHODS), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
-            raise ValueError(f"unknown {what} {value!r}: one of {', '.join(known)}")
+            raise ValueError(f"unknown {option} {value!r}: one of {', '.join(known)}")
 
 
 def _stack(samples: tuple[Sample, ...]) -> Sample:

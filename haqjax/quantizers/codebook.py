@@ -1,4 +1,4 @@
-"""K-means weights: a bank of every layer's weights at every width, whose shared values can be trained."""
+"""K-means weights: a codebook and assignments of every layer at every width, whose shared values can be trained."""
 
 import functools
 
@@ -25,7 +25,7 @@ def make_codebook(apply: Apply, params: PyTree, x: PyTree) -> Codebook:
       params: with their values; not under `jit`.
       x: only shapes are read.
     Returns:
-      Codes and codebooks, on the device.
+      Assignments and codebooks, on the device.
     Raises:
       ValueError: a weight that is not finite; names the layer.
 
@@ -44,10 +44,10 @@ def make_codebook(apply: Apply, params: PyTree, x: PyTree) -> Codebook:
 
 
 def codebook_weights(codebook: Codebook, policy: Policy, weights: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Each layer's weight as the bank has it at the policy's width.
+    """Looks up each layer's weight in its codebook at the policy's width.
 
-    The gradient of a shared value is the sum over its members. Codes stay as they are when codebooks are trained:
-    differentiate with respect to `codebooks` and put them back with `codebook._replace`.
+    The gradient of a shared value is the sum over its members. Assignments stay as they are when codebooks are
+    trained: differentiate with respect to `codebooks` and put them back with `codebook._replace`.
 
     Args:
       policy: weight and activation bits; weights 1..8, or 32 to leave a weight as it is. Traced: another width does
@@ -56,14 +56,13 @@ def codebook_weights(codebook: Codebook, policy: Policy, weights: tuple[Array, .
     Returns:
       One array a layer, of the shape and dtype of its weight.
     Raises:
-      ValueError: a bank of other layers than these, or a policy of another number of layers.
+      ValueError: codebooks of other layers than these, or a policy of another number of layers.
 
     >>> w, assignments = jnp.ones(3), jnp.zeros((8, 3), jnp.uint8).at[1].set(jnp.array([0, 3, 3], jnp.uint8))
     >>> codebook = Codebook((assignments,), jnp.zeros((1, 8, 256)))
-    >>> at_two_bits = lambda books: codebook_weights(codebook._replace(codebooks=books), jnp.array([[2, 8]]), (w,))[
-    ...     0
-    ... ].sum()
-    >>> jax.grad(at_two_bits)(codebook.codebooks)[0, 1, :4].tolist()
+    >>> def total(books):
+    ...     return codebook_weights(codebook._replace(codebooks=books), jnp.array([[2, 8]]), (w,))[0].sum()
+    >>> jax.grad(total)(codebook.codebooks)[0, 1, :4].tolist()
     [1.0, 0.0, 0.0, 2.0]
     """
     _check_shapes(codebook, policy, weights)
@@ -91,25 +90,23 @@ def _cluster(weights: tuple[Array, ...], together: int | None) -> Codebook:
 
 
 def _assign(shared: Float[Array, "8 L 256"], flat: Float[Array, "T"], layer: Int[Array, "T"]) -> UInt8[Array, "8 T"]:
-    """The nearest shared value of each weight, by bisection of the midpoints, which are exact in 64 bits."""
+    """Finds the nearest shared value of each weight by bisection of the midpoints, which are exact in 64 bits."""
     exact = shared.astype(jnp.float64)
     midpoints = (exact[..., :-1] + exact[..., 1:]) / 2
 
     def at_width(midpoint: Float[Array, "L 255"]) -> UInt8[Array, "T"]:
-        code = jnp.zeros(flat.shape, jnp.int32)
+        cluster = jnp.zeros(flat.shape, jnp.int32)
         for step in (CLUSTERS >> n for n in range(1, WIDTHS + 1)):
-            code = jnp.where(flat >= midpoint[layer, code + step - 1], code + step, code)
-        return code.astype(jnp.uint8)
+            cluster = jnp.where(flat >= midpoint[layer, cluster + step - 1], cluster + step, cluster)
+        return cluster.astype(jnp.uint8)
 
     return jax.lax.map(at_width, midpoints)
 
 
 def _check_shapes(codebook: Codebook, policy: Policy, weights: tuple[Array, ...]) -> None:
-    found, wanted = (
-        [assignments.shape[1:] for assignments in codebook.assignments],
-        [jnp.shape(weight) for weight in weights],
-    )
+    found = [assignments.shape[1:] for assignments in codebook.assignments]
+    wanted = [jnp.shape(weight) for weight in weights]
     if found != wanted:
-        raise ValueError(f"the bank is of weights {found}, but the network's are {wanted}: make a bank for it")
+        raise ValueError(f"the codebook is of weights {found}, but the network's are {wanted}: make one for it")
     if jnp.shape(policy) != (len(weights), 2):
-        raise ValueError(f"policy has shape {jnp.shape(policy)}, but the bank's layers need {(len(weights), 2)}")
+        raise ValueError(f"policy has shape {jnp.shape(policy)}, but the codebook's layers need {(len(weights), 2)}")

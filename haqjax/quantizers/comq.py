@@ -1,9 +1,9 @@
-"""Rounding that looks at what a layer puts out: integer levels chosen by coordinate descent, at every width at once.
+"""COMQ (Zhang et al. 2024, arXiv 2403.07134): integer levels of least output error by coordinate descent.
 
 Nearest rounding makes the least error in each weight, and not in their sum. With `S` the second moments of a layer's
 inputs, the squared error of one output is `e' S e`, where `e` is the error of its weights. One weight after another
-moves to the level that is best while the others stay, and the channel's step to the best one for its levels
-(Zhang et al. 2024, arXiv 2403.07134); nothing is learned and nothing drawn at random.
+moves to the level that is best while the others stay, and the channel's step to the best one for its levels. All widths
+are solved at once; nothing is learned and nothing drawn at random.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from haqjax.types import WIDTHS
 
 SWEEPS = 3  # over all weights
-SHARES = np.linspace(0.3, 1, 8, dtype=np.float32)  # first steps tried: clips as shares of the channel's magnitude
+CLIP_RATIOS = np.linspace(0.3, 1, 8, dtype=np.float32)  # first clips tried, over the channel's largest magnitude
 DAMPING = 0.01  # of the mean second moment, added to each input's own
 BLOCK = 32  # inputs between two products with the whole matrix of moments
 
@@ -29,7 +29,7 @@ class Levels(NamedTuple):
 def round_levels(
     matrix: Float[np.ndarray, "G D R"], second: Float[np.ndarray, "GP d d"], sweeps: int = SWEEPS
 ) -> Levels:
-    """Levels of least squared error at the output of a layer, or close to it.
+    """Finds levels of least squared error at the output of a layer, or close to it.
 
     Args:
       matrix: the weight, see `haqjax.quantizers.im2col`.
@@ -54,28 +54,29 @@ def round_levels(
     target = moments @ weight
     for _ in range(sweeps):
         product = moments @ level
-        step = _best_step(step, _together(level * target, cut), _together(level * product, cut))
+        step = _best_step(step, _sum_parts(level * target, cut), _sum_parts(level * product, cut))
         _sweep(level, target - product * step[:, None], step, most, moments)
     shaped = level.reshape(groups, inputs, WIDTHS, outputs).transpose(2, 0, 1, 3)
     return Levels(shaped, step[::cut].reshape(groups, WIDTHS, outputs).transpose(1, 0, 2))
 
 
 def _first_step(weight: np.ndarray, most: np.ndarray, moments: np.ndarray, cut: int) -> np.ndarray:
-    """The best of a few clips of each channel, each input weighted by its own second moment."""
+    """Chooses among a few clips of each channel, each input weighted by its own second moment."""
     own = np.einsum("gdd->gd", moments)[..., None]
     largest = np.abs(weight).max(1).reshape(-1, cut, weight.shape[-1]).max(1)
     largest = np.repeat(np.where(largest > 0, largest, 1), cut, axis=0)
-    steps = [share * largest / most for share in SHARES]
-    errors = [_together(own * (weight - _nearest(weight, step, most)) ** 2, cut) for step in steps]
+    steps = [ratio * largest / most for ratio in CLIP_RATIOS]
+
+    def error(step: np.ndarray) -> np.ndarray:
+        nearest = np.clip(np.rint(weight / step[:, None]), -most, most) * step[:, None]
+        return _sum_parts(own * (weight - nearest) ** 2, cut)
+
+    errors = [error(step) for step in steps]
     return np.take_along_axis(np.stack(steps), np.argmin(errors, axis=0)[None], axis=0)[0]
 
 
-def _nearest(weight: np.ndarray, step: np.ndarray, most: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(weight / step[:, None]), -most, most) * step[:, None]
-
-
 def _best_step(step: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Least squares for given levels; where they are all zero the step stays."""
+    """Solves least squares for given levels; where they are all zero the step stays."""
     good = (numerator > 0) & (denominator > 0)
     return np.where(good, numerator / np.where(good, denominator, 1), step).astype(np.float32)
 
@@ -97,13 +98,13 @@ def _sweep(level: np.ndarray, slope: np.ndarray, step: np.ndarray, most: np.ndar
 
 
 def _damp(second: np.ndarray) -> np.ndarray:
+    """Adds a little to the second moment of each input, so that the products are well conditioned."""
     mean = np.einsum("gdd->g", second) / second.shape[-1]
     each = DAMPING * np.where(mean > 0, mean, 1)
     return second + each[:, None, None] * np.eye(second.shape[-1], dtype=np.float32)
 
 
-def _together(values: np.ndarray, cut: int) -> np.ndarray:
+def _sum_parts(values: np.ndarray, cut: int) -> np.ndarray:
     """Sums over inputs and parts; every part of a group gets the sum."""
     sums = values.sum(1)
-    whole = sums.reshape(-1, cut, sums.shape[-1]).sum(1)
-    return np.repeat(whole, cut, axis=0)
+    return np.repeat(sums.reshape(-1, cut, sums.shape[-1]).sum(1), cut, axis=0)

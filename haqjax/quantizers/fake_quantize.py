@@ -1,4 +1,4 @@
-"""The forward pass of a network under a policy: every layer's weight and activation fake-quantised.
+"""The fake-quantised forward pass of a network under a policy, in which bits are data.
 
 The grids of all layers, or of all channels, are computed as one vector and sliced: a handful of kernels instead of
 a handful a layer, which would dominate the time to compile.
@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from haqjax.quantizers.bias_correction import corrects_bias, output_bias
 from haqjax.quantizers.codebook import codebook_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
-from haqjax.quantizers.rounding_offsets import apply_offsets, clip_factor, find_unmoved, output_bias
+from haqjax.quantizers.rounding_offsets import apply_offsets, clip_factor, find_unmoved
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer
@@ -51,14 +52,14 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
 
 
 def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
-    """Each layer's weight, quantised; of `x` only shapes are read, so that many batches can share the result."""
+    """Quantises each layer's weight; of `x` only shapes are read, so that one result serves many batches."""
     if ranges.codebook is not None:
         return codebook_weights(ranges.codebook, policy, map_weights(lambda layer, weight: weight, apply, params, x))
     maxima = map_weights(channel_maximum, apply, params, x)
     _check_rows(len(maxima), policy, ranges)
-    shares, layer_of = channel_ratios(maxima)
+    ratios, layer_of = channel_ratios(maxima)
     bits, unmoved = jnp.asarray(policy)[layer_of, WEIGHT], find_unmoved(apply, params, x, ranges)
-    clip = _clips(policy, ranges)[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
+    clip = clips_at(policy, ranges)[layer_of, WEIGHT] * (ratios if ranges.per_channel else 1)
     grids = make_grid(clip * clip_factor(bits, unmoved, ranges), bits, jnp.ones(len(layer_of), bool))
     ends = np.cumsum([len(m) for m in maxima])
 
@@ -74,12 +75,12 @@ def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ra
 def apply_quantized(
     apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, policy: Policy, ranges: Ranges
 ) -> PyTree:
-    """The forward pass with weights from `quantize_weights` and activations quantised on the way."""
+    """Runs the forward pass with weights from `quantize_weights` and activations quantised on the way."""
     return with_hook(apply, make_hook(weights, policy, ranges))(params, x)
 
 
 class Operands(NamedTuple):
-    """What a policy makes of one layer."""
+    """One layer's operands under a policy."""
 
     weight: Array  # quantised
     grid: Grid  # of the activation, scalars
@@ -89,11 +90,11 @@ class Operands(NamedTuple):
 def make_hook(
     weights: tuple[Array, ...], policy: Policy, ranges: Ranges, biases: tuple[Array, ...] | None = None
 ) -> Hook:
-    """How a layer is computed under a policy, with weights from `quantize_weights`.
+    """Makes the hook that computes a layer under a policy, with weights from `quantize_weights`.
 
     Args:
-      biases: from `haqjax.quantizers.rounding_offsets.output_biases`, where many batches share them; None computes
-        them in place.
+      biases: from `haqjax.quantizers.bias_correction.output_biases`, for many batches at once; None computes them in
+        place.
     """
     return hook_with(make_operands(weights, policy, ranges, biases), ranges)
 
@@ -101,22 +102,29 @@ def make_hook(
 def make_operands(
     weights: tuple[Array, ...], policy: Policy, ranges: Ranges, biases: tuple[Array, ...] | None = None
 ) -> tuple[Operands, ...]:
-    """The operands of every layer, as `make_hook` takes them."""
-    grids = make_grid(
-        _clips(policy, ranges)[:, ACTIVATION], jnp.asarray(policy)[:, ACTIVATION], jnp.asarray(ranges.signed)
-    )
-    grid = lambda at: jax.tree.map(lambda leaf: leaf[at], grids)
-    bias = lambda at: None if biases is None else biases[at]
-    return tuple(Operands(weight, grid(at), bias(at)) for at, weight in enumerate(weights))
+    """Makes the operands of every layer, with the arguments of `make_hook`."""
+    grids = activation_grids(policy, ranges)
+
+    def operands(layer: int, weight: Array) -> Operands:
+        grid = jax.tree.map(lambda leaf: leaf[layer], grids)
+        return Operands(weight, grid, None if biases is None else biases[layer])
+
+    return tuple(operands(layer, weight) for layer, weight in enumerate(weights))
+
+
+def activation_grids(policy: Policy, ranges: Ranges) -> Grid:
+    """Makes the grid of each layer's activation at the policy's width, each field [L]."""
+    bits = jnp.asarray(policy)[:, ACTIVATION]
+    return make_grid(clips_at(policy, ranges)[:, ACTIVATION], bits, jnp.asarray(ranges.signed))
 
 
 def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:
-    """How a layer is computed with such operands, one a layer."""
+    """Makes the hook that computes a layer with such operands, one a layer."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         mine = operands[layer.index]
         y = use_cpu_kernels(layer, snap(activation, mine.grid), mine.weight, compute)
-        if ranges.rounding is None or ranges.rounding.means is None:
+        if not corrects_bias(ranges):
             return y
         bias = output_bias(layer, weight, mine.weight, ranges) if mine.bias is None else mine.bias
         return y + broadcast_outputs(layer, bias).astype(y.dtype)
@@ -124,9 +132,9 @@ def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:
     return hook
 
 
-def _clips(policy: Policy, ranges: Ranges) -> Float[Array, "L 2"]:
-    """The clip of each tensor at the policy's width; widths beyond 8 read the last."""
-    column = jnp.clip(policy, 1, WIDTHS)[..., None] - 1
+def clips_at(policy: Policy, ranges: Ranges) -> Float[Array, "L 2"]:
+    """Returns the clip of each tensor at the policy's width; widths beyond 8 read the last."""
+    column = jnp.clip(jnp.asarray(policy), 1, WIDTHS)[..., None] - 1
     return jnp.take_along_axis(jnp.asarray(ranges.clip), column, axis=2)[..., 0]
 
 

@@ -1,4 +1,4 @@
-"""The forward pass under fractional bits: every tensor a mixture of what it is at the two neighbouring widths."""
+"""FracBits (Yang and Jin 2021, arXiv 2007.02017): the forward pass under fractional bits, with a gradient by them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,22 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantizers.fake_quantize import _clips, quantize_weights
-from haqjax.quantizers.linear import Grid, make_grid, snap
+from haqjax.quantizers.bias_correction import corrects_bias, output_bias
+from haqjax.quantizers.fake_quantize import activation_grids, quantize_weights
+from haqjax.quantizers.linear import snap
 from haqjax.quantizers.per_channel import broadcast_outputs
-from haqjax.quantizers.rounding_offsets import output_bias
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
 
 
-class Neighbours(NamedTuple):
-    """Two whole policies, and how much of the upper one there is in the mixture."""
+class _Neighbours(NamedTuple):
+    """The whole policies below and above fractional bits, and the fraction of the upper one in the mixture."""
 
-    use_cpu_kernels: Int[Array, "L 2"]
-    upper: Int[Array, "L 2"]
-    share: Float[Array, "L 2"]
+    below: Int[Array, "L 2"]
+    above: Int[Array, "L 2"]
+    fraction: Float[Array, "L 2"]
 
 
 def quantize_fractionally(
@@ -51,44 +51,40 @@ def quantize_fractionally(
     """
 
     def qapply(params: PyTree, x: PyTree, bits: Float[Array, "L 2"], ranges: Ranges) -> PyTree:
-        near = neighbours(bits)
+        near = _find_neighbours(bits)
         weights = [quantize_weights(apply, params, x, policy, ranges) for policy in near[:2]]
-        grids = [_activation_grids(policy, ranges) for policy in near[:2]]
+        grids = [activation_grids(policy, ranges) for policy in near[:2]]
 
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             at = layer.index
             low, high = (snap(activation, jax.tree.map(lambda leaf: leaf[at], grid)) for grid in grids)
             ends = weights[0][at], weights[1][at]
-            share = near.share[at]
-            y = hook(layer, mix(low, high, share[ACTIVATION]), mix(*ends, share[WEIGHT]), compute)
-            if ranges.rounding is None or ranges.rounding.means is None:
+            fraction = near.fraction[at]
+            y = hook(layer, _mix(low, high, fraction[ACTIVATION]), _mix(*ends, fraction[WEIGHT]), compute)
+            if not corrects_bias(ranges):
                 return y
             low, high = (output_bias(layer, weight, end, ranges) for end in ends)  # of each width: a gradient by bits
-            return y + broadcast_outputs(layer, mix(low, high, share[WEIGHT])).astype(y.dtype)
+            return y + broadcast_outputs(layer, _mix(low, high, fraction[WEIGHT])).astype(y.dtype)
 
         return with_hook(apply, on_layer)(params, x)
 
     return qapply
 
 
-def neighbours(bits: Float[Array, "L 2"]) -> Neighbours:
-    """The whole widths below and above fractional bits; at a whole width one of them has it all.
+def _find_neighbours(bits: Float[Array, "L 2"]) -> _Neighbours:
+    """Finds the whole widths below and above fractional bits; at a whole width one of them has it all.
 
-    >>> near = neighbours(jnp.array([[2.25, 8.0]]))
-    >>> print(near.use_cpu_kernels, near.upper, near.share)
+    >>> near = _find_neighbours(jnp.array([[2.25, 8.0]]))
+    >>> print(near.below, near.above, near.fraction)
     [[2 7]] [[3 8]] [[0.25 1.  ]]
     """
     whole = jnp.floor(jax.lax.stop_gradient(bits))
     below = jnp.where(whole >= FULL_PRECISION, FULL_PRECISION, jnp.clip(whole, 1, WIDTHS - 1))
-    share = jnp.where(whole >= FULL_PRECISION, 0.0, bits - below)
-    return Neighbours(below.astype(jnp.int32), below.astype(jnp.int32) + 1, share)
+    fraction = jnp.where(whole >= FULL_PRECISION, 0.0, bits - below)
+    return _Neighbours(below.astype(jnp.int32), below.astype(jnp.int32) + 1, fraction)
 
 
-def mix(low: Array, high: Array, share: Float[Array, ""]) -> Array:
-    """`low` where the share is 0, `high` where it is 1, exactly; between them on a line."""
-    share = share.reshape((1,) * low.ndim).astype(low.dtype)
-    return (1 - share) * low + share * high
-
-
-def _activation_grids(policy: Int[Array, "L 2"], ranges: Ranges) -> Grid:
-    return make_grid(_clips(policy, ranges)[:, ACTIVATION], policy[:, ACTIVATION], jnp.asarray(ranges.signed))
+def _mix(low: Array, high: Array, fraction: Float[Array, ""]) -> Array:
+    """Interpolates linearly: exactly `low` at a fraction of 0 and `high` at 1."""
+    fraction = fraction.reshape((1,) * low.ndim).astype(low.dtype)
+    return (1 - fraction) * low + fraction * high

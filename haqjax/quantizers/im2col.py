@@ -1,11 +1,9 @@
-"""A layer as a matrix product: its weight as a matrix, its input as rows.
+"""im2col: a layer as a matrix product, its weight as a matrix, its input as rows.
 
-`output[g, n, r] = sum over d of rows[g, n, d] matrix[g, d, r]`, with G groups, of D inputs and R outputs
-each.
+`output[g, n, r] = sum over d of rows[g, n, d] matrix[g, d, r]`, with G groups, of D inputs and R outputs each.
 """
 
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ ROWS = 32  # an example: neighbouring places of a map say much the same
 
 
 def to_matrix(layer: Layer, weight: AnyArray) -> Float[AnyArray, "G D R"]:
-    """The weight of a layer as a matrix, one for each group.
+    """Returns the weight of a layer as a matrix, one for each group.
 
     >>> from haqjax.tracing.hooks import map_weights
     >>> apply = lambda params, x: x @ params["w"].T
@@ -38,7 +36,7 @@ def to_matrix(layer: Layer, weight: AnyArray) -> Float[AnyArray, "G D R"]:
 
 
 def from_matrix(layer: Layer, matrix: Float[AnyArray, "G D R"]) -> AnyArray:
-    """The inverse of `to_matrix`."""
+    """Returns the weight that `to_matrix` made a matrix of."""
     _, order = _arrangement(layer)
     shape = [layer.weight_shape[axis] for axis in order]
     ordered = (matrix if layer.dense else matrix.transpose(1, 0, 2)).reshape(shape)
@@ -46,17 +44,19 @@ def from_matrix(layer: Layer, matrix: Float[AnyArray, "G D R"]) -> AnyArray:
 
 
 def take_rows(layer: Layer, activation: Array, most: int) -> Float[Array, "G n D"]:
-    """Rows of the layer's input for evenly spaced outputs, `most` at most."""
+    """Takes rows of the layer's input for evenly spaced outputs, `most` at most."""
     if layer.dense:
         return _take_dense(layer, activation, most)
     params = layer.equation.params
-    numbers, output = params["dimension_numbers"], shape_of(layer.equation.outvars[0])
-    padding = [(0, 0, 0), *((low, high, d - 1) for (low, high), d in _edges(params)), (0, 0, 0)]
-    spec = numbers.lhs_spec
+    axes, output = params["dimension_numbers"], shape_of(layer.equation.outvars[0])
+    edges = zip(params["padding"], params["lhs_dilation"], strict=True)
+    padding = [(0, 0, 0), *((low, high, dilation - 1) for (low, high), dilation in edges), (0, 0, 0)]
+    spec = axes.lhs_spec
     x = lax.pad(jnp.transpose(activation, (spec[0], *spec[2:], spec[1])), jnp.zeros((), activation.dtype), padding)
-    places = [activation.shape[spec[0]], *(output[axis] for axis in numbers.out_spec[2:])]
-    example, *at = np.unravel_index(_spaced(math.prod(places), most), places)
-    kernel = [layer.weight_shape[axis] for axis in numbers.rhs_spec[2:]]
+    places = [activation.shape[spec[0]], *(output[axis] for axis in axes.out_spec[2:])]
+    outputs = math.prod(places)
+    example, *at = np.unravel_index(np.arange(0, outputs, coprime_stride(outputs, most)), places)
+    kernel = [layer.weight_shape[axis] for axis in axes.rhs_spec[2:]]
     taps = np.indices(kernel).reshape(len(kernel), -1)
     steps = zip(at, taps, params["window_strides"], params["rhs_dilation"], strict=True)
     index = tuple(place[:, None] * stride + tap[None] * apart for place, tap, stride, apart in steps)
@@ -72,11 +72,11 @@ def _take_dense(layer: Layer, activation: Array, most: int) -> Float[Array, "G n
     ordered = jnp.transpose(activation, (*batch, *free, *contract))
     inputs, groups = (math.prod(activation.shape[axis] for axis in axes) for axes in (contract, batch))
     rows = ordered.reshape(groups, activation.size // (groups * inputs), inputs)
-    return rows[:, _spaced(rows.shape[1], most)]
+    return rows[:, np.arange(0, rows.shape[1], coprime_stride(rows.shape[1], most))]
 
 
 def _arrangement(layer: Layer) -> tuple[int, list[int]]:
-    """Groups, and the order of the weight's axes: batched, contracted, free; or taps, input, output."""
+    """Returns the groups and the order of the weight's axes: batched, contracted, free; or taps, input, output."""
     if layer.dense:
         contract, batch = layer.dot_axes
         free = [axis for axis in layer.channel_axes if axis not in batch]
@@ -85,13 +85,15 @@ def _arrangement(layer: Layer) -> tuple[int, list[int]]:
     return layer.equation.params["feature_group_count"], [*taps, each, output]
 
 
-def _edges(params: dict) -> Sequence[tuple[tuple[int, int], int]]:
-    return list(zip(params["padding"], params["lhs_dilation"], strict=True))
+def coprime_stride(count: int, most: int) -> int:
+    """Finds the least stride that takes `most` of `count` numbers at most and has no factor in common with `count`.
 
+    With a common factor it would fall in with an axis: some channels would be taken and others never.
 
-def _spaced(count: int, most: int) -> np.ndarray:
-    """Every n-th of `count` numbers; n has no factor in common with `count`, so as not to fall in with an axis."""
+    >>> coprime_stride(100, 25), coprime_stride(100, 30)
+    (7, 7)
+    """
     stride = -(-count // most)
     while math.gcd(stride, count) > 1:
         stride += 1
-    return np.arange(0, count, stride)
+    return stride

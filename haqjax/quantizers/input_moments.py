@@ -1,4 +1,4 @@
-"""Means and second moments of what each layer's weights are multiplied with, over the calibration images."""
+"""Means and second moments of each layer's inputs over the calibration images."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Moments(NamedTuple):
 
 
 def parts(inputs: int) -> int:
-    """The fewest equal parts of at most `LARGEST` inputs.
+    """Counts the fewest equal parts of at most `LARGEST` inputs.
 
     >>> parts(576), parts(1280), parts(4608)
     (1, 2, 8)
@@ -31,7 +31,7 @@ def parts(inputs: int) -> int:
 
 
 def empty_moments(apply: Apply, params: PyTree, x: PyTree, second: bool, first: bool) -> tuple[Moments, ...]:
-    """Sums over no rows, one entry a layer; of `x` only shapes are read."""
+    """Makes sums over no rows, one entry a layer; of `x` only shapes are read."""
 
     def empty(layer: Layer, weight: Array) -> Moments:
         groups, inputs, _ = to_matrix(layer, weight).shape

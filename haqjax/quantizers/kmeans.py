@@ -1,9 +1,9 @@
-"""The shared values of least squared error for many tensors at every width: k-means on sorted numbers.
+"""k-means of least squared error for many tensors at every width, by dynamic programming on sorted numbers.
 
 On a line a cluster is an interval of the sorted values, so a clustering is a row of boundaries, and what an interval
 costs follows from running sums at its two ends. Boundaries are found by dynamic programming over windows of places
 around each of them: wide and coarse first, which moves shared values from one end of the line to the other; then ever
-finer, down to single values. Running sums are 64-bit: call all this where `jax.enable_x64` is on.
+finer, down to single values. Running sums are 64-bit: call these functions where `jax.enable_x64` is on.
 """
 
 import functools
@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int
 from haqjax.types import WIDTHS
 
 CLUSTERS = 2**WIDTHS
-REACH = 4  # clusters that a window of full scale reaches over on either side of a boundary
+WINDOW = 4  # clusters on either side of a boundary in a window of full scale
 STAGES = 4, 16  # places in a window for each cluster's length: a rough search, then a thorough one from what it found
 FINER = 0.25  # what a window shrinks by when nothing in it is better
 
 
 class Extent(NamedTuple):
-    """Where a layer is among the sorted values of all."""
+    """A layer's place among the sorted values of all."""
 
     begin: Int[Array, "*L"]
     size: Int[Array, "*L"]  # distinct values
@@ -38,12 +38,12 @@ class Sorted(NamedTuple):
     members: Float[Array, "T"]  # weights with these values
     total: Float[Array, "T"]
     squares: Float[Array, "T"]
-    spread: Float[Array, "T"]  # grows evenly from level to level of a fine quantiser
+    companded: Float[Array, "T"]  # grows evenly from level to level of a fine quantiser
     extent: Extent
 
 
 class Search(NamedTuple):
-    """Where a search for boundaries stands."""
+    """State of a search for boundaries."""
 
     bounds: Int[Array, "257"]  # cluster `c` holds the values after `bounds[c]` up to `bounds[c + 1]`
     error: Float[Array, ""]
@@ -51,7 +51,7 @@ class Search(NamedTuple):
 
 
 def flatten(weights: tuple[Array, ...]) -> tuple[Float[Array, "T"], Int[Array, "T"]]:
-    """All tensors' values in one vector, minus infinity before each tensor; also the tensor that each belongs to."""
+    """Joins all tensors' values in one vector, minus infinity before each tensor; also returns each value's tensor."""
     head = jnp.full(1, -jnp.inf, jnp.float32)
     flat = jnp.concatenate([part for weight in weights for part in (head, weight.reshape(-1).astype(jnp.float32))])
     return flat, jnp.cumsum(jnp.isneginf(flat), dtype=jnp.int32) - 1
@@ -61,7 +61,7 @@ def sort_values(weights: tuple[Array, ...]) -> Sorted:
     """Sorts each tensor's values, which are finite, and sums them up.
 
     The best density of many levels is the third root of that of the values (Panter & Dite 1951), which is here the
-    times a value occurs over its gap to the one before: a step of the spread is `gap * (times / gap)**(1/3)`.
+    times a value occurs over its gap to the one before: a step of `companded` is `gap * (times / gap)**(1/3)`.
     """
     flat, layer = flatten(weights)
     layer, value = jax.lax.sort((layer, flat), num_keys=2)
@@ -76,12 +76,12 @@ def sort_values(weights: tuple[Array, ...]) -> Sorted:
     gap = jnp.where(place > 1, exact - jnp.roll(exact, 1), 0)
     terms = jnp.stack([times, times * exact, times * exact**2, jnp.cbrt(times * gap**2)])
     longest = max(weight.size for weight in weights)
-    members, total, squares, spread = _running_sums(terms, place, longest)
-    return Sorted(value, members, total, squares, spread, Extent(begin, size))
+    members, total, squares, companded = _running_sums(terms, place, longest)
+    return Sorted(value, members, total, squares, companded, Extent(begin, size))
 
 
 def shared_values(ordered: Sorted, together: int | None = None) -> Float[Array, "8 L 256"]:
-    """Each cluster's mean at every width, in rising order; infinity where a row has no more clusters.
+    """Finds each cluster's mean at every width, in rising order; infinity where a row has no more clusters.
 
     Args:
       together: layers that are solved side by side; one after another, each in its own time, where None.
@@ -95,7 +95,7 @@ def shared_values(ordered: Sorted, together: int | None = None) -> Float[Array, 
 
 
 def _running_sums(terms: Float[Array, "n T"], place: Int[Array, "T"], longest: int) -> Float[Array, "n T"]:
-    """Sums that start anew at place 0, so that a large layer costs no other its digits, by doubling."""
+    """Sums from place 0 of each layer on, by doubling, so that a large layer costs no other its digits."""
 
     def double(n: Array, sums: Array) -> Array:
         shift = jnp.left_shift(1, n)
@@ -105,7 +105,7 @@ def _running_sums(terms: Float[Array, "n T"], place: Int[Array, "T"], longest: i
 
 
 def _solve(ordered: Sorted, clusters: Array, extent: Extent) -> Int[Array, "257"]:
-    """The boundaries of one layer's clusters: with a cluster for each value there is nothing to search."""
+    """Finds the boundaries of one layer's clusters; with a cluster for each value there is nothing to search."""
     solved = extent.size <= clusters
     order = jnp.arange(CLUSTERS + 1, dtype=jnp.int32)
     bounds = jnp.where(solved, jnp.minimum(order, extent.size), _even(ordered, extent, clusters, order))
@@ -117,22 +117,22 @@ def _solve(ordered: Sorted, clusters: Array, extent: Extent) -> Int[Array, "257"
 
 
 def _even(ordered: Sorted, extent: Extent, clusters: Array, order: Int[Array, "257"]) -> Int[Array, "257"]:
-    """Boundaries that give every cluster the same part of the spread, by bisection."""
-    goal = order / clusters * ordered.spread[extent.begin + extent.size]
+    """Finds boundaries that give every cluster the same part of `companded`, by bisection."""
+    goal = order / clusters * ordered.companded[extent.begin + extent.size]
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def bisect(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high + 1) // 2
-        within = ordered.spread[extent.begin + middle] <= goal
+        within = ordered.companded[extent.begin + middle] <= goal
         return jnp.where(within, middle, low), jnp.where(within, high, middle - 1)
 
     ends = jnp.zeros_like(order), jnp.full_like(order, extent.size)
-    bounds, _ = jax.lax.fori_loop(0, len(ordered.value).bit_length(), halve, ends)
+    bounds, _ = jax.lax.fori_loop(0, len(ordered.value).bit_length(), bisect, ends)
     return jnp.where(order == 0, 0, jnp.where(order >= clusters, extent.size, bounds))
 
 
 def _look(ordered: Sorted, extent: Extent, clusters: Array, places: int, search: Search) -> Search:
-    """One round: keeps to the scale while that pays, and ends where windows hold single values and nothing better."""
+    """Searches one round: keeps the scale while that helps, and ends where windows of single values hold no better."""
     rows = jnp.clip(_windows(search.bounds, search.scale, clusters, places), 0, extent.size)
     bounds, error = _best_path(ordered, extent, clusters, rows)
     better = error < search.error
@@ -142,11 +142,11 @@ def _look(ordered: Sorted, extent: Extent, clusters: Array, places: int, search:
 
 
 def _windows(bounds: Array, scale: Array, clusters: Array, places: int) -> Int[Array, "257 W"]:
-    """Places to try for each boundary, itself in the middle, counted in lengths of the clusters around it.
+    """Lists places to try for each boundary, itself in the middle, counted in lengths of the clusters around it.
 
     At full scale other boundaries are among the places, so all between two clusters can move up by one.
     """
-    step, order = jnp.arange(-REACH * places, REACH * places + 1)[None], jnp.arange(CLUSTERS + 1)[:, None]
+    step, order = jnp.arange(-WINDOW * places, WINDOW * places + 1)[None], jnp.arange(CLUSTERS + 1)[:, None]
     at = jnp.clip(order + scale * step / places, 0, CLUSTERS)
     left = at.astype(jnp.int32)
     near, far = bounds[left], bounds[jnp.minimum(left + 1, CLUSTERS)]
@@ -159,7 +159,7 @@ def _windows(bounds: Array, scale: Array, clusters: Array, places: int) -> Int[A
 def _best_path(
     ordered: Sorted, extent: Extent, clusters: Array, rows: Int[Array, "257 W"]
 ) -> tuple[Int[Array, "257"], Float[Array, ""]]:
-    """The boundaries of least squared error with one place from each row, and that error."""
+    """Finds the boundaries of least squared error with one place from each row; also returns that error."""
     entry, middle = extent.begin + rows, rows.shape[1] // 2
     points = jnp.stack([ordered.members[entry], ordered.total[entry], ordered.squares[entry]], axis=1)
 
@@ -180,7 +180,7 @@ def _best_path(
 
 
 def _squared_error(sums: Float[Array, "3 *n"]) -> Float[Array, "*n"]:
-    """Of the members of a cluster about their mean, from their count, sum and sum of squares."""
+    """Computes the squared error of a cluster about its mean from its count, sum and sum of squares."""
     count, total, squares = sums
     return jnp.where(count < 0, jnp.inf, squares - total**2 / jnp.maximum(count, 0.5))
 

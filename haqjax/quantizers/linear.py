@@ -21,7 +21,7 @@ class Grid(NamedTuple):
 
 
 def make_grid(clip: Float[Array, "*n"], bits: Int[Array, "*n"], signed: Bool[Array, "*n"]) -> Grid:
-    """Levels of a linear quantiser (Wang et al. 2019, section 3.4).
+    """Makes the levels of a linear quantiser (Wang et al. 2019, section 3.4).
 
     Signed: `n = 2^(bits - 1) - 1` levels a side of zero in `[-clip, clip]`. Unsigned: `n = 2^bits - 1` levels in
     `[0, clip]`. The step is `clip / n`. One signed bit has no level but zero: its grid gives NaN.
@@ -46,7 +46,7 @@ def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
     """
     grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim) if leaf.ndim == 0 else leaf, grid)
     lowest, highest = grid.lowest.astype(x.dtype), grid.highest.astype(x.dtype)
-    # Not minimum and maximum: at a tie, such as the largest weight of a channel, they would halve the gradient.
+    # Not minimum and maximum: at a tie, such as the largest weight of a channel, they would give it half the gradient.
     clipped = jnp.where(x > highest, highest, jnp.where(x < lowest, lowest, x))
     return jnp.where(grid.identity, x, _round(clipped, grid.per_unit.astype(x.dtype), grid.step.astype(x.dtype)))
 
@@ -68,7 +68,7 @@ def fake_quantize(
       bits: 2..8, or 1 where unsigned; 32 returns `x` as it is. Traced: another width does not compile again.
       signed: traced.
       gradient: of the clip. "pact": 0 inside and the sign of `x` outside (Choi et al. 2018, arXiv 1805.06085, equation
-        3); "lsq": what rounding costs counts too, see `snap`.
+        3); "lsq": the rounding error counts too, see `snap`.
     Returns:
       Values on the quantiser's levels, of the shape and dtype of `x`.
 
@@ -80,7 +80,7 @@ def fake_quantize(
 
 
 def hold_step(grid: Grid) -> Grid:
-    """The same grid, whose step has no gradient: that of the clip is then PACT's, 0 inside."""
+    """Returns the same grid, whose step has no gradient: that of the clip is then PACT's, 0 inside."""
     return grid._replace(step=jax.lax.stop_gradient(grid.step))
 
 

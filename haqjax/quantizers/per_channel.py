@@ -1,4 +1,4 @@
-"""What belongs to a channel of a layer: clips in proportion to its size, values spread over a tensor."""
+"""Per-channel values of a layer: magnitudes, input energies, and their broadcast over its tensors."""
 
 import jax
 import jax.numpy as jnp
@@ -10,22 +10,22 @@ from haqjax.tracing.jaxpr import Layer
 
 
 def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
-    """Largest magnitude of each output channel, flat."""
+    """Finds the largest magnitude of each output channel, flat."""
     channels = sorted(layer.channel_axes)
     summed = tuple(axis for axis in range(weight.ndim) if axis not in channels)
     return jnp.max(jnp.abs(weight), axis=summed).reshape(-1)
 
 
 def broadcast_channels(layer: Layer, values: Float[Array, "C"]) -> Array:
-    """One value a channel, in the rank of the layer's weight."""
+    """Reshapes one value a channel to the rank of the layer's weight."""
     shape = [size if axis in layer.channel_axes else 1 for axis, size in enumerate(layer.weight_shape)]
     return values.reshape(shape)
 
 
 def channel_ratios(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np.ndarray]:
-    """Each channel's largest magnitude as a share of its layer's, all layers in one vector, and each one's layer.
+    """Divides each channel's largest magnitude by its layer's, all layers in one vector; also returns each one's layer.
 
-    A channel of zeros has share one: any clip leaves it zero.
+    A channel of zeros has ratio one: any clip leaves it zero.
     """
     layer = np.repeat(np.arange(len(maxima)), [len(m) for m in maxima])
     flat = jnp.concatenate(maxima)
@@ -34,7 +34,7 @@ def channel_ratios(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np
 
 
 def broadcast_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
-    """One value an output channel, in the rank of the layer's output.
+    """Reshapes one value an output channel to the rank of the layer's output.
 
     >>> from haqjax.tracing.hooks import map_weights
     >>> apply = lambda params, x: jnp.einsum("bsi,io->bso", x, params["w"])
@@ -56,17 +56,17 @@ def broadcast_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
 
 
 def input_energy(layer: Layer, weight: Array) -> Array:
-    """Sum of the squares of the weights that read each input channel, in the rank of the layer's activation.
+    """Sums the squares of the weights that read each input channel, in the rank of the layer's activation.
 
-    What an error in an input channel adds to the squared error of the layer's output goes with it.
+    The squared error of the layer's output grows in proportion to it with an error in the input channel.
     """
     energy = jnp.sum(to_matrix(layer, weight) ** 2, axis=2)  # [G, D]
     rank = len(layer.activation_shape)
     if not layer.dense:
-        numbers = layer.equation.params["dimension_numbers"]
-        each = layer.weight_shape[numbers.rhs_spec[1]]
+        axes = layer.equation.params["dimension_numbers"]
+        each = layer.weight_shape[axes.rhs_spec[1]]
         by_channel = energy.reshape(energy.shape[0], -1, each).sum(1).reshape(-1)
-        return by_channel.reshape([-1 if axis == numbers.lhs_spec[1] else 1 for axis in range(rank)])
+        return by_channel.reshape([-1 if axis == axes.lhs_spec[1] else 1 for axis in range(rank)])
     contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
     order = [*batch, *contract]
     whole = energy.reshape([layer.activation_shape[axis] for axis in order])

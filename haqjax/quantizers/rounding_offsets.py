@@ -1,4 +1,8 @@
-"""What `Ranges.rounding` holds: made from the moments of a layer's inputs, and applied under a policy."""
+"""Rounding offsets: whole levels by which a weight moves before it is rounded to the nearest one.
+
+COMQ chooses levels at every width; an offset is the chosen level less the nearest one, so that a policy is data and the
+forward pass rounds as it always does.
+"""
 
 import dataclasses
 
@@ -7,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from haqjax.quantizers.bias_correction import mean_inputs
 from haqjax.quantizers.comq import round_levels
 from haqjax.quantizers.im2col import from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
@@ -14,7 +19,7 @@ from haqjax.quantizers.linear import Grid
 from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
-from haqjax.types import WEIGHT, WIDTHS, AnyArray, Ranges, Rounding
+from haqjax.types import WEIGHT, WIDTHS, Ranges, Rounding
 
 INT8 = 127
 SAME = 1e-5  # relative change of a weight that is none: computed in another program it can differ in its last bits
@@ -24,7 +29,9 @@ Policy = Int[Array, "L 2"]
 def make_rounding(
     apply: Apply, params: PyTree, x: PyTree, clip: Float[np.ndarray, "L 8"], moments: tuple[Moments, ...]
 ) -> Rounding:
-    """Levels of least error at each layer's output, as nudges and factors relative to nearest rounding; mean inputs.
+    """Makes the record of `Ranges.rounding`: levels of least error at each layer's output, and mean inputs.
+
+    Levels are kept as offsets and clip factors relative to nearest rounding.
 
     Args:
       x: only shapes are read.
@@ -33,7 +40,7 @@ def make_rounding(
     """
     pairs = map_weights(lambda layer, weight: (layer, weight), apply, params, x)
     rows = [(layer, np.asarray(weight, np.float32), sums) for (layer, weight), sums in zip(pairs, moments, strict=True)]
-    means = tuple(_mean(*row) for row in rows) if moments[0].first is not None else None
+    means = tuple(mean_inputs(*row) for row in rows) if moments[0].first is not None else None
     if moments[0].second is None:
         return Rounding(None, None, means, None)
     offsets, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
@@ -41,13 +48,13 @@ def make_rounding(
 
 
 def to_nearest(ranges: Ranges) -> Ranges:
-    """The same clips with each weight rounded to its nearest level, as for weights that have moved."""
+    """Returns the same clips with each weight rounded to its nearest level, as for weights that have moved."""
     means = None if ranges.rounding is None else ranges.rounding.means
     return dataclasses.replace(ranges, rounding=None if means is None else Rounding(None, None, means, None))
 
 
 def find_unmoved(apply: Apply, params: PyTree, x: PyTree, ranges: Ranges) -> Bool[Array, "C"] | None:
-    """Which output channels of all layers hold the weights that their levels were chosen for.
+    """Finds the output channels of all layers that hold the weights that their levels were chosen for.
 
     None where no levels were chosen. Of `x` only shapes are read.
     """
@@ -64,7 +71,7 @@ def find_unmoved(apply: Apply, params: PyTree, x: PyTree, ranges: Ranges) -> Boo
 
 
 def clip_factor(bits: Int[Array, "C"], unmoved: Bool[Array, "C"] | None, ranges: Ranges) -> Array | int:
-    """What the clip of each output channel of all layers is multiplied by at its width."""
+    """Returns the factor on the clip of each output channel of all layers at its width."""
     if unmoved is None or ranges.rounding is None or ranges.rounding.factor is None:
         return 1
     column = jnp.clip(bits, 1, WIDTHS) - 1
@@ -74,9 +81,9 @@ def clip_factor(bits: Int[Array, "C"], unmoved: Bool[Array, "C"] | None, ranges:
 def apply_offsets(
     layer: Layer, weight: Array, grid: Grid, unmoved: Bool[Array, "C"] | None, policy: Policy, ranges: Ranges
 ) -> Array:
-    """The weight moved by whole levels, such that its nearest level is the one chosen for it.
+    """Moves a weight by whole levels, such that its nearest level is the one chosen for it.
 
-    What is then less than half a step beyond the clip is on it, and keeps its gradient.
+    What is then less than half a step beyond the clip is clipped to it, and keeps its gradient.
 
     Args:
       unmoved: of the layer's own channels.
@@ -90,58 +97,38 @@ def apply_offsets(
     limit = grid.highest.astype(weight.dtype)
     near = jnp.abs(moved) < limit + step / 2
     leave = grid.identity | ~broadcast_channels(layer, unmoved)
-    return jnp.where(leave, weight, jnp.where(near, _pull_in(moved, limit), moved))
-
-
-def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -> Float[Array, "C"]:
-    """What to add to each output channel so that rounding the weights leaves its mean where it was.
-
-    `sum over inputs of E[input] (weight - quantised)` (Nagel et al. 2019, arXiv 1906.04721, section 4.2), with the
-    means of the float network. It has no gradient.
-    """
-    assert ranges.rounding is not None and ranges.rounding.means is not None
-    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.index])
-    return jax.lax.stop_gradient(jnp.sum(error, axis=summed).reshape(-1))
-
-
-def output_biases(
-    apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, ranges: Ranges
-) -> tuple[Float[Array, "C"], ...] | None:
-    """`output_bias` of every layer; None where the ranges correct nothing. Of `x` only shapes are read."""
-    if ranges.rounding is None or ranges.rounding.means is None:
-        return None
-    one = lambda layer, weight: output_bias(layer, weight, weights[layer.index], ranges)  # noqa: E731
-    return map_weights(one, apply, params, x)
+    return jnp.where(leave, weight, jnp.where(near, _clip_straight_through(moved, limit), moved))
 
 
 @jax.custom_jvp
-def _pull_in(x: Array, limit: Array) -> Array:
+def _clip_straight_through(x: Array, limit: Array) -> Array:
     return jnp.clip(x, -limit, limit)
 
 
-@_pull_in.defjvp
-def _pull_in_straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return _pull_in(*primals), tangents[0]
+@_clip_straight_through.defjvp
+def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _clip_straight_through(*primals), tangents[0]
 
 
 def _round(
     layer: Layer, weight: np.ndarray, sums: Moments, clip: Float[np.ndarray, "8"]
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds one layer by COMQ at every width: offsets [8, *weight] and clip factors [8, C]."""
     matrix = np.asarray(to_matrix(layer, weight))
     levels = round_levels(matrix, np.asarray(sums.second) / np.asarray(sums.total))
-    steps = np.stack([_channels(layer, step, matrix.shape) for step in levels.step])  # [8, C]
+    steps = np.stack([_by_channel(layer, step, matrix.shape) for step in levels.step])  # [8, C]
     largest = np.asarray(channel_maximum(layer, jnp.asarray(weight)))
-    share = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
+    ratio = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
     sides = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
-    factor = (steps * sides / (clip[:, None] * share)).astype(np.float32)
+    factor = (steps * sides / (clip[:, None] * ratio)).astype(np.float32)
     return np.stack([_offsets(layer, weight, *pair) for pair in zip(levels.level, steps, strict=True)]), factor
 
 
-def _mean(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
-    """The mean of each input, where the weight that reads it stands."""
-    mean = np.asarray(sums.first) / np.asarray(sums.total)
-    return _once(layer, from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape)))
+def _by_channel(layer: Layer, step: Float[np.ndarray, "G R"], shape: tuple[int, ...]) -> Float[np.ndarray, "C"]:
+    """Reorders one value an output channel from groups and columns to the order of the weight's axes."""
+    whole = np.asarray(from_matrix(layer, np.broadcast_to(step[:, None], shape)))
+    first = tuple(slice(None) if axis in layer.channel_axes else 0 for axis in range(whole.ndim))
+    return whole[first].reshape(-1)
 
 
 def _offsets(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
@@ -149,20 +136,3 @@ def _offsets(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np
     nearest = np.rint(weight / np.asarray(broadcast_channels(layer, jnp.asarray(step))))
     beyond = (np.abs(nearest) > np.abs(chosen)) & (np.abs(chosen) == np.abs(level).max(initial=0))
     return np.clip(np.where(beyond & (nearest * chosen > 0), 0, chosen - nearest), -INT8, INT8).astype(np.int8)
-
-
-def _channels(layer: Layer, step: Float[np.ndarray, "G R"], shape: tuple[int, ...]) -> Float[np.ndarray, "C"]:
-    """One value an output channel, in the order of the weight's axes."""
-    whole = np.asarray(from_matrix(layer, np.broadcast_to(step[:, None], shape)))
-    first = tuple(slice(None) if axis in layer.channel_axes else 0 for axis in range(whole.ndim))
-    return whole[first].reshape(-1)
-
-
-def _once(layer: Layer, mean: AnyArray) -> np.ndarray:
-    """Without the copies for outputs that read the same inputs."""
-    if not layer.dense:
-        alone = layer.channel_axes if layer.equation.params["feature_group_count"] == 1 else ()
-    else:
-        alone = tuple(axis for axis in layer.channel_axes if axis not in layer.dot_axes[1])
-    first = tuple(slice(0, 1) if axis in alone else slice(None) for axis in range(mean.ndim))
-    return np.ascontiguousarray(mean[first])

@@ -1,6 +1,7 @@
-"""The forward pass under a policy whose clip values and codebooks are learned together with the weights."""
+"""Quantisation-aware training (QAT): clips (LSQ, PACT) and codebooks that are learned together with the weights."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -9,22 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
+from haqjax.quantizers.bias_correction import corrects_bias, output_bias
+from haqjax.quantizers.fake_quantize import clips_at
 from haqjax.quantizers.linear import hold_step, make_grid, snap
 from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
-from haqjax.quantizers.rounding_offsets import output_bias, to_nearest
+from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
-from haqjax.tracing.jaxpr import Layer, elements
+from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Codebook, Ranges
 
-LEAST = 1 / 16  # share of its first value that a clip keeps at least, so that it stays positive
+LEAST = 1 / 16  # fraction of its first value that a clip keeps at least, so that it stays positive
 
 Policy = Int[Array, "L 2"]
 Gradient = Literal["lsq", "pact"]
 
 
 class Learned(NamedTuple):
-    """What fine-tuning moves."""
+    """Parameters of fine-tuning."""
 
     params: PyTree
     clip: Float[Array, "L 2"]  # at the policy's widths
@@ -32,23 +35,23 @@ class Learned(NamedTuple):
 
 
 def begin(params: PyTree, policy: Policy, ranges: Ranges) -> Learned:
-    """What is learned, as calibration leaves it.
+    """Makes the parameters of fine-tuning from what calibration found.
 
     Raises:
       ValueError: a policy of another number of layers than the ranges'.
     """
     if jnp.shape(policy) != jnp.shape(ranges.clip)[:2]:
         raise ValueError(f"policy has shape {jnp.shape(policy)}, but the ranges need {jnp.shape(ranges.clip)[:2]}")
-    column = jnp.clip(jnp.asarray(policy), 1, WIDTHS) - 1
-    clip = jnp.take_along_axis(jnp.asarray(ranges.clip), column[..., None], axis=2)[..., 0]
+    clip = clips_at(policy, ranges)
     if ranges.codebook is None:
         return Learned(params, clip, None)
-    books = jnp.take_along_axis(jnp.asarray(ranges.codebook.codebooks), column[:, WEIGHT, None, None], axis=1)[:, 0]
+    column = jnp.clip(jnp.asarray(policy)[:, WEIGHT, None, None], 1, WIDTHS) - 1
+    books = jnp.take_along_axis(jnp.asarray(ranges.codebook.codebooks), column, axis=1)[:, 0]
     return Learned(params, clip, books)
 
 
 def as_ranges(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
-    """Ranges that hold at every width what was learned at the policy's; weights go to their nearest level.
+    """Makes ranges that hold at every width what was learned at the policy's; weights go to their nearest level.
 
     Args:
       apply: pure function `apply(params, x)`.
@@ -69,7 +72,7 @@ def as_ranges(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges:
 
 
 def end(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
-    """The ranges with what was learned at the policy's widths; other widths stay as they were. On the host.
+    """Puts what was learned at the policy's widths into the ranges; other widths stay as they were. On the host.
 
     Args: as `as_ranges`.
     """
@@ -129,7 +132,7 @@ def quantize_learned(
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)
             y = hook(layer, snap(activation, grid), weights[layer.index], compute)
-            if ranges.rounding is None or ranges.rounding.means is None:
+            if not corrects_bias(ranges):
                 return y
             bias = output_bias(layer, weight, weights[layer.index], ranges)
             return y + broadcast_outputs(layer, bias).astype(y.dtype)
@@ -155,7 +158,7 @@ def _scale_tangent(primals: tuple[Array, Array], tangents: tuple[Array, Array]) 
 
 
 def sort_codebook(codebook: Float[Array, "256"], bits: Int[Array, ""]) -> Float[Array, "256"]:
-    """The codebook of a width in rising order, the rest of the row filled up with its last value.
+    """Sorts the codebook of a width in rising order and pads the rest of the row with its last value.
 
     >>> print(sort_codebook(jnp.arange(256.0)[::-1], 1)[:4])
     [254. 255. 255. 255.]
@@ -166,7 +169,7 @@ def sort_codebook(codebook: Float[Array, "256"], bits: Int[Array, ""]) -> Float[
 
 
 def nearest(weight: Float[Array, "*shape"], codebook: Float[Array, "256"]) -> UInt8[Array, "*shape"]:
-    """Which value of a settled codebook is nearest to each weight; of two at the same distance the lower one.
+    """Finds the value of a sorted codebook that is nearest to each weight; of two at the same distance the lower one.
 
     >>> print(nearest(jnp.array([0.2, 0.8, 7.0]), sort_codebook(jnp.arange(256.0), 1)))
     [0 1 1]
@@ -177,7 +180,7 @@ def nearest(weight: Float[Array, "*shape"], codebook: Float[Array, "256"]) -> UI
 
 
 def look_up(weight: Float[Array, "*shape"], codebook: Float[Array, "256"]) -> Float[Array, "*shape"]:
-    """Each weight's nearest value of a settled codebook.
+    """Replaces each weight by its nearest value of a sorted codebook.
 
     The gradient passes straight through to the weight; that of a value of the codebook is the sum over the weights
     that took it.
@@ -200,14 +203,14 @@ def _quantize_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy,
 
 
 def _linear_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:
-    """As `haqjax.quantizers.fake_quantize.quantize_weights`; a step has a gradient by its clip alone.
+    """Quantises weights as `haqjax.quantizers.fake_quantize.quantize_weights`; a step has a gradient by its clip alone.
 
     Through a channel's largest weight every weight of the channel would pull at one.
     """
     maxima = jax.lax.stop_gradient(map_weights(channel_maximum, apply, learned.params, x))
-    shares, layer_of = channel_ratios(maxima)
+    ratios, layer_of = channel_ratios(maxima)
     bits = policy[layer_of, WEIGHT]
-    clip = learned.clip[layer_of, WEIGHT] * (shares if ranges.per_channel else 1)
+    clip = learned.clip[layer_of, WEIGHT] * (ratios if ranges.per_channel else 1)
     grids = make_grid(clip, bits, jnp.ones(len(layer_of), bool))
     ends = np.cumsum([len(largest) for largest in maxima])
 
@@ -228,13 +231,12 @@ def _keep_positive(clip: Float[Array, "L 2"], first: Float[Array, "L 2"]) -> Flo
 
 
 def _clip_scale(apply: Apply, params: PyTree, x: PyTree, policy: Policy, signed: Array) -> Float[Array, "L 2"]:
-    """What a clip's gradient is multiplied by, so that its step moves by the step's own gradient over `sqrt(N n)`.
+    """Computes the factor on a clip's gradient that moves its step by the step's own gradient over `sqrt(N n)`.
 
     The clip is `n` steps: a step's gradient is `n` times the clip's, and the clip moves `n` times as far as the step.
     """
     batch = jax.tree.leaves(x)[0].shape[0]
-    whole = lambda shape: elements(shape, range(len(shape)))  # noqa: E731
-    sizes = map_weights(lambda layer, w: (w.size, whole(layer.activation_shape) / batch), apply, params, x)
+    sizes = map_weights(lambda layer, w: (w.size, math.prod(layer.activation_shape) / batch), apply, params, x)
     sides = jnp.stack([jnp.ones_like(signed), signed], axis=1).astype(jnp.int32)
     levels = jnp.left_shift(1, jnp.clip(policy, 1, WIDTHS) - sides) - 1
     return levels**1.5 / jnp.sqrt(jnp.array(sizes))

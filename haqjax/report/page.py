@@ -1,4 +1,4 @@
-"""Puts a report together: one HTML page that needs nothing beside it."""
+"""Page of a report: one HTML file that needs nothing beside it."""
 
 import base64
 import html
@@ -12,9 +12,10 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from haqjax.report.catalogue import PICTURES, chart_runs
-from haqjax.report.run_data import RunData, kinds
-from haqjax.report.tables import comparison_columns, unit_of
+from haqjax.report.run_data import RunData, layer_kinds
+from haqjax.report.tables import comparison_columns
 from haqjax.types import ACTIVATION, WEIGHT
+from haqjax.units import unit_of
 
 CONFIG = {
     "responsive": True,
@@ -28,7 +29,7 @@ COLUMN, GAP, MOST = 34, 6, 3  # rem: the least width of a figure beside others; 
 
 
 def make_page(runs: Sequence[RunData], stills: Mapping[str, Sequence[bytes | None]]) -> str:
-    """A report of some runs as HTML.
+    """Writes a report of some runs as HTML.
 
     Args:
       runs: at least one.
@@ -37,17 +38,17 @@ def make_page(runs: Sequence[RunData], stills: Mapping[str, Sequence[bytes | Non
     Returns:
       The page, the same for the same runs and versions.
     """
-    several = len(runs) > 1
+    several, names = len(runs) > 1, [run_data.name for run_data in runs]
     title = "Runs side by side" if several else runs[0].title
     parts = [_section("Result", _result(runs))]
     if several:
-        text = "The best accuracy so far of each search, and its front, on the images that the searches select with."
+        text = "The best accuracy so far of each search, and its front, on the search split."
         together = _figure("runs", "", chart_runs(runs), stills["runs"][0], text)
         parts.append(_section("Runs together", f"<p>{text}</p>{together}" if together else ""))
     for key, picture in PICTURES.items():
         figures = [
-            _figure(f"{key}-{at}", run_data.name if several else "", picture.chart(run_data), still, picture.title)
-            for at, (run_data, still) in enumerate(zip(runs, stills[key], strict=True))
+            _figure(f"{key}-{at}", name if several else "", picture.interactive(run_data), still, picture.title)
+            for at, (name, run_data, still) in enumerate(zip(names, runs, stills[key], strict=True))
         ]
         if any(figures):
             drawn = f'<p>{picture.caption}</p><div class="side">{"".join(figures)}</div>'
@@ -77,8 +78,8 @@ def _lead(run_data: RunData, several: bool) -> str:
     return f"<p>{html.escape(name)}</p>\n{notes}"
 
 
-def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, what: str) -> str:
-    """A figure twice: for the screen, and for print or a reader without scripts."""
+def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, text: str) -> str:
+    """Embeds a figure twice: for the screen, and for print or a reader without scripts."""
     if chart is None or still is None:
         return ""
     div = chart.to_html(CONFIG, full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=key)
@@ -86,7 +87,7 @@ def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, w
     caption = f"<figcaption>{html.escape(name)}</figcaption>" if name else ""
     return (
         f'<figure>{caption}<div class="chart">{div}</div>'
-        f'<img class="still" alt="{html.escape(what)}" src="data:image/svg+xml;base64,{picture}"></figure>'
+        f'<img class="still" alt="{html.escape(text)}" src="data:image/svg+xml;base64,{picture}"></figure>'
     )
 
 
@@ -101,17 +102,17 @@ def _result(runs: Sequence[RunData]) -> str:
             run_data = runs[starts.index(at)]
             body += f'<tr class="group"><th colspan="{len(columns)}">{html.escape(run_data.name)}</th></tr>'
         body += _row(row)
-    told = "".join(f"<p>{_tell(run_data, len(runs) > 1)}</p>" for run_data in runs)
-    told += "".join(_front_table(run_data) for run_data in runs)
-    return (
-        f"{_table(list(columns), body)}<p>Accuracy on images that nothing was chosen by, with its standard error; in "
-        "brackets the share of the 8-bit cost. Costs are what the model of the hardware, or a measured table, says."
-        f"</p>{told}"
+    text = (
+        "Accuracy on the report split, which nothing was chosen by, with its standard error; in brackets the fraction "
+        "of the 8-bit cost. Costs are simulated, or from a measured table."
     )
+    below = "".join(f"<p>{_compare(run_data, len(runs) > 1)}</p>" for run_data in runs)
+    below += "".join(_front_table(run_data) for run_data in runs)
+    return f"{_table(list(columns), body)}<p>{text}</p>{below}"
 
 
 def _front_table(run_data: RunData) -> str:
-    """What was found within each of several budgets."""
+    """Lists the policies found within each of several budgets."""
     if not run_data.front:
         return ""
     columns = comparison_columns(run_data.front)
@@ -119,36 +120,36 @@ def _front_table(run_data: RunData) -> str:
     return _table(list(columns), body, f"{run_data.name}: the best policy within each budget")
 
 
-def _tell(run_data: RunData, several: bool) -> str:
-    """The policy against the best uniform one, and both on the images that it was chosen by."""
-    uniform, found, searched = run_data.rows[1], run_data.rows[2], run_data.searched
+def _compare(run_data: RunData, several: bool) -> str:
+    """Compares the policy with the best uniform one, on the report split as on the search split."""
+    uniform, found, search_accuracy = run_data.rows[1], run_data.rows[2], run_data.search_accuracy
     pairs: Any = zip(found.cost._fields, found.cost, uniform.cost, strict=True)
-    ratios = [f"{name} {spent / other:.2f}x" for name, spent, other in pairs if other > 0 and spent > 0]
+    ratios = [f"{name} {cost / other:.2f}x" for name, cost, other in pairs if other > 0 and cost > 0]
     points = 100 * (found.accuracy - uniform.accuracy)
     text = (
         f"Against the best uniform policy in the budget: {points:+.1f} points of accuracy, {', '.join(ratios)}. On the "
-        f"images that the policy was chosen by: float {100 * searched['float']:.1f} %, "
-        f"uniform {100 * searched['uniform']:.1f} %, found {100 * searched['policy']:.1f} %."
+        f"images that the policy was chosen by: float {100 * search_accuracy['float']:.1f} %, "
+        f"uniform {100 * search_accuracy['uniform']:.1f} %, found {100 * search_accuracy['policy']:.1f} %."
     )
     return html.escape(f"{run_data.name}: {text}" if several else text)
 
 
 def _layer_table(run_data: RunData, several: bool) -> str:
-    """What the figures show of each layer, as numbers."""
+    """Lists as numbers what the figures show of each layer."""
     of = run_data.layers
     columns: dict[str, list[str]] = {
         "": [str(at + 1) for at in range(len(of.names))],
         "layer": list(of.names),
-        "kind": kinds(of),
+        "kind": layer_kinds(of.depthwise, of.pointwise),
         "shape": list(of.shapes),
         "weight bits": [str(bits) for bits in run_data.policy[:, WEIGHT]],
         "activation bits": [str(bits) for bits in run_data.policy[:, ACTIVATION]],
     }
     if of.macs is not None:
         columns["multiply-accumulates (M)"] = [f"{macs / 1e6:.3f}" for macs in of.macs]
-    for resource, spent in run_data.spent.items():
-        unit, scale = unit_of(resource, spent.before)
-        for when, values in zip(("at 8 bits", "found"), spent, strict=True):
+    for resource, costs in run_data.layer_costs.items():
+        unit, scale = unit_of(resource, costs.before)
+        for when, values in zip(("at 8 bits", "found"), costs, strict=True):
             columns[f"{resource} ({unit}), {when}"] = [f"{value / scale:.4g}" for value in values]
     body = "".join(_row(row) for row in zip(*columns.values(), strict=True))
     return _table(list(columns), body, run_data.name if several else "", "layers")

@@ -1,4 +1,4 @@
-"""Tables for people: policies side by side."""
+"""Tables of policies side by side, for people."""
 
 import io
 import math
@@ -6,25 +6,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from haqjax.types import Cost
-
-# Units that a person reads, the largest first, with their size in the SI unit (bytes for sizes).
-UNITS = {
-    "latency": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
-    "energy": (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9)),
-    "size": (("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
-    "bops": (("T", 1e12), ("G", 1e9), ("M", 1e6), ("K", 1e3)),
-    "memory": (("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0)),
-}
+from haqjax.units import RESOURCES, unit_of
 
 
 class Row(NamedTuple):
-    """A policy to compare."""
+    """One policy of a comparison."""
 
     name: str
     accuracy: float  # in 0..1
@@ -33,7 +24,7 @@ class Row(NamedTuple):
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """The standard error of an accuracy measured on independent images: that of a binomial proportion.
+    """Returns the standard error of an accuracy measured on independent images: that of a binomial proportion.
 
     Args:
       accuracy: in 0..1.
@@ -49,7 +40,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
     """Lays out accuracy and costs of some policies, each cost also as a ratio to the first row's.
 
     Args:
-      rows: the policies; the first is what the others are measured against, by custom 8 bits throughout.
+      rows: the policies; the others are compared with the first, by custom 8 bits throughout.
       title: a line above the table.
 
     Returns:
@@ -72,7 +63,7 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
 
 
 def comparison_columns(rows: Sequence[Row], references: Sequence[int] | None = None) -> dict[str, list[str]]:
-    """The cells of a comparison, by the heading of their column.
+    """Returns the cells of a comparison, by the heading of their column.
 
     Args:
       rows: the policies.
@@ -82,10 +73,13 @@ def comparison_columns(rows: Sequence[Row], references: Sequence[int] | None = N
     >>> comparison_columns([row, row._replace(name="found", cost=Cost(0.001, np.nan, 4096))])["latency (ms)"]
     ['2.00 (1.00x)', '1.00 (0.50x)']
     """
-    columns = {"": [row.name for row in rows], "accuracy (%)": [_accuracy(row) for row in rows]}
+    errors = [100 * standard_error(row.accuracy, row.images) for row in rows]
+    accuracies = [f"{100 * row.accuracy:.1f} ± {error:.1f}" for row, error in zip(rows, errors, strict=True)]
+    columns = {"": [row.name for row in rows], "accuracy (%)": accuracies}
     against = [0] * len(rows) if references is None else references
-    for resource in UNITS:
-        values = [np.nan if spent is None else float(spent) for spent in (getattr(row.cost, resource) for row in rows)]
+    for resource in RESOURCES:
+        costs = [getattr(row.cost, resource) for row in rows]
+        values = [np.nan if cost is None else float(cost) for cost in costs]
         if np.isfinite(values).any():
             unit, scale = unit_of(resource, values)
             columns[f"{resource} ({unit})"] = [
@@ -94,26 +88,12 @@ def comparison_columns(rows: Sequence[Row], references: Sequence[int] | None = N
     return columns
 
 
-def unit_of(resource: str, values: Sequence[float] | Float[np.ndarray, "n"]) -> tuple[str, float]:
-    """The largest unit in which the largest finite value is at least 1, else the smallest, with its size in SI units.
-
-    >>> unit_of("latency", [0.002, 0.0005])
-    ('ms', 0.001)
-    """
-    units, finite = UNITS[resource], np.asarray(values, float)[np.isfinite(values)]
-    return next((unit for unit in units if finite.size and finite.max() >= unit[1]), units[-1])
-
-
 def as_text(table: Table, width: int = 100) -> str:
-    """A table as plain text, for a file or a terminal without colours; lines end without blanks."""
+    """Prints a table as plain text, for a file or a terminal without colours; lines end without blanks."""
     text = io.StringIO()
     console = Console(file=text, width=width, color_system=None, legacy_windows=False, force_jupyter=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
-
-
-def _accuracy(row: Row) -> str:
-    return f"{100 * row.accuracy:.1f} ± {100 * standard_error(row.accuracy, row.images):.1f}"
 
 
 def _cost(value: float, reference: float, scale: float) -> str:

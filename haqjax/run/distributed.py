@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import fill_evenly
-from haqjax.sharding import make_mesh, suggest_policies
+from haqjax.evaluation.evaluator import balance_batch_size
+from haqjax.sharding import make_mesh, suggest_policy_devices
 
 AUTO = "auto"  # what the launcher's environment says
 HOW = "give ADDRESS:PORT,PROCESS/PROCESSES such as 10.0.0.1:8476,0/2, or auto under SLURM, Open MPI or on a TPU pod"
@@ -107,8 +107,8 @@ def from_first(make: Callable[[], T]) -> T:
 
 def make_evaluation_mesh(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
     """A mesh of all devices of all processes, to judge so many policies at once by a split; None on one device."""
-    count, batches = jax.device_count(), -(-len(split) // fill_evenly(split, batch_size))
-    return None if count == 1 else make_mesh(policies=suggest_policies(count, policies, batches))
+    count, batches = jax.device_count(), -(-len(split) // balance_batch_size(split, batch_size))
+    return None if count == 1 else make_mesh(policies=suggest_policy_devices(count, policies, batches))
 
 
 def leave(status: int) -> NoReturn:

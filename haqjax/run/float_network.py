@@ -7,12 +7,11 @@ from pathlib import Path
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from haqjax.data import Dataset
 from haqjax.models import Network, build, outline
-from haqjax.training import RECIPES, fit, load_params, save_params
-from haqjax.training import Progress as Epoch
+from haqjax.run.progress import show_progress
+from haqjax.training import RECIPES, Progress, fit, load_params, save_params
 from haqjax.training.checkpoints import fingerprint
 
 VERSION = 1  # of the cache: raise it when training or a network changes
@@ -53,26 +52,13 @@ def train_network(network: Network, data: Dataset, seed: int, console: Console) 
     init_key, fit_key = jax.random.split(jax.random.key(seed))
     fresh = build(network.name, classes=network.classes, image_size=network.image_size, key=init_key)
     recipe = RECIPES[network.name]
-    with make_progress(console) as progress:
-        bar = progress.add_task(f"training {network.name} on {data.name}", total=recipe["epochs"], note="compiling")
+    with show_progress(console, f"training {network.name} on {data.name}", recipe["epochs"]) as advance:
 
-        def on_epoch(epoch: Epoch) -> None:
-            progress.update(bar, completed=epoch.epoch, note=f"training accuracy {100 * epoch.accuracy:.1f} %")
+        def on_epoch(epoch: Progress) -> None:
+            advance(epoch.epoch, f"training accuracy {100 * epoch.accuracy:.1f} %")
 
         params = fit(fresh, data.train, **recipe, key=fit_key, on_epoch=on_epoch)
     return dataclasses.replace(fresh, params=params)
-
-
-def make_progress(console: Console) -> Progress:
-    """A progress bar with a count, the time left and a note."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=console)
 
 
 def _cache_name(network: Network, data: Dataset) -> str:

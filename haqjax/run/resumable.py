@@ -1,116 +1,92 @@
-"""Plays a search and keeps a journal of it, so that it can be taken up again."""
+"""Resumable search: the stages of a question, with a journal in the run folder."""
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import PRNGKeyArray
 from rich.console import Console
 
 from haqjax.files import new_folder
-from haqjax.run.config.commands import SearchConfig
+from haqjax.run.config.aim import CheapestAim, FrontAim
+from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
-from haqjax.run.float_network import make_progress
 from haqjax.run.folder.files import EPISODES, open_folder, write_config
-from haqjax.run.folder.journal import Journal, open_journal, read_back, warm_start
-from haqjax.run.setup import Task
-from haqjax.searchers import Problem, SearchResult, search
-from haqjax.searchers.accuracy_constrained import PROBES, Drop, search_drop
-from haqjax.searchers.base import Searcher
-from haqjax.searchers.front import Front, FrontState, search_front
-from haqjax.searchers.haq import HAQ, make_haq
-from haqjax.searchers.improve import extend
-from haqjax.searchers.loop import find_searcher
-from haqjax.searchers.stages import Course
-from haqjax.training.checkpoints import telling
-
-Found = SearchResult | Drop | Front
-OnRound = Callable[[Any], None]  # given a SearchResult, or the Course of several searches
+from haqjax.run.folder.journal import Journal, open_journal, read_back, read_warm_start
+from haqjax.run.progress import show_progress
+from haqjax.run.setup import PreparedSearch
+from haqjax.searchers import Problem, Searcher, SearchResult
+from haqjax.searchers.accuracy_constrained import PROBES, Cheapest
+from haqjax.searchers.base import Question
+from haqjax.searchers.front import make_front
+from haqjax.searchers.haq import HAQ, extend, make_haq
+from haqjax.searchers.loop import Within, answer, find_searcher
+from haqjax.training.checkpoints import shorten_disk_errors
 
 
-def play(config: SearchConfig, task: Task, problem: Problem, out: Path, console: Console) -> Found:
-    """Searches for what the configuration asks, with a progress bar, and writes down how it goes.
+def run_resumable(
+    config: SearchConfig, prepared: PreparedSearch, problem: Problem, out: Path, console: Console
+) -> SearchResult:
+    """Searches for what the configuration asks, shows progress, and keeps a journal to go on from.
 
     Raises:
       OSError: the run folder cannot be written; what it holds of the search can be resumed.
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
-    started = config if config.resume is None else from_first(lambda: open_folder(out))
-    searcher = make_searcher(started, len(task.budgets), problem)
-    with _open_journal(config, out) as journal, make_progress(console) as progress:
-        key = jax.random.key(config.seed)
-        before = None if config.resume is None else read_back(journal, searcher, problem, _make_state(config, task))
-        if before is None and config.warm_start is not None:
-            before = warm_start(config.warm_start, searcher, problem, jax.random.clone(key))
+    started = config if config.run.resume is None else from_first(lambda: open_folder(out))
+    searcher = make_searcher(started, len(prepared.budgets), problem)
+    key = jax.random.key(config.method.seed)
+    with _open_journal(config, out) as journal:
+        before = None if config.run.resume is None else read_back(journal, searcher, problem)
+        if before is None and config.method.warm_start is not None:
+            before = read_warm_start(config.method.warm_start, searcher, problem, jax.random.clone(key))
         for line in journal.complaints():
             console.print(line, highlight=False, soft_wrap=True)
-        total = _share(config, task) * max(1, len(task.budgets))
-        bar = progress.add_task(f"searching ({config.search})", total=total, note="compiling")
+        question, total = _make_question(config, prepared, problem, before, key)
+        with show_progress(console, f"searching ({config.method.search})", total) as advance:
 
-        def on_round(played: SearchResult | Course) -> None:
-            progress.update(bar, completed=len(played.records.accuracy), note=_note(played, task))
-            journal.write(played)
+            def on_round(result: SearchResult) -> None:
+                advance(len(result.records.accuracy), _describe_progress(result, prepared, config))
+                journal.write(result)
 
-        found = _search(config, task, problem, searcher, key, before, on_round)
-        journal.write(found.course if isinstance(found, Drop | Front) else found, last=True)
-    return found
-
-
-def _search(
-    config: SearchConfig, task: Task, problem: Problem, searcher: Searcher, key: PRNGKeyArray,
-    before: SearchResult | None, on_round: OnRound,
-) -> Found:  # fmt: skip
-    """What the configuration asks: a policy within a budget, the cheapest one, or a front."""
-    if config.front is not None:
-        by_name = config.search == "gradient"  # it descends for all budgets in one call
-        return search_front(
-            problem, config.search if by_name else searcher, task.budgets, episodes=_share(config, task), key=key,
-            parallel=config.parallel, on_round=on_round, resume=before,
-        )  # fmt: skip
-    if config.max_drop is not None:
-        return search_drop(
-            problem, config.max_drop, searcher, resource=config.metrics[0], episodes=config.episodes, key=key,
-            on_round=on_round, resume=before,
-        )  # fmt: skip
-    return search(problem, searcher, episodes=config.episodes, key=key, on_round=on_round, resume=before)
+            result = answer(problem, searcher, question, key, on_round=on_round, resume=before)
+            journal.write(result, last=True)
+    return result
 
 
-def _share(config: SearchConfig, task: Task) -> int:
-    """Policies for each budget of a front; all of them in another search."""
-    return config.episodes // max(1, len(task.budgets))
+def _make_question(
+    config: SearchConfig, prepared: PreparedSearch, problem: Problem, before: SearchResult | None, key: PRNGKeyArray
+) -> tuple[Question, int]:
+    """Makes the question, and counts its episodes."""
+    aim, episodes = config.aim, config.method.episodes
+    if isinstance(aim, FrontAim):
+        each = episodes // len(prepared.budgets)
+        return make_front(problem, config.method.search, prepared.budgets, each, key), each * len(prepared.budgets)
+    if isinstance(aim, CheapestAim):
+        return Cheapest(aim.max_drop, aim.resource, episodes), episodes
+    return Within(episodes, before), episodes
 
 
-def _make_state(config: SearchConfig, task: Task) -> Callable[[Any], Any]:
-    """What a checkpoint holds, given the state of a searcher."""
-    if config.front is None:
-        return lambda state: state
-    shape = (len(task.budgets), len(task.layers), 2)
-    solutions: Any = np.zeros(shape, np.float32) if config.search == "gradient" else None
-    return lambda state: FrontState(state, solutions)
-
-
-def _note(played: SearchResult | Course, task: Task) -> str:
-    """What stands beside the progress bar."""
-    if isinstance(played, Course):
-        most = f"of {len(task.budgets)}" if task.budgets else f"of at most {PROBES}"
-        return f"budget {len(played.legs)} {most}"
-    return "none fits yet" if played.best is None else f"best so far {100 * played.accuracy:.1f} %"
+def _describe_progress(result: SearchResult, prepared: PreparedSearch, config: SearchConfig) -> str:
+    """Says beside the bar how far the search has come."""
+    if config.aim.resource is not None:
+        most = f"of {len(prepared.budgets)}" if prepared.budgets else f"of at most {PROBES}"
+        return f"budget {len(result.stages)} {most}"
+    return "none fits yet" if result.best is None else f"best so far {100 * result.accuracy:.1f} %"
 
 
 @contextmanager
 def _open_journal(config: SearchConfig, out: Path) -> Iterator[Journal]:
-    """A new run that stops before its first round is over leaves nothing."""
-    new = config.resume is None and is_first()
+    """Opens the journal; a new run that stops before its first round is over leaves nothing."""
+    new = config.run.resume is None and is_first()
     if new:
         new_folder(out)
     try:
         if new:
-            with telling(out):
+            with shorten_disk_errors(out):
                 write_config(out, config)
         with open_journal(out, config) as journal:
             yield journal
@@ -120,16 +96,17 @@ def _open_journal(config: SearchConfig, out: Path) -> Iterator[Journal]:
 
 
 def make_searcher(config: SearchConfig, budgets: int = 0, problem: Problem | None = None) -> Searcher:
-    """The method by name; in a short search HAQ's 20 episodes of warm-up take at most a fifth of all.
+    """Makes the method by name; in a short search HAQ's 20 episodes of warm-up take at most a fifth of all.
 
     An agent that starts with what another learned needs none. Where an agent is trained for each of some budgets, its
-    part of the episodes counts. The addition "start" needs the problem.
+    part of the episodes counts. The extension "start" needs the problem.
     """
-    if config.search == "haq":
-        usual = HAQ().agent
-        agents = PROBES if config.max_drop is not None else max(1, budgets)
-        warmup = 0 if config.warm_start is not None else min(usual.warmup, config.episodes // agents // 5)
-        agent = dataclasses.replace(usual, warmup=warmup)
-        episodes = config.episodes // agents
-        return make_haq(extend(HAQ(agent=agent, parallel=config.parallel), config.extension_names, problem, episodes))
-    return find_searcher(config.search, config.parallel)
+    method = config.method
+    if method.search != "haq":
+        return find_searcher(method.search, method.parallel)
+    usual = HAQ().agent
+    agents = PROBES if isinstance(config.aim, CheapestAim) else max(1, budgets)
+    episodes = method.episodes // agents
+    warmup = 0 if method.warm_start is not None else min(usual.warmup, episodes // 5)
+    haq = HAQ(agent=dataclasses.replace(usual, warmup=warmup), parallel=method.parallel)
+    return make_haq(extend(haq, method.extension_names, problem, episodes))

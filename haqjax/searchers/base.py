@@ -1,45 +1,34 @@
-"""What a search is given, what it does, and what it leaves behind."""
+"""Records of a search: the problem, the searcher, the question, the result."""
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from haqjax.searchers.haq_features import describe
-from haqjax.types import Bounds, Budget, Cost, CostTable, Evaluation, LayerTable
+from haqjax.types import Bounds, Budget, Cost, CostTable, Evaluation, Evaluator, LayerTable
 
-MOST_LOSS = 100.0  # nats: what a loss that is no number, or a greater one, counts as
+MOST_LOSS = 100.0  # nats: a NaN or a greater loss counts as this one
 
-
-Evaluate = Callable[
-    [Int[Array, "N L 2"]], Float[Array, "N"] | Evaluation
-]  # policies -> accuracies, and losses if known
+Evaluate = Callable[[Int[Array, "N L 2"]], Float[Array, "N"] | Evaluation]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A network, a machine and a budget, as one argument of a compiled function.
+    """A network, a machine and a budget, as one argument of a compiled function."""
 
-    `evaluate` judges policies. It is part of the compiled round: what it reads (parameters, images) belongs in the
-    arguments of a `jax.tree_util.Partial`, because an array that a function captures becomes a constant of the program.
-    """
-
-    features: Float[Array, "2L 9"]  # what an agent sees of each decision; haqjax.searchers.haq_features
+    layers: LayerTable
     table: CostTable
     bounds: Bounds
     budget: Budget
-    reference: Float[Array, ""]  # accuracy of the network as it is, 0..1
+    evaluator: Evaluator
+    reference: Float[Array, ""]  # accuracy of the float network, 0..1
     reference_loss: Float[Array, ""]  # its loss, nats; NaN where unknown
-    evaluate: Evaluate  # a jax.tree_util.Partial
-    soft_loss: jax.tree_util.Partial | None  # fractional bits [L, 2] -> loss, differentiable
-    names: tuple[str, ...] = dataclasses.field(metadata={"static": True})
-    race: jax.tree_util.Partial | None = None  # (policies, least accuracy) -> Judgement: may give a policy up
 
 
 def make_problem(
@@ -47,26 +36,21 @@ def make_problem(
     table: CostTable,
     bounds: Bounds,
     budget: Budget,
-    evaluate: Evaluate,
+    evaluator: Evaluator | Evaluate,
     reference: float | Float[Array, ""],
     *,
     reference_loss: float | Float[Array, ""] = math.nan,
-    soft_loss: jax.tree_util.Partial | None = None,
-    race: jax.tree_util.Partial | None = None,
 ) -> Problem:
-    """Puts a problem together and checks that its parts belong to the same network.
+    """Makes a problem of parts that belong to the same network.
 
     Args:
       layers: the network's layers.
       table, bounds, budget: as for `haqjax.project`.
-      evaluate: policies int32 [N, L, 2] -> accuracies [N] in 0..1, or a `Evaluation` with losses; traceable. A
-        `jax.tree_util.Partial` whose function is the same object each time makes another problem of the same shapes
-        run without compiling.
-      reference: accuracy of the unquantised network on the same images.
+      evaluator: of `haqjax.make_evaluator`, or any traceable function of policies int32 [N, L, 2] that returns
+        accuracies [N] in 0..1, or an `Evaluation`. The function becomes part of a compiled program: what it reads
+        belongs in the arguments of a `jax.tree_util.Partial`, as a captured array becomes a constant of the program.
+      reference: accuracy of the float network on the same images.
       reference_loss: its loss on them, in nats.
-      soft_loss: loss of a policy with fractional bits, for searches that follow its gradient.
-      race: of `haqjax.evaluation.make_race`: judges in place of `evaluate` and gives up policies that cannot be the
-        best.
 
     Raises:
       ValueError: another number of layers in the table or the bounds, or an accuracy outside 0..1.
@@ -76,16 +60,34 @@ def make_problem(
             raise ValueError(f"the {name} has {count} layers, the network {len(layers)}")
     if not 0 <= float(reference) <= 1:
         raise ValueError(f"reference accuracy {float(reference)} is outside 0..1")
+    evaluator = evaluator if isinstance(evaluator, Evaluator) else as_evaluator(evaluator)
+    return Problem(layers, table, bounds, budget, evaluator, jnp.float32(reference), jnp.float32(reference_loss))
+
+
+def as_evaluator(evaluate: Evaluate) -> Evaluator:
+    """Makes an evaluator of a function of policies; NaN counts as an infinite loss.
+
+    >>> evaluator = as_evaluator(lambda policies: policies[:, 0, 0] / 8)
+    >>> evaluator(jnp.full((1, 2, 2), 4)).accuracy.tolist()
+    [0.5]
+    """
     evaluate = evaluate if isinstance(evaluate, jax.tree_util.Partial) else jax.tree_util.Partial(evaluate)
-    references = jnp.float32(reference), jnp.float32(reference_loss)
-    return Problem(describe(layers), table, bounds, budget, *references, evaluate, soft_loss, layers.names, race)
+    return Evaluator(_call_extra, None, None, None, None, extra=evaluate)
+
+
+def _call_extra(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array) -> Evaluation:
+    found = evaluator.extra(policies)
+    if not isinstance(found, Evaluation):
+        return Evaluation(found, jnp.full(len(policies), jnp.nan))
+    return Evaluation(found.accuracy, jnp.where(jnp.isnan(found.loss), jnp.inf, found.loss))
 
 
 class Searcher(NamedTuple):
     """A method of search: three pure functions around one state, a pytree of arrays.
 
-    `ask` proposes N actions, each [L, 2] in [0, 1] as `haqjax.policies.actions.to_bits` reads them; the key is
-    consumed. `tell` is given the state, those actions, the policies that came of them, and their gains [N].
+    `init` is called once, on the host. `ask` proposes N actions, each [L, 2] in [0, 1] as
+    `haqjax.policies.actions.to_bits` reads them; the key is consumed. `tell` takes the state, those actions, the
+    policies that came of them, and their rewards [N].
 
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is
     given the same configuration returns the same functions. Together that makes one compiled program serve all.
@@ -94,36 +96,70 @@ class Searcher(NamedTuple):
     init: Callable[[Problem, PRNGKeyArray], Any]
     ask: Callable[[Any, PRNGKeyArray], Float[Array, "N L 2"]]
     tell: Callable[[Any, Float[Array, "N L 2"], Int[Array, "N L 2"], Float[Array, "N"]], Any]
-    on_host: bool = False  # the three are plain Python on NumPy arrays; evaluation is compiled all the same
-    projected: bool = True  # policies are lowered onto the budget; else taken as they are, and may be infeasible
-    objective: str = "accuracy"  # what gains are of: accuracy, or the loss where the evaluation tells it
+    on_host: bool = False  # `ask` and `tell` are plain Python on NumPy arrays; evaluation is compiled all the same
+    projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
+    objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
 
 
 class Record(NamedTuple):
-    """What happened, an entry an episode."""
+    """Episodes of a search, an entry each."""
 
     actions: Float[Array, "E L 2"]  # proposed
-    policy: Int[Array, "E L 2"]  # as evaluated: lowered onto the budget, unless the searcher is not projected
-    accuracy: Float[Array, "E"]  # as judged; may be NaN
-    loss: Float[Array, "E"]  # as judged, nats; inf for a NaN, and NaN where nothing tells losses
-    reward: Float[Array, "E"]  # over the reference, as the searcher was told
+    policy: Int[Array, "E L 2"]  # as evaluated: projected onto the budget, unless the searcher is not projected
+    accuracy: Float[Array, "E"]  # may be NaN
+    loss: Float[Array, "E"]  # nats; inf for a NaN, and NaN where it is not measured
+    reward: Float[Array, "E"]  # over the reference, as the searcher observed it
     cost: Cost
-    feasible: Bool[Array, "E"]
+    feasible: Bool[Array, "E"]  # within the budget of the stage
+
+
+class Stage(NamedTuple):
+    """A search within one budget, as a part of a longer one."""
+
+    budget: Budget
+    episodes: int
+    key: PRNGKeyArray
+    state: Any = None  # of the searcher, to start from; None begins anew
+    first: int = 0  # its first episode among all
+
+
+class Question(Protocol):
+    """A question that a sequence of stages answers: within a budget, a front, the cheapest that is accurate enough."""
+
+    opening: int  # episodes before the first stage
+
+    def open(self, searcher: Searcher, problem: Problem) -> Record | None:
+        """Evaluates the opening episodes."""
+
+    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+        """Gives stage `index` from the records of all before it, always the same for the same ones; None at the end."""
+
+    def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
+        """Chooses an episode for each budget that is asked about; None where no policy qualifies."""
+
+    def check(self, problem: Problem, result: "SearchResult") -> None:
+        """Raises a RuntimeError where a search that has ended answers nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """The best policy found, and everything that led to it."""
+    """The chosen policies, and everything that was evaluated for them."""
 
-    best: int | None  # the episode with the best policy, from 0; None while no policy has qualified
-    records: Record
-    state: Any  # of the searcher
+    records: Record  # of all stages, one after another
+    stages: tuple[Stage, ...]  # begun so far
+    chosen: tuple[int | None, ...]  # the best episode within each budget, whichever it was evaluated for
+    state: Any  # of the searcher, in the last stage
     interrupted: bool = False
 
     @property
+    def best(self) -> int | None:
+        """The chosen episode, from 0; None while no policy has qualified. Of a front, that of its first budget."""
+        return self.chosen[0]
+
+    @property
     def policy(self) -> Int[np.ndarray, "L 2"]:
-        """The best policy."""
-        return np.asarray(self.records.policy[self.best])
+        """The chosen policy."""
+        return self.policy_of(0)
 
     @property
     def accuracy(self) -> float:
@@ -137,23 +173,69 @@ class SearchResult:
 
     @property
     def cost(self) -> Cost:
-        """What it costs."""
-        return jax.tree.map(lambda spent: spent[self.best], self.records.cost)
+        """Its cost."""
+        return jax.tree.map(lambda amount: amount[self.best], self.records.cost)
+
+    def policy_of(self, budget: int) -> Int[np.ndarray, "L 2"]:
+        """Returns the policy that was chosen for one of the budgets, by number.
+
+        Raises:
+          ValueError: none was found.
+        """
+        episode = self.chosen[budget]
+        if episode is None:
+            raise ValueError(f"no policy was found within budget {budget}: give it more episodes")
+        return np.asarray(self.records.policy[episode])
+
+    def limits(self, resource: str) -> Float[np.ndarray, "E"]:
+        """Returns the limit that each episode was searched under; infinite where there was none."""
+        limits = np.full(len(self.records.accuracy), np.inf, np.float32)
+        for stage in self.stages:
+            limits[stage.first : stage.first + stage.episodes] = float(getattr(stage.budget, resource))
+        return limits
 
 
 def choose_best(records: Record, budget: Budget) -> int | None:
-    """The episode with the best policy: within the budget, most accurate, of least loss, cheapest, earliest; in turn.
+    """Chooses the best feasible episode: most accurate, of least loss, cheapest, earliest; in turn.
 
-    Cheapest is by the share of the budget that is spent, of the resource nearest to its limit. None where no policy is
+    Cheapest is by the cost as a fraction of the limit, of the resource nearest to its limit. None where no policy is
     both feasible and of finite accuracy.
     """
     usable = np.flatnonzero(np.asarray(records.feasible) & np.isfinite(records.accuracy))
     if not len(usable):
         return None
     pairs = zip(records.cost, budget, strict=True)
-    known = [(spent, limit) for spent, limit in pairs if spent is not None and limit is not None]
-    shares = [np.asarray(spent)[usable] / float(limit) for spent, limit in known]
-    share = np.nanmax([*shares, np.zeros(len(usable))], axis=0)  # a free resource spends nothing of an infinite limit
+    known = [(amount, limit) for amount, limit in pairs if amount is not None and limit is not None]
+    fractions = [np.asarray(amount)[usable] / float(limit) for amount, limit in known]
+    most = np.nanmax([*fractions, np.zeros(len(usable))], axis=0)  # a free resource uses nothing of an infinite limit
     loss = np.nan_to_num(np.asarray(records.loss)[usable], nan=np.inf)
-    order = np.lexsort((usable, share, loss, -np.asarray(records.accuracy)[usable]))
+    order = np.lexsort((usable, most, loss, -np.asarray(records.accuracy)[usable]))
     return int(usable[order[0]])
+
+
+def count_episodes(records: Record | None) -> int:
+    """Counts episodes; None has none."""
+    return 0 if records is None else len(records.accuracy)
+
+
+def first_episodes(records: Record | None, count: int) -> Any:
+    """Returns the records of the first episodes; None of None."""
+    return None if records is None else jax.tree.map(lambda x: np.asarray(x)[:count], records)
+
+
+def join_records(before: Record | None, after: Record) -> Record:
+    """Appends episodes."""
+    return after if before is None else jax.tree.map(lambda *parts: np.concatenate(parts), before, after)
+
+
+def no_records(layers: int) -> Record:
+    """Makes the records of a search that has evaluated nothing.
+
+    >>> no_records(3).policy.shape
+    (0, 3, 2)
+    """
+    none: Any = np.zeros(0, np.float32)
+    policies: Any = np.zeros((0, layers, 2), np.int32)
+    feasible: Any = np.zeros(0, bool)
+    cost = Cost(none, none, none, none, none)
+    return Record(policies.astype(np.float32), policies, none, none, none, cost, feasible)

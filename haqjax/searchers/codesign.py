@@ -1,4 +1,4 @@
-"""One search over policies and machines: each policy is lowered on the machine that leaves it the most bits."""
+"""Co-design: one search over policies and machines, each policy on the machine that leaves it the most bits."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from haqjax.policies.actions import to_bits
 from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
-from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.searchers.driver import ask, judge, rewards, start, tell
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best, join_records
+from haqjax.searchers.driver import compute_rewards, drive, evaluate_policies, record_episodes
 from haqjax.searchers.loop import find_searcher
 from haqjax.types import Bounds, Budget, Cost, CostTable, Projection
 
 
 @dataclasses.dataclass(frozen=True)
 class Codesign:
-    """The best pair of a policy and a machine, and everything that was tried."""
+    """The best pair of a policy and a machine, and all that was evaluated."""
 
     result: SearchResult
     machines: Int[np.ndarray, "E"]  # index of each episode's machine
@@ -33,7 +33,7 @@ class Codesign:
 
 
 def stack_tables(tables: Sequence[CostTable]) -> CostTable:
-    """The tables of a network on M machines as one, each leaf with a leading axis M.
+    """Stacks the tables of a network on M machines, each leaf with a leading axis M.
 
     Raises:
       ValueError: no table, or tables of other networks.
@@ -50,7 +50,7 @@ def stack_tables(tables: Sequence[CostTable]) -> CostTable:
 
 @jax.jit
 def cost_on_machines(tables: CostTable, policies: Int[Array, "*n L 2"]) -> Cost:
-    """What each policy costs on each machine, in one call.
+    """Computes the cost of each policy on each machine, in one call.
 
     Args:
       tables: of `stack_tables`, M machines.
@@ -101,7 +101,7 @@ def codesign(
 ) -> Codesign:
     """Searches for the most accurate policy that fits the budget on some machine, and for that machine.
 
-    Accuracy does not depend on the machine, so a policy's best machine is known from prices alone: `fit_machines`
+    Accuracy does not depend on the machine, so a policy's best machine is known from its costs alone: `fit_machines`
     finds it exactly, for all proposals of a round on all machines in one call. What is left to the searcher are the
     policies.
 
@@ -115,31 +115,32 @@ def codesign(
       ValueError: a searcher that keeps the budget of one machine by itself, or fewer than one episode.
       RuntimeError: no policy fits the budget on any machine.
     """
-    method = find_searcher(searcher, parallel) if isinstance(searcher, str) else searcher
+    method = find_searcher(searcher, parallel)
     if not method.projected or episodes < 1:
         raise ValueError(f"searcher {searcher!r}, {episodes} episodes: give haq, random or evolution, and at least 1")
+    driver = drive(method)
     start_key, round_key = jax.random.split(key)
-    state = start(method, problem, start_key)
-    rounds: list[Record] = []
+    state = method.init(problem, start_key)
+    records: Record | None = None
     chosen: list[Any] = []
-    played = 0
-    while played < episodes:
-        actions, _ = ask(method, problem, state, jax.random.fold_in(round_key, played))
+    done = 0
+    while done < episodes:
+        actions, _ = driver.ask(problem, state, jax.random.fold_in(round_key, done))
         lowered, machine = fit_machines(to_bits(actions, problem.bounds), tables, problem.bounds, problem.budget)
-        accuracy, loss = judged = judge(problem, lowered.policy)
-        reward = rewards(method, problem, judged)
-        state = tell(method, state, actions, lowered.policy, reward)
-        rounds.append(Record(actions, lowered.policy, accuracy, loss, reward, lowered.cost, lowered.feasible))
+        evaluation = evaluate_policies(problem, lowered.policy)
+        reward = compute_rewards(method, problem, evaluation)
+        state = driver.tell(state, actions, lowered.policy, reward)
+        records = join_records(records, record_episodes(actions, lowered, evaluation, reward))
         chosen.append(machine)
-        played += len(machine)
-    records = jax.tree.map(lambda *parts: np.concatenate(parts)[:episodes], *rounds)
+        done += len(machine)
+    records = jax.tree.map(lambda x: x[:episodes], records)
     best = choose_best(records, problem.budget)
     if best is None:
-        raise RuntimeError(_say_unreachable(problem, tables))
-    return Codesign(SearchResult(best, records, state), np.concatenate(chosen)[:episodes])
+        raise RuntimeError(_explain_infeasible(problem, tables))
+    return Codesign(SearchResult(records, (), (best,), state), np.concatenate(chosen)[:episodes])
 
 
-def _say_unreachable(problem: Problem, tables: CostTable) -> str:
+def _explain_infeasible(problem: Problem, tables: CostTable) -> str:
     least = float(np.min(cost_on_machines(tables, problem.bounds.low).latency))
     limit = float(problem.budget.latency)
     asked = f"; latency {limit:.4g} s was asked, {least:.4g} s is the least" if math.isfinite(limit) else ""

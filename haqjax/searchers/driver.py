@@ -1,7 +1,8 @@
-"""One round of a search: ask, lower onto the budget, evaluate, tell."""
+"""Drivers of a searcher, compiled or on the host: one round is ask, project, evaluate, tell."""
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,117 +13,102 @@ from haqjax.policies.actions import to_bits
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
-from haqjax.searchers.base import MOST_LOSS, Evaluation, Problem, Record, Searcher
-from haqjax.types import Projection
+from haqjax.searchers.base import MOST_LOSS, Problem, Record, Searcher
+from haqjax.types import Evaluation, Projection
 
-Known = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
-
-
-def start(searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> Any:
-    """The searcher's state before the first round."""
-    return searcher.init(problem, key) if searcher.on_host else _start(searcher, problem, key)
+Evaluated = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
 
 
-def play_round(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray, known: Known | None = None, least: float = 0.0
+class Driver(NamedTuple):
+    """The two functions of a round that belong to the searcher."""
+
+    ask: Callable[[Problem, Any, PRNGKeyArray], tuple[Float[Array, "N L 2"], Projection]]  # -> actions, policies
+    tell: Callable[[Any, Float[Array, "N L 2"], Int[Array, "N L 2"], Float[Array, "N"]], Any]  # -> state
+
+
+@functools.cache
+def drive(searcher: Searcher) -> Driver:
+    """Makes the driver of a searcher; one that is made of the same functions is not compiled again."""
+    return _on_host(searcher) if searcher.on_host else _compiled(searcher)
+
+
+def _compiled(searcher: Searcher) -> Driver:
+    def ask(problem: Problem, state: Any, key: PRNGKeyArray) -> tuple[Float[Array, "N L 2"], Projection]:
+        actions = searcher.ask(state, key)
+        return actions, to_feasible(searcher.projected, problem, actions)
+
+    return Driver(jax.jit(ask), jax.jit(searcher.tell))
+
+
+def _on_host(searcher: Searcher) -> Driver:
+    """The driver of plain Python functions: they read NumPy arrays, and random keys as they are."""
+
+    def to_host(state: Any) -> Any:
+        is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
+
+    def ask(problem: Problem, state: Any, key: PRNGKeyArray) -> tuple[Float[Array, "N L 2"], Projection]:
+        actions = jnp.asarray(searcher.ask(to_host(state), key), jnp.float32)
+        return actions, to_feasible(searcher.projected, problem, actions)
+
+    def tell(state: Any, actions: Array, policies: Array, rewards: Array) -> Any:
+        return searcher.tell(to_host(state), *to_host((actions, policies, rewards)))
+
+    return Driver(ask, tell)
+
+
+def run_round(
+    searcher: Searcher,
+    problem: Problem,
+    state: Any,
+    key: PRNGKeyArray,
+    evaluated: Evaluated | None = None,
+    least: float = 0.0,
 ) -> tuple[Any, Record]:
-    """One round of a search; N policies.
+    """Runs one round of a search; N policies.
 
     Args:
       searcher: static: the same functions do not compile again.
       problem: all arrays that the round reads.
       state: of the searcher.
       key: consumed.
-      known: what was evaluated before; this round's policies are added.
-      least: accuracy below which a policy may be given up, where the problem is a race.
+      evaluated: all that was evaluated before; this round's policies are added. Where it holds all of them, they are
+        not evaluated again.
+      least: accuracy below which a racing evaluator may give a policy up.
 
     Returns:
-      The searcher's next state, and what happened.
+      The searcher's next state, and the episodes.
 
     Raises:
-      ValueError: `evaluate` does not give one accuracy for each policy.
+      ValueError: the evaluator does not give one accuracy for each policy.
     """
-    known = {} if known is None or problem.race is not None else known  # a race tells less than there is to know
-    actions, lowered = ask(searcher, problem, state, key)
-    # By way of the host: else a judge on many devices spreads the searcher's state over them, and all compiles anew.
-    judgement = _recall(known, lowered.policy) or jax.tree.map(np.asarray, judge(problem, lowered.policy, least))
-    reward = rewards(searcher, problem, judgement)
-    state = tell(searcher, state, actions, lowered.policy, reward)
-    accuracy, loss = judgement
-    record = Record(actions, lowered.policy, accuracy, loss, reward, lowered.cost, lowered.feasible)
-    record = jax.tree.map(np.asarray, record)
-    remember(known, record)
+    # A race measures less than there is to measure: it is neither remembered nor recalled.
+    evaluated = {} if evaluated is None or problem.evaluator.races else evaluated
+    driver = drive(searcher)
+    actions, proposed = driver.ask(problem, state, key)
+    # By way of the host: else an evaluator on many devices spreads the searcher's state, and all compiles anew.
+    evaluation = _recall(evaluated, proposed.policy) or jax.tree.map(
+        np.asarray, evaluate_policies(problem, proposed.policy, least)
+    )
+    reward = compute_rewards(searcher, problem, evaluation)
+    state = driver.tell(state, actions, proposed.policy, reward)
+    record = record_episodes(actions, proposed, evaluation, reward)
+    remember(evaluated, record)
     return state, record
 
 
-def ask(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray
-) -> tuple[Float[Array, "N L 2"], Projection]:
-    """What the searcher proposes, and the policies that the budget makes of it."""
-    if not searcher.on_host:
-        return _ask(searcher, problem, state, key)
-    actions = jnp.asarray(searcher.ask(_to_host(state), key), jnp.float32)
-    return actions, _lower(searcher.projected, problem, actions)
-
-
-def tell(
-    searcher: Searcher,
-    state: Any,
-    actions: Float[Array, "N L 2"],
-    policies: Int[Array, "N L 2"],
-    reward: Float[Array, "N"],
-) -> Any:
-    """The searcher's state once it knows what its proposals gained."""
-    if not searcher.on_host:
-        return _tell(searcher, state, actions, policies, reward)
-    return searcher.tell(_to_host(state), *_to_host((actions, policies, reward)))
-
-
-@jax.jit
-def judge(problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
-    """Evaluates N policies; losses are NaN where the evaluation does not tell them, and only there.
-
-    In a race, those that cannot reach the least accuracy are given up, and told by the images they were shown.
-    """
-    answer = problem.evaluate(policies) if problem.race is None else problem.race(policies, least)
-    if not isinstance(answer, Evaluation):
-        _check_count("accuracies", answer, len(policies))
-        return Evaluation(answer, jnp.full(len(policies), jnp.nan))
-    _check_count("accuracies", answer.accuracy, len(policies))
-    _check_count("losses", answer.loss, len(policies))
-    return Evaluation(answer.accuracy, jnp.where(jnp.isnan(answer.loss), jnp.inf, answer.loss))
-
-
-def rewards(searcher: Searcher, problem: Problem, judgement: Evaluation) -> Float[Array, "N"]:
-    """What the searcher is told: by how much policies are better than the network as it is; never a NaN.
-
-    An accuracy that is not finite counts as 0. A loss that is not finite counts as `MOST_LOSS`, as does a greater one.
-    Where no loss is known at all, or the searcher does not ask for it, gains are of the accuracy.
-    """
-    by_loss = searcher.objective == "loss"
-    return _rewards(by_loss, problem.reference, problem.reference_loss, judgement)
-
-
-def _check_count(what: str, values: Array, count: int) -> None:
-    if jnp.shape(values) != (count,):
-        raise ValueError(f"evaluate gave {what} {jnp.shape(values)} for {count} policies: expected one for each")
+def record_episodes(actions: Array, policies: Projection, evaluation: Evaluation, rewards: Array) -> Record:
+    """Puts the records of a round together, on the host."""
+    record = Record(
+        actions, policies.policy, evaluation.accuracy, evaluation.loss, rewards, policies.cost, policies.feasible
+    )
+    host: Any = jax.tree.map(np.asarray, record)
+    return host
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _start(searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> Any:
-    return searcher.init(problem, key)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _ask(
-    searcher: Searcher, problem: Problem, state: Any, key: PRNGKeyArray
-) -> tuple[Float[Array, "N L 2"], Projection]:
-    actions = searcher.ask(state, key)
-    return actions, _lower(searcher.projected, problem, actions)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _lower(projected: bool, problem: Problem, actions: Float[Array, "N L 2"]) -> Projection:
+def to_feasible(projected: bool, problem: Problem, actions: Float[Array, "N L 2"]) -> Projection:
+    """Turns actions into policies: projected onto the budget, or taken as they are."""
     policies = to_bits(actions, problem.bounds)
     if projected:
         return project(policies, problem.table, problem.bounds, problem.budget)
@@ -130,38 +116,50 @@ def _lower(projected: bool, problem: Problem, actions: Float[Array, "N L 2"]) ->
     return Projection(policies, fits(cost, problem.budget), cost)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _tell(searcher: Searcher, state: Any, actions: Array, policies: Array, reward: Array) -> Any:
-    return searcher.tell(state, actions, policies, reward)
+@jax.jit
+def evaluate_policies(
+    problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0
+) -> Evaluation:
+    """Evaluates N policies; losses are NaN where the evaluator does not measure them, and only there.
+
+    A racing evaluator gives up those that cannot be of the least accuracy, and measures them by fewer images.
+    """
+    found = problem.evaluator(policies, least)
+    for name, values in found._asdict().items():
+        if jnp.shape(values) != (len(policies),):
+            raise ValueError(
+                f"the evaluator gave {name} {jnp.shape(values)} for {len(policies)} policies: expected one for each"
+            )
+    return found
+
+
+def compute_rewards(searcher: Searcher, problem: Problem, evaluation: Evaluation) -> Float[Array, "N"]:
+    """Computes by how much policies are better than the float network; never a NaN.
+
+    An accuracy that is not finite counts as 0. A loss that is not finite counts as `MOST_LOSS`, as does a greater one.
+    Where no loss is measured, or the searcher's objective is not the loss, rewards are differences of accuracy.
+    """
+    return _rewards(searcher.objective == "loss", problem.reference, problem.reference_loss, evaluation)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _rewards(by_loss: bool, reference: Array, reference_loss: Array, judgement: Evaluation) -> Float[Array, "N"]:
-    accuracy, loss = judgement
+def _rewards(by_loss: bool, reference: Array, reference_loss: Array, evaluation: Evaluation) -> Float[Array, "N"]:
+    accuracy, loss = evaluation
     reward = jnp.where(jnp.isfinite(accuracy), accuracy, 0) - reference
     if not by_loss:
         return reward
-    lost = jnp.where(jnp.isfinite(loss), jnp.minimum(loss, MOST_LOSS), MOST_LOSS)
-    # Without a reference any constant does: searches compare gains with each other.
-    return jnp.where(jnp.isnan(loss), reward, jnp.nan_to_num(reference_loss) - lost)
+    limited = jnp.where(jnp.isfinite(loss), jnp.minimum(loss, MOST_LOSS), MOST_LOSS)
+    # Without a reference any constant does: searches compare rewards with each other.
+    return jnp.where(jnp.isnan(loss), reward, jnp.nan_to_num(reference_loss) - limited)
 
 
-def _to_host(state: Any) -> Any:
-    """The state with NumPy arrays, as a host's searcher reads it; keys stay as they are."""
-    is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
+def _recall(evaluated: Evaluated, policies: Int[Array, "N L 2"]) -> Evaluation | None:
+    """Returns the evaluation of policies that were all evaluated before."""
+    found = [evaluated.get(policy.tobytes()) for policy in np.asarray(policies)]
+    return None if None in found else Evaluation(*np.asarray(found, np.float32).T)
 
 
-def _recall(known: Known, policies: Int[Array, "N L 2"]) -> Evaluation | None:
-    """What is known of the policies, where all were evaluated before."""
-    told = [known.get(policy.tobytes()) for policy in np.asarray(policies)]
-    if None in told:
-        return None
-    return Evaluation(*np.asarray(told, np.float32).T)
-
-
-def remember(known: Known, record: Record) -> Known:
-    """Adds what was evaluated; returns the same dictionary."""
+def remember(evaluated: Evaluated, record: Record) -> None:
+    """Adds episodes to what was evaluated."""
     for policy, accuracy, loss in zip(record.policy, record.accuracy, record.loss, strict=True):
-        known[np.asarray(policy).tobytes()] = (float(accuracy), float(loss))
-    return known
+        evaluated[np.asarray(policy).tobytes()] = (float(accuracy), float(loss))

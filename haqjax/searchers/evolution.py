@@ -1,4 +1,4 @@
-"""Evolution: the best policies so far are crossed and mutated."""
+"""Evolutionary search: the best policies so far are crossed and mutated; NSGA-II (Deb et al. 2002) for fronts."""
 
 import dataclasses
 import functools
@@ -12,18 +12,19 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import ladder, to_rank
 from haqjax.policies.budget_fill import fill_budget, normalise_costs, normalised_cost
+from haqjax.searchers import history
 from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
-from haqjax.searchers.history import Seen, first_new, is_new, note, nothing
+from haqjax.searchers.history import History
 from haqjax.searchers.pareto import crowding, sort_fronts
 from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable
 
-ALWAYS = 0.5  # spread of the random fractions that decide which entries give way to the budget first, in ranks
+ALWAYS = 0.5  # greatest of the random fractions that decide which entries give way to the budget first, in ranks
 RESOURCES = Cost._fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Evolution:
-    """The method's numbers.
+    """Numbers of the method.
 
     Raises:
       ValueError: one that is not positive.
@@ -41,14 +42,14 @@ class Evolution:
 
 
 class EvolutionState(NamedTuple):
-    """Everything that an evolution carries on. The population is in order, the best first."""
+    """State of an evolution. The population is in order, the best first."""
 
     policy: Int[Array, "P L 2"]
-    value: Float[Array, "P K"]  # what is to be small: minus the gain, and the cost where that counts
+    value: Float[Array, "P K"]  # to be small: minus the reward, and the cost where that counts
     living: Int[Array, ""]  # so many of the population are real
-    seen: Seen
-    shares: CostTable
-    prices: CostTable  # of what is to be cheap, as shares of the all-8-bit cost
+    history: History
+    costs: CostTable  # normalised
+    cheap: CostTable  # of the resource that is to be cheap, normalised by the all-8-bit cost
     bounds: Bounds
 
 
@@ -57,7 +58,7 @@ Rank = Callable[[Float[Array, "M K"], Bool[Array, "M"]], Int[Array, "M"]]  # val
 
 @functools.cache
 def make_evolution(config: Evolution = Evolution()) -> Searcher:
-    """A search of one budget: what gains most survives.
+    """Makes a search within one budget: the policies of the greatest reward survive.
 
     Children use the budget up: what a mutation frees goes to other entries, at random, and what it needs comes from
     them. The first `population` policies are random, around one width. No policy is proposed twice as long as children
@@ -71,7 +72,7 @@ def make_evolution(config: Evolution = Evolution()) -> Searcher:
 
 @functools.cache
 def make_nsga2(parallel: int = 1, resource: str = "latency", population: int = 32) -> Searcher:
-    """A search of a whole front: accurate and cheap policies, as far apart as they come (NSGA-II, Deb et al. 2002).
+    """Makes a search of a whole front: accurate and cheap policies, far apart (NSGA-II, Deb et al. 2002).
 
     The problem's budget is the most that any policy of the front may cost; a resource without a limit will do.
 
@@ -91,13 +92,14 @@ def _make(config: Evolution, resource: str | None) -> Searcher:
     survive = _by_reward if resource is None else _by_front
     count = config.parallel * config.tries
 
+    @jax.jit
     def init(problem: Problem, key: PRNGKeyArray) -> EvolutionState:
         shape = (config.population, *problem.bounds.low.shape)
         return EvolutionState(
             jnp.broadcast_to(problem.bounds.low, shape),
             jnp.full((config.population, 1 if resource is None else 2), MOST_LOSS),
             jnp.int32(0),
-            nothing(),
+            history.empty(len(problem.layers)),
             normalise_costs(problem.table, problem.bounds, problem.budget),
             normalise_costs(problem.table, problem.bounds, _full_cost(problem, resource)),
             problem.bounds,
@@ -109,20 +111,19 @@ def _make(config: Evolution, resource: str | None) -> Searcher:
         children = _children(child_key, state, count, config)
         wanted = jnp.where(state.living < config.population, strangers, children)
         fractions = jax.random.uniform(order_key, wanted.shape, maxval=ALWAYS)
-        candidates = fill_budget(wanted + fractions, state.shares, state.bounds, most)
-        return to_actions(first_new(state.seen, candidates, config.parallel), state.bounds)
+        candidates = fill_budget(wanted + fractions, state.costs, state.bounds, most)
+        return to_actions(history.first_new(state.history, candidates, config.parallel), state.bounds)
 
     def tell(state: EvolutionState, actions: Array, policies: Array, rewards: Array) -> EvolutionState:
-        new = is_new(state.seen, policies)
-        values = [-rewards] if resource is None else [-rewards, normalised_cost(state.prices, policies).max(axis=-1)]
+        new = history.is_new(state.history, policies)
+        values = [-rewards] if resource is None else [-rewards, normalised_cost(state.cheap, policies).max(axis=-1)]
         everyone = jnp.concatenate([state.policy, policies])
         value = jnp.concatenate([state.value, jnp.stack(values, axis=-1)])
         real = jnp.concatenate([jnp.arange(config.population) < state.living, new])
         order = survive(value, real)[: config.population]
         living = jnp.minimum(state.living + new.sum(), config.population)
-        return state._replace(
-            policy=everyone[order], value=value[order], living=living, seen=note(state.seen, policies)
-        )
+        noted = history.note(state.history, policies, rewards)
+        return state._replace(policy=everyone[order], value=value[order], living=living, history=noted)
 
     return Searcher(init, ask, tell, objective="loss")
 

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import to_rank
 from haqjax.policies.budget_fill import fill_budget, normalise_costs
+from haqjax.searchers import history
 from haqjax.searchers.base import MOST_LOSS, Problem, Searcher
-from haqjax.searchers.history import Seen, first_new, note, nothing
+from haqjax.searchers.history import History
 from haqjax.searchers.relaxation import STEPS, descend
 from haqjax.types import Bounds, Budget, CostTable
 
@@ -23,7 +24,7 @@ TRIES = 8  # proposals for each policy of a round: the first one that was not ev
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """The method's numbers.
+    """Numbers of the method.
 
     Raises:
       ValueError: one that is not positive.
@@ -39,19 +40,19 @@ class Gradient:
 
 
 class GradientState(NamedTuple):
-    """Everything that a search by gradients carries on."""
+    """State of a search by gradients."""
 
     rank: Float[Array, "L 2"]  # where the descent ended
     best: Int[Array, "L 2"]
     reward: Float[Array, ""]  # of the best
-    seen: Seen
-    shares: CostTable
+    history: History
+    costs: CostTable  # normalised
     bounds: Bounds
 
 
 @functools.cache
 def make_gradient(config: Gradient = Gradient()) -> Searcher:
-    """The method as a searcher.
+    """Makes the searcher.
 
     `init` descends for `steps` steps. The first policy is the solution rounded; then come randomised roundings of it,
     then exchanges around the best policy so far: some entries move by a width, and the entries that the solution has
@@ -65,19 +66,16 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
     """
 
     def init(problem: Problem, key: PRNGKeyArray) -> GradientState:
-        _check(problem)
-        budgets = jax.tree.map(lambda limit: jnp.asarray(limit)[None], problem.budget)
-        rank = descend(problem.soft_loss, problem.table, problem.bounds, budgets, key, config.steps)[0]
-        return begin(problem, rank)
+        return begin(problem, solve_relaxation(problem, [problem.budget], key, config.steps)[0])
 
     def ask(state: GradientState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         rounding_key, swap_key = jax.random.split(key)
         count = config.parallel * TRIES
         rounded = _roundings(rounding_key, state, count)
         swapped = _swaps(swap_key, state, count)
-        wanted = jnp.where(state.seen.total < config.roundings, rounded, swapped)
-        candidates = fill_budget(wanted, state.shares, state.bounds)
-        return to_actions(first_new(state.seen, candidates, config.parallel), state.bounds)
+        wanted = jnp.where(state.history.total < config.roundings, rounded, swapped)
+        candidates = fill_budget(wanted, state.costs, state.bounds)
+        return to_actions(history.first_new(state.history, candidates, config.parallel), state.bounds)
 
     def tell(state: GradientState, actions: Array, policies: Array, rewards: Array) -> GradientState:
         at = jnp.argmax(rewards)
@@ -85,37 +83,41 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
         return state._replace(
             best=jnp.where(better, policies[at], state.best),
             reward=jnp.where(better, rewards[at], state.reward),
-            seen=note(state.seen, policies),
+            history=history.note(state.history, policies, rewards),
         )
 
     return Searcher(init, ask, tell, objective="loss")
 
 
+@jax.jit
 def begin(problem: Problem, rank: Float[Array, "L 2"]) -> GradientState:
-    """The state before the first round, from where a descent ended."""
-    shares = normalise_costs(problem.table, problem.bounds, problem.budget)
-    return GradientState(rank, problem.bounds.low, jnp.float32(-2 * MOST_LOSS), nothing(), shares, problem.bounds)
+    """Makes the state before the first round, from the solution of the relaxation."""
+    costs = normalise_costs(problem.table, problem.bounds, problem.budget)
+    nothing = history.empty(len(problem.layers))
+    return GradientState(rank, problem.bounds.low, jnp.float32(-2 * MOST_LOSS), nothing, costs, problem.bounds)
 
 
-def start_front(
+def solve_relaxation(
     problem: Problem, budgets: Sequence[Budget], key: PRNGKeyArray, steps: int = STEPS
-) -> list[GradientState]:
-    """A state for each budget, from one descent over all of them: one call of one compiled function.
+) -> Float[Array, "B L 2"]:
+    """Solves the continuous relaxation for all budgets, in one call of one compiled function; in ranks.
 
     Raises:
       ValueError: the problem has no differentiable loss.
     """
-    _check(problem)
+    if problem.evaluator.soft_loss is None:
+        raise ValueError(
+            "a search by gradients needs a differentiable loss: give the evaluator a "
+            "soft_loss=haqjax.evaluation.make_soft_loss(apply, params, split, ranges), or choose another search"
+        )
     stacked = jax.tree.map(lambda *limits: jnp.stack([jnp.asarray(limit) for limit in limits]), *budgets)
-    ranks = descend(problem.soft_loss, problem.table, problem.bounds, stacked, key, steps)
-    pairs = zip(budgets, ranks, strict=True)
-    return [begin(dataclasses.replace(problem, budget=budget), rank) for budget, rank in pairs]
+    return descend(problem.evaluator.soft_loss, problem.table, problem.bounds, stacked, key, steps)
 
 
 def _roundings(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, "K L 2"]:
     """Preferences whose `fill_budget` rounds the solution: the very first to the nearest, the others at random."""
     noise = jax.random.uniform(key, (count, *state.rank.shape), minval=-WOBBLE, maxval=WOBBLE)
-    plain = (jnp.arange(count) == 0) & (state.seen.total == 0)
+    plain = (jnp.arange(count) == 0) & (state.history.total == 0)
     return state.rank[None] + 0.5 + jnp.where(plain[:, None, None], 0, noise)
 
 
@@ -129,12 +131,3 @@ def _swaps(key: PRNGKeyArray, state: GradientState, count: int) -> Float[Array, 
     changed = jax.random.bernoulli(where_key, moved / best.size, shape)
     noise = jax.random.uniform(noise_key, shape, minval=-0.1, maxval=0.1)
     return (best + leaning)[None] + changed * jax.random.rademacher(step_key, shape) + noise
-
-
-def _check(problem: Problem) -> None:
-    if problem.soft_loss is None:
-        raise ValueError(
-            "a search by gradients needs a differentiable loss: give make_problem "
-            "soft_loss=haqjax.evaluation.make_soft_loss"
-            "(apply, params, split, ranges), or choose another search"
-        )

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from haqjax.allocation.additive import ERROR_PER_BIT
 from haqjax.allocation.choices import allowed, limited
-from haqjax.allocation.integer_program import is_within
 from haqjax.policies.actions import to_actions
+from haqjax.policies.budgets import fits_exactly
 from haqjax.searchers.base import Problem, Searcher
 from haqjax.types import ACTIVATION, WEIGHT, Bounds, Budget, CostTable
 
-FACTOR = 4.0  # a bit less has four times the squared error
 LEAST = 1e-6  # added to a loss, so that what a step saves tells apart those that lose nothing
 TINY = 1e-12  # in place of no saving
 
@@ -82,7 +82,7 @@ def _walk(state: GreedyState, reached: dict[bytes, float]) -> GreedyState:
     """Takes steps for as long as the best one was measured; the policy's gain may then have to be."""
     while (order := _order(state)) and state.fresh[order[0]]:
         entry, loss, fresh = order[0], state.loss.copy(), state.fresh.copy()
-        loss[entry] = max(loss[entry], 0) * FACTOR
+        loss[entry] = max(loss[entry], 0) * ERROR_PER_BIT
         fresh[entry] = False
         policy = _lower(state, *entry)
         reward = np.asarray(reached.get(policy.tobytes(), np.nan))
@@ -92,17 +92,17 @@ def _walk(state: GreedyState, reached: dict[bytes, float]) -> GreedyState:
 
 def _descend(state: GreedyState) -> Int[np.ndarray, "L 2"]:
     """The walk by predicted losses alone, to the first policy within the budget."""
-    state = state._replace(loss=FACTOR ** -state.policy.astype(float))
+    state = state._replace(loss=ERROR_PER_BIT ** -state.policy.astype(float))
     while order := _order(state):
         loss = state.loss.copy()
-        loss[order[0]] *= FACTOR
+        loss[order[0]] *= ERROR_PER_BIT
         state = state._replace(policy=_lower(state, *order[0]), loss=loss)
     return state.policy
 
 
 def _order(state: GreedyState) -> list[tuple[int, int]]:
     """Entries that can fall, by loss for what is saved; none once the budget is kept."""
-    if is_within(state.table, state.budget, state.policy):
+    if fits_exactly(state.table, state.policy, state.budget):
         return []
     shares, room = limited(state.table, state.budget)
     over = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.agent.ddpg import DDPG, AgentState, make_agent
 from haqjax.agent.replay import ReplayState, add, make_replay
+from haqjax.allocation import allocate
+from haqjax.allocation.additive import sensitivity_by_law
 from haqjax.policies.actions import to_actions, to_bits
 from haqjax.searchers.base import Problem, Searcher
 from haqjax.searchers.haq_extensions import (
@@ -23,15 +26,17 @@ from haqjax.searchers.haq_extensions import (
     update_best,
     with_kept,
 )
-from haqjax.searchers.haq_features import COSTS, FIRST, describe_costs, observe
-from haqjax.types import WIDTHS, Bounds, Transition
+from haqjax.searchers.haq_features import COSTS, FIRST, describe, describe_costs, observe
+from haqjax.types import WIDTHS, Bounds, Budget, CostTable, Transition
 
 REWARD_SCALE = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
+EXTENSIONS = ("costs", "retain", "start", "swap", "twin")
+RETAINED = 8  # episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class HAQ:
-    """The method's numbers; the last four are not HAQ's and off.
+    """Numbers of the method; the last four are not HAQ's and off, see `extend`.
 
     Raises:
       ValueError: fewer than one explorer, a negative number, or more episodes retained than there are in the warm-up.
@@ -42,8 +47,8 @@ class HAQ:
     updates: float = 1.0  # of the agent, per decision
     start: tuple[tuple[int, int], ...] | None = None  # a policy that the warm-up stays near, such as an allocation
     retain: int = 0  # best episodes that the memory never forgets
-    swap: int | None = None  # the episode from which bits of the best policy are exchanged at random
-    costs: bool = False  # the agent also sees what each decision spends
+    swap: int | None = None  # the episode from which bits of the best policy are swapped at random
+    costs: bool = False  # the agent also sees what each decision costs
 
     def __post_init__(self) -> None:
         if self.parallel < 1 or self.updates < 0:
@@ -57,7 +62,7 @@ class HAQ:
 
 
 class HAQState(NamedTuple):
-    """Everything that a search with HAQ carries on."""
+    """State of a search with HAQ."""
 
     agent: AgentState
     memory: ReplayState
@@ -71,7 +76,7 @@ class HAQState(NamedTuple):
 
 @functools.cache
 def make_haq(config: HAQ = HAQ()) -> Searcher:
-    """The method as a searcher.
+    """Makes the searcher.
 
     An episode walks the layers; at each the agent chooses weights, then activations. Every decision of an episode gets
     the episode's reward. What the agent proposed is remembered, not what the budget left of it.
@@ -83,16 +88,21 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
     agent = make_agent(dataclasses.replace(config.agent, observation_size=observation_size))
 
     def init(problem: Problem, key: PRNGKeyArray) -> HAQState:
+        return begin(describe(problem.layers), problem.table, problem.bounds, problem.budget, key)
+
+    @jax.jit
+    def begin(
+        features: Float[Array, "2L 9"], table: CostTable, bounds: Bounds, budget: Budget, key: PRNGKeyArray
+    ) -> HAQState:
         agent_key, learn_key = jax.random.split(key)
-        layers = problem.bounds.low.shape[0]
+        layers = bounds.low.shape[0]
         memory = make_replay(max(config.agent.memory, 2 * config.parallel) * layers, observation_size)
         kept = empty_kept(memory.storage, config.retain, 2 * layers)
-        start = problem.bounds.high if config.start is None else config.start
+        start = bounds.high if config.start is None else config.start
         best = Best(jnp.asarray(start, jnp.int32), jnp.float32(LOWEST))
-        features = jnp.asarray(problem.features)
         if config.costs:
-            features = jnp.concatenate([features, describe_costs(problem.table, problem.budget)], axis=1)
-        return HAQState(agent.init(agent_key), memory, jnp.int32(0), learn_key, features, problem.bounds, kept, best)
+            features = jnp.concatenate([features, describe_costs(table, budget)], axis=1)
+        return HAQState(agent.init(agent_key), memory, jnp.int32(0), learn_key, features, bounds, kept, best)
 
     def ask(state: HAQState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         episodes = state.episode + jnp.arange(config.parallel)
@@ -100,8 +110,8 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
 
         def decide(before: Float[Array, "N 1"], decision: tuple) -> tuple[Float[Array, "N 1"], Float[Array, "N"]]:
             row, limit, keys = decision
-            seen = jnp.concatenate([jnp.broadcast_to(row, (config.parallel, row.size)), before], axis=-1)
-            actions = jax.vmap(agent.act, (None, 0, 0, 0))(state.agent, seen, episodes, keys)
+            observed = jnp.concatenate([jnp.broadcast_to(row, (config.parallel, row.size)), before], axis=-1)
+            actions = jax.vmap(agent.act, (None, 0, 0, 0))(state.agent, observed, episodes, keys)
             return to_bits(actions, limit)[:, None] / WIDTHS, actions
 
         walk_key, other_key = jax.random.split(key) if config.adds_proposals else (key, key)
@@ -140,7 +150,7 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
 
 
 def _decisions(bounds: Bounds) -> Bounds:
-    """The bounds of each decision of a walk; tied layers are decided like others and follow afterwards."""
+    """Returns the bounds of each decision of a walk; tied layers are decided like others and follow afterwards."""
     allowed = None if bounds.allowed is None else bounds.allowed.reshape(-1, WIDTHS)
     return Bounds(bounds.low.ravel(), bounds.high.ravel(), allowed)
 
@@ -148,10 +158,47 @@ def _decisions(bounds: Bounds) -> Bounds:
 def _remember(
     state: HAQState, actions: Float[Array, "N L 2"], rewards: Float[Array, "N"], discount: float
 ) -> Transition:
-    """The decisions of N episodes as rows [N 2L]."""
-    seen = observe(state.features, to_bits(actions, state.bounds._replace(tied=None)))
-    shape = seen.shape[:2]
-    following = jnp.roll(seen, -1, axis=1)  # after the last decision nothing follows: its discount is 0
+    """Lays the decisions of N episodes out as rows [N 2L]."""
+    observed = observe(state.features, to_bits(actions, state.bounds._replace(tied=None)))
+    shape = observed.shape[:2]
+    following = jnp.roll(observed, -1, axis=1)  # after the last decision nothing follows: its discount is 0
     discounts = jnp.full(shape, discount).at[:, -1].set(0)
-    rows = Transition(seen, actions.reshape(shape), jnp.broadcast_to(rewards[:, None], shape), following, discounts)
+    rows = Transition(observed, actions.reshape(shape), jnp.broadcast_to(rewards[:, None], shape), following, discounts)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
+
+
+def extend(config: HAQ, extensions: Collection[str], problem: Problem | None, episodes: int) -> HAQ:
+    """Adds extensions to the method, none of which is in the paper; each can be had alone.
+
+    "costs": the agent also sees what each decision costs of the budget. "start": the warm-up stays near the allocation
+    that is best if each bit less has four times the squared error. "swap": in the second half of the episodes bits of
+    the best policy are swapped at random. "retain": the memory never forgets the best 8 episodes. "twin": two critics,
+    of which targets take the lower value.
+
+    Args:
+      config: the method to extend.
+      extensions: of `EXTENSIONS`.
+      problem: its table, bounds and budget say where "start" is; the others do without.
+      episodes: of the search.
+
+    Raises:
+      ValueError: an unknown extension, or "start" without a problem.
+
+    >>> extend(HAQ(), ["twin", "swap"], None, 100).swap
+    50
+    """
+    unknown = sorted(set(extensions) - set(EXTENSIONS))
+    if unknown:
+        raise ValueError(f"unknown extension {unknown[0]!r}: there are {', '.join(EXTENSIONS)}")
+    if "start" in extensions:
+        if problem is None:
+            raise ValueError("the extension 'start' needs a problem: its budget says where the search starts")
+        law = sensitivity_by_law(len(problem.layers))
+        policy = allocate(law, problem.table, problem.bounds, problem.budget).policy
+        config = dataclasses.replace(config, start=tuple((int(weight), int(act)) for weight, act in policy))
+    if "swap" in extensions:
+        config = dataclasses.replace(config, swap=episodes // 2)
+    if "retain" in extensions:
+        config = dataclasses.replace(config, retain=min(RETAINED, config.agent.warmup))
+    agent = dataclasses.replace(config.agent, twin="twin" in extensions)
+    return dataclasses.replace(config, agent=agent, costs="costs" in extensions)

@@ -1,4 +1,4 @@
-"""Additions to HAQ, each on its own: a start near a policy, a memory of the best episodes, exchanges of bits."""
+"""Parts of HAQ's extensions: a start near a policy, a memory of the best episodes, swaps of bits."""
 
 from typing import NamedTuple
 

@@ -1,52 +1,71 @@
-"""Which policies were evaluated before, as far as a compiled search remembers."""
+"""History of a search: policies that were evaluated, with their rewards, in arrays of fixed size.
+
+Import the module as a name: `history.note(...)`.
+"""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, UInt32
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int8
 
-CAPACITY = 4096  # policies; of more, the latest
-FACTORS = (0x9E3779B1, 0x85EBCA77)  # odd and large: the golden ratio and a prime, as xxHash has them
-
-
-class Seen(NamedTuple):
-    """Fingerprints of policies, the oldest overwritten first."""
-
-    prints: UInt32[Array, "A 2"]
-    total: Int[Array, ""]  # noted so far
+CAPACITY = 4096  # policies
 
 
-def nothing() -> Seen:
-    """No policy yet."""
-    return Seen(jnp.zeros((CAPACITY, 2), jnp.uint32), jnp.int32(0))
+class History(NamedTuple):
+    """A ring of evaluations, the oldest overwritten first."""
+
+    policies: Int8[Array, "C L 2"]
+    rewards: Float[Array, "C"]
+    total: Int[Array, ""]  # of all evaluations; those beyond the capacity are the latest
 
 
-def note(seen: Seen, policies: Int[Array, "N L 2"]) -> Seen:
-    """Remembers policies."""
-    at = (seen.total + jnp.arange(len(policies))) % CAPACITY
-    return Seen(seen.prints.at[at].set(fingerprint(policies)), seen.total + len(policies))
+def empty(layers: int, capacity: int = CAPACITY) -> History:
+    """Makes a history without evaluations.
+
+    >>> evaluated(empty(3, 10))[0].shape
+    (0, 3, 2)
+    """
+    return History(jnp.zeros((capacity, layers, 2), jnp.int8), jnp.zeros(capacity), jnp.int32(0))
 
 
-def is_new(seen: Seen, policies: Int[Array, "N L 2"]) -> Bool[Array, "N"]:
-    """Whether each policy was neither noted before nor stands earlier among these.
+def note(history: History, policies: Int[Array, "N L 2"], rewards: Float[Array, "N"]) -> History:
+    """Adds evaluations.
+
+    >>> history = note(empty(1, 3), jnp.full((4, 1, 2), 8), jnp.arange(4.0))
+    >>> history.rewards.tolist(), int(history.total)
+    ([3.0, 1.0, 2.0], 4)
+    """
+    capacity = len(history.policies)
+    latest = slice(max(len(rewards) - capacity, 0), None)
+    at = ((history.total + jnp.arange(len(rewards))) % capacity)[latest]
+    return History(
+        jnp.asarray(history.policies).at[at].set(jnp.asarray(policies, jnp.int8)[latest]),
+        jnp.asarray(history.rewards).at[at].set(jnp.asarray(rewards, jnp.float32)[latest]),
+        jnp.int32(history.total + len(rewards)),
+    )
+
+
+def is_new(history: History, policies: Int[Array, "N L 2"]) -> Bool[Array, "N"]:
+    """Tells which policies are neither in the history nor stand earlier among these.
 
     >>> policies = jnp.array([[[2, 3]], [[3, 2]], [[2, 3]]])
-    >>> is_new(note(nothing(), policies[1:2]), policies).tolist()
+    >>> is_new(note(empty(1), policies[1:2], jnp.zeros(1)), policies).tolist()
     [True, False, False]
     """
-    prints = fingerprint(policies)
-    known = (prints[:, None] == seen.prints[None]).all(axis=-1) & (jnp.arange(CAPACITY) < seen.total)[None]
-    earlier = jnp.tril((prints[:, None] == prints[None]).all(axis=-1), -1)
-    return ~known.any(axis=-1) & ~earlier.any(axis=-1)
+    rows = policies.astype(jnp.int8)
+    noted = (rows[:, None] == history.policies[None]).all(axis=(-2, -1))
+    noted &= (jnp.arange(len(history.policies)) < history.total)[None]
+    earlier = jnp.tril((rows[:, None] == rows[None]).all(axis=(-2, -1)), -1)
+    return ~noted.any(axis=-1) & ~earlier.any(axis=-1)
 
 
-def first_new(seen: Seen, candidates: Int[Array, "K L 2"], count: int) -> Int[Array, "N L 2"]:
-    """The first `count` candidates that are new; where there are too few, others after them."""
-    return candidates[jnp.argsort(~is_new(seen, candidates), stable=True)[:count]]
+def first_new(history: History, candidates: Int[Array, "K L 2"], count: int) -> Int[Array, "N L 2"]:
+    """Returns the first `count` candidates that are new; where there are too few, others after them."""
+    return candidates[jnp.argsort(~is_new(history, candidates), stable=True)[:count]]
 
 
-def fingerprint(policies: Int[Array, "N L 2"]) -> UInt32[Array, "N 2"]:
-    """Two polynomials of the bits, modulo 2^32: 64 bits that differ for different policies, but for bad luck."""
-    flat = policies.reshape(len(policies), -1).astype(jnp.uint32)
-    powers = [jnp.cumprod(jnp.full(flat.shape[1], factor, jnp.uint32)) for factor in FACTORS]
-    return jnp.stack([(flat * power[None]).sum(axis=-1, dtype=jnp.uint32) for power in powers], axis=-1)
+def evaluated(history: History) -> tuple[Int[np.ndarray, "N L 2"], Float[np.ndarray, "N"]]:
+    """Returns the policies of the history and their rewards, on the host."""
+    size = min(int(history.total), len(history.rewards))
+    return np.asarray(history.policies)[:size].astype(np.int32), np.asarray(history.rewards)[:size]

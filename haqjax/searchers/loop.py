@@ -1,16 +1,25 @@
-"""The loop that every search goes through: ask, lower onto the budget, evaluate, tell."""
+"""The loop of stages that every search goes through."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from haqjax.policies.feasibility import check_reachable
-from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, choose_best
-from haqjax.searchers.driver import Known, judge, play_round, remember, start
+from haqjax.searchers.base import (
+    Problem,
+    Question,
+    Record,
+    Searcher,
+    SearchResult,
+    Stage,
+    choose_best,
+    count_episodes,
+    first_episodes,
+    join_records,
+)
+from haqjax.searchers.driver import Evaluated, remember, run_round
 from haqjax.searchers.evolution import Evolution, make_evolution
 from haqjax.searchers.gradient import Gradient, make_gradient
 from haqjax.searchers.greedy import make_greedy
@@ -19,8 +28,6 @@ from haqjax.searchers.ilp import ILP, make_ilp
 from haqjax.searchers.random import make_random
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
-
-__all__ = ["OBJECTIVES", "SEARCHERS", "find_searcher", "judge", "play_round", "search", "start"]
 
 SEARCHERS: dict[str, Callable[[int], Searcher]] = {  # name -> maker, given the policies a round
     "evolution": lambda parallel: make_evolution(Evolution(parallel=parallel)),
@@ -33,6 +40,31 @@ SEARCHERS: dict[str, Callable[[int], Searcher]] = {  # name -> maker, given the 
 }
 OBJECTIVES = ("accuracy", "loss")
 
+OnRound = Callable[[SearchResult], None]  # called after each round with the result so far
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """Asks for the most accurate policy within the problem's budget: one stage."""
+
+    episodes: int
+    start: SearchResult | None = None  # whose searcher's state is begun with, such as a warm start's
+    opening = 0
+
+    def open(self, searcher: Searcher, problem: Problem) -> None:
+        return None
+
+    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+        state = None if self.start is None else self.start.state
+        return None if index else Stage(problem.budget, self.episodes, key, state)
+
+    def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
+        return (choose_best(records, problem.budget),)
+
+    def check(self, problem: Problem, result: SearchResult) -> None:
+        if result.best is None:
+            raise RuntimeError("no policy of the search fits the budget and has a finite accuracy")
+
 
 def search(
     problem: Problem,
@@ -41,13 +73,13 @@ def search(
     episodes: int,
     key: PRNGKeyArray,
     parallel: int = 1,
-    on_round: Callable[[SearchResult], None] | None = None,
+    on_round: OnRound | None = None,
     resume: SearchResult | None = None,
-    known: Known | None = None,
+    known: Evaluated | None = None,
 ) -> SearchResult:
     """Searches for the most accurate policy within the budget.
 
-    A round proposes some policies at once, lowers them onto the budget, evaluates them, and learns from all. What is
+    A round proposes some policies at once, projects them onto the budget, evaluates them, and learns from all. What is
     compiled for it serves every policy, budget and seed. A round whose policies were all evaluated before is not
     evaluated again. The last round may hold more episodes than are left; those are not reported.
 
@@ -62,73 +94,109 @@ def search(
       on_round: called after each round with the result so far; its `best` is None until a policy qualifies.
       resume: a result to go on from, found with the same problem, searcher and key: the rest is as if it had never
         stopped, unless the episodes asked for cut its last round short.
-      known: what other searches with the same judge have evaluated, such as within other budgets; what this one
-        evaluates is added. It makes a search shorter, and changes nothing else.
+      known: evaluations of other searches with the same evaluator, such as within other budgets; those of this one
+        are added. They make a search shorter, and change nothing else.
 
     Raises:
       ValueError: an unknown name, fewer than one episode, or a budget that no policy can meet: before anything runs.
       RuntimeError: interrupted before the first round ended, or no policy within the budget had a finite accuracy.
     """
-    searcher = find_searcher(searcher, parallel) if isinstance(searcher, str) else searcher
-    _check(searcher, episodes)
-    check_reachable(problem.table, problem.bounds, problem.budget, problem.names)
-    start_key, round_key = jax.random.split(key)
-    result = resume
+    if episodes < 1:
+        raise ValueError(f"a search of {episodes} episodes finds nothing: it needs at least 1")
+    check_reachable(problem.table, problem.bounds, problem.budget, problem.layers.names)
+    searcher = find_searcher(searcher, parallel)
+    return answer(problem, searcher, Within(episodes, resume), key, on_round=on_round, resume=resume, known=known)
+
+
+def find_searcher(searcher: str | Searcher, parallel: int = 1) -> Searcher:
+    """Makes the searcher of this name, with its usual numbers and `parallel` policies a round; leaves others alone.
+
+    Raises:
+      ValueError: an unknown name; the message lists those that exist. Fewer than one policy a round. A searcher with
+        an unknown objective.
+
+    >>> find_searcher("random") is find_searcher("random")
+    True
+    """
+    if isinstance(searcher, str):
+        if searcher not in SEARCHERS:
+            raise ValueError(f"unknown search {searcher!r}: there are {', '.join(sorted(SEARCHERS))}")
+        if parallel < 1:
+            raise ValueError(f"parallel is {parallel}: a round needs at least 1 policy")
+        return SEARCHERS[searcher](parallel)
+    if searcher.objective not in OBJECTIVES:
+        raise ValueError(f"unknown objective {searcher.objective!r}: there are {', '.join(OBJECTIVES)}")
+    return searcher
+
+
+def answer(
+    problem: Problem,
+    searcher: Searcher,
+    question: Question,
+    key: PRNGKeyArray,
+    *,
+    on_round: OnRound | None = None,
+    resume: SearchResult | None = None,
+    known: Evaluated | None = None,
+) -> SearchResult:
+    """Runs the stages of a question; Ctrl-C ends it with what was found so far.
+
+    Args:
+      problem: its own budget is read by the question alone.
+      key, on_round, known: as for `search`.
+      resume: records and the searcher's state of the same question, searcher and key, to go on from.
+
+    Raises:
+      RuntimeError: interrupted before the first round ended, or the question has no answer.
+    """
+    result = None
     try:
-        state = start(searcher, problem, start_key) if resume is None else resume.state
-        known = {} if known is None else known
-        if resume is not None:
-            remember(known, resume.records)
-        while _played(result) < episodes:
-            key_now = jax.random.fold_in(round_key, _played(result))
-            state, record = play_round(searcher, problem, state, key_now, known, _accuracy(result))
-            result = _extend(result, problem.budget, state, record, episodes)
+        for result in _run_stages(problem, searcher, question, key, resume, {} if known is None else known):
             if on_round is not None:
                 on_round(result)
     except KeyboardInterrupt:
         if result is None:
             raise RuntimeError("interrupted before the first round of the search ended: nothing was found") from None
         result = dataclasses.replace(result, interrupted=True)
-    if result is None or result.best is None:
-        raise RuntimeError("no policy of the search fits the budget and has a finite accuracy")
+    assert result is not None
+    question.check(problem, result)
     return result
 
 
-def find_searcher(name: str, parallel: int = 1) -> Searcher:
-    """Makes the searcher of this name, with its usual numbers and `parallel` policies a round.
+def _run_stages(
+    problem: Problem,
+    searcher: Searcher,
+    question: Question,
+    key: PRNGKeyArray,
+    resume: SearchResult | None,
+    known: Evaluated,
+) -> Iterator[SearchResult]:
+    """Yields the result after each round, and once more at the end."""
+    records = question.open(searcher, problem) if resume is None else resume.records
+    state = None if resume is None else resume.state
+    if records is not None:
+        remember(known, records)
+    stages: list[Stage] = []
+    first = question.opening  # episode of the stage
+    while (stage := question.next_stage(problem, len(stages), first_episodes(records, first), key)) is not None:
+        stages.append(stage._replace(first=first))
+        posed = dataclasses.replace(problem, budget=stage.budget)
+        start_key, round_key = jax.random.split(stage.key)
+        done = count_episodes(records) - first
+        if not done:
+            state = searcher.init(posed, start_key) if stage.state is None else stage.state
+        while done < stage.episodes:
+            least = _best_accuracy(records, stage.budget) if problem.evaluator.races else 0.0
+            state, record = run_round(searcher, posed, state, jax.random.fold_in(round_key, done), known, least)
+            records = join_records(records, first_episodes(record, stage.episodes - done))
+            done = count_episodes(records) - first
+            yield SearchResult(records, tuple(stages), question.choose(problem, records), state)
+        first += stage.episodes
+    if records is not None:
+        yield SearchResult(records, tuple(stages), question.choose(problem, records), state)
 
-    Raises:
-      ValueError: an unknown name; the message lists those that exist. Fewer than one policy a round.
 
-    >>> find_searcher("random") is find_searcher("random")
-    True
-    """
-    if name not in SEARCHERS:
-        raise ValueError(f"unknown search {name!r}: there are {', '.join(sorted(SEARCHERS))}")
-    if parallel < 1:
-        raise ValueError(f"parallel is {parallel}: a round needs at least 1 policy")
-    return SEARCHERS[name](parallel)
-
-
-def _check(searcher: Searcher, episodes: int) -> None:
-    if episodes < 1:
-        raise ValueError(f"a search of {episodes} episodes finds nothing: it needs at least 1")
-    if searcher.objective not in OBJECTIVES:
-        raise ValueError(f"unknown objective {searcher.objective!r}: there are {', '.join(OBJECTIVES)}")
-
-
-def _played(result: SearchResult | None) -> int:
-    return 0 if result is None else len(result.records.accuracy)
-
-
-def _accuracy(result: SearchResult | None) -> float:
-    return 0.0 if result is None or result.best is None else result.accuracy
-
-
-def _extend(before: SearchResult | None, budget: Budget, state: Any, record: Record, episodes: int) -> SearchResult:
-    """The result with one more round, as far as it lies within the episodes asked for."""
-    left = episodes - _played(before)
-    records = jax.tree.map(lambda x: np.asarray(x)[:left], record)
-    if before is not None:
-        records = jax.tree.map(lambda *x: np.concatenate(x), before.records, records)
-    return SearchResult(choose_best(records, budget), records, state)
+def _best_accuracy(records: Record | None, budget: Budget) -> float:
+    """Returns the accuracy that a policy has to surpass to become the best; 0 while none qualifies."""
+    best = None if records is None else choose_best(records, budget)
+    return 0.0 if records is None or best is None else float(records.accuracy[best])

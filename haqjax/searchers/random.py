@@ -1,4 +1,4 @@
-"""Random search: what every other method has to beat."""
+"""Random search, the baseline."""
 
 import functools
 
@@ -11,7 +11,7 @@ from haqjax.types import Bounds
 
 @functools.cache
 def make_random(parallel: int = 1) -> Searcher:
-    """Uniform actions, `parallel` policies a round; learns nothing.
+    """Makes a search of uniform actions, `parallel` policies a round; learns nothing.
 
     >>> make_random(4) is make_random(4)  # hence compiled once
     True

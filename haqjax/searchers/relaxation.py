@@ -1,4 +1,4 @@
-"""Descent of continuous bits: loss and cost in one gradient."""
+"""Continuous relaxation: fractional bits go down the gradient of loss and cost together."""
 
 import functools
 from typing import NamedTuple
@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from haqjax.policies.bisection import bisect
 from haqjax.policies.bounds import follow, ladder
 from haqjax.policies.budget_fill import normalise_costs, normalised_cost
 from haqjax.types import Bounds, Budget, CostTable
@@ -16,12 +17,12 @@ STEPS = 100
 RATE = 0.1  # of Adam at the start, in ranks a step; falls to a hundredth along a cosine
 PENALTY = 50.0  # quadratic: for the square of a logarithm of cost over limit
 DUAL_RATE = 1.0  # by how much a multiplier rises a step, for one unit of that logarithm
-TINY = 1e-6  # nats, and shares: keeps logarithms finite
-HALVINGS = 20
+TINY = 1e-6  # nats, and normalised costs: keeps logarithms finite
+BISECTIONS = 20
 
 
 class Relaxation(NamedTuple):
-    """What a step of the descent changes."""
+    """State of the optimisation, which a step changes."""
 
     rank: Float[Array, "L 2"]
     adam: optax.OptState
@@ -36,7 +37,7 @@ def optimise_bits(
     key: PRNGKeyArray,
     steps: int | Int[Array, ""] = STEPS,
 ) -> Float[Array, "B L 2"]:
-    """Continuous bits of low loss under each of some budgets: loss and cost in one gradient, a front in one call.
+    """Finds continuous bits of low loss under each of some budgets: loss and cost in one gradient, a front in one call.
 
     Args:
       soft_loss: bits float [L, 2] and the number of a step -> loss, not negative; see
@@ -73,20 +74,20 @@ def descend(
     key: PRNGKeyArray,
     steps: int | Int[Array, ""],
 ) -> Float[Array, "B L 2"]:
-    """`optimise_bits`, in ranks.
+    """Runs `optimise_bits`, in ranks.
 
     The logarithm of the loss goes down Adam's steps (Kingma and Ba 2015), with an augmented Lagrangian for the
     logarithms of cost over limit (Nocedal and Wright 2006, section 17.4, equation 17.65): both are then free of scale,
-    so that the same numbers serve all budgets. It starts where one share of all ranges of widths just fits.
+    so that the same numbers serve all budgets. It starts where one fraction of all ranges of widths just fits.
     """
     first = jax.random.randint(key, (), 0, 1 << 20)
 
     def one(budget: Budget) -> Float[Array, "L 2"]:
-        shares = normalise_costs(table, bounds, budget)
-        start = _boundary(shares, bounds)
-        resources = normalised_cost(shares, start).shape[-1]
+        costs = normalise_costs(table, bounds, budget)
+        start = _boundary(costs, bounds)
+        resources = normalised_cost(costs, start).shape[-1]
         state = Relaxation(start, _ADAM.init(start), jnp.zeros(resources))
-        step = functools.partial(_step, soft_loss, shares, bounds, first, jnp.asarray(steps))
+        step = functools.partial(_step, soft_loss, costs, bounds, first, jnp.asarray(steps))
         return jax.lax.fori_loop(0, steps, step, state).rank
 
     # On a CPU convolutions side by side are 10 times slower than one after another.
@@ -98,7 +99,7 @@ _ADAM = optax.scale_by_adam(b1=0.9, b2=0.99)
 
 def _step(
     soft_loss: jax.tree_util.Partial,
-    shares: CostTable,
+    costs: CostTable,
     bounds: Bounds,
     first: Int[Array, ""],
     steps: Int[Array, ""],
@@ -107,7 +108,7 @@ def _step(
 ) -> Relaxation:
     def lagrangian(rank: Float[Array, "L 2"]) -> tuple[Float[Array, ""], Float[Array, "R"]]:
         bits = soft_bits(rank, bounds)
-        over = jnp.log(jnp.maximum(normalised_cost(shares, bits), TINY))
+        over = jnp.log(jnp.maximum(normalised_cost(costs, bits), TINY))
         pressed = jnp.maximum(state.multiplier + PENALTY * over, 0)
         loss = jnp.log(jnp.maximum(soft_loss(bits, first + index), 0) + TINY)
         return loss + ((pressed**2 - state.multiplier**2) / (2 * PENALTY)).sum(), over
@@ -120,7 +121,7 @@ def _step(
 
 
 def soft_bits(rank: Float[Array, "L 2"], bounds: Bounds) -> Float[Array, "L 2"]:
-    """`haqjax.policies.bounds.at_rank` for fractional ranks: on a line between two allowed widths.
+    """Computes `haqjax.policies.bounds.at_rank` of fractional ranks: on a line between two allowed widths.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> print(soft_bits(jnp.array([[0.5, 6.0]]), make_bounds(1, pinned={})))
@@ -132,14 +133,11 @@ def soft_bits(rank: Float[Array, "L 2"], bounds: Bounds) -> Float[Array, "L 2"]:
     return follow(low + (rank - below) * (high - low), bounds)
 
 
-def _boundary(shares: CostTable, bounds: Bounds) -> Float[Array, "L 2"]:
-    """The same share of every range of ranks, as much as fits the budget."""
+def _boundary(costs: CostTable, bounds: Bounds) -> Float[Array, "L 2"]:
+    """Takes the same fraction of every range of ranks, as much as fits the budget."""
     top = (ladder(bounds)[1] - 1).astype(jnp.float32)
 
-    def halve(_: int, span: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = span
-        middle = (low + high) / 2
-        fits = (normalised_cost(shares, soft_bits(middle * top, bounds)) <= 1).all()
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+    def fits(fraction: Float[Array, ""]) -> Bool[Array, ""]:
+        return (normalised_cost(costs, soft_bits(fraction * top, bounds)) <= 1).all()
 
-    return jax.lax.fori_loop(0, HALVINGS, halve, (jnp.float32(0), jnp.float32(1)))[0] * top
+    return bisect(fits, jnp.float32(0), jnp.float32(1), BISECTIONS) * top

@@ -1,1 +1,5 @@
-"""From a JAX function to its layers: where they are in its program, and an interpreter with a hook at each."""
+"""Layers of a JAX function: found in its program, and run with a hook at each."""
+
+from haqjax.tracing.hooks import layers, map_weights, with_hook, with_records
+
+__all__ = ["layers", "map_weights", "with_hook", "with_records"]

@@ -2,7 +2,7 @@
 
 On a CPU, XLA has a fast form for a convolution whose axes are in the order batch, places, channels. It brings others
 into that order first, but not inside a loop, and the two gradients of a convolution are such others: there they run 10
-and 100 times slower. Here they are written in that order to begin with.
+and 100 times slower. Here they are written in that order.
 """
 
 import functools
@@ -22,14 +22,14 @@ Pair = tuple[int, int]
 
 
 def use_training_kernels(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-    """A hook as `haqjax.tracing.cpu_kernels.use_cpu_kernels`, for reverse-mode gradients inside a loop.
+    """Computes a layer as `haqjax.tracing.cpu_kernels.use_cpu_kernels`, for reverse-mode gradients inside a loop.
 
     >>> from haqjax.tracing.hooks import with_hook
     >>> apply = lambda params, x: lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=LAST)
     >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 1))
     >>> loss = lambda apply, params: apply(params, x).sum()
-    >>> plain, lowered = (jax.grad(loss, 1)(f, params)["w"] for f in (apply, with_hook(apply, use_training_kernels)))
-    >>> bool(jnp.allclose(plain, lowered))
+    >>> plain, fast = (jax.grad(loss, 1)(f, params)["w"] for f in (apply, with_hook(apply, use_training_kernels)))
+    >>> bool(jnp.allclose(plain, fast))
     True
     """
     if not _is_plain(layer):
@@ -43,7 +43,7 @@ def use_training_kernels(layer: Layer, activation: Array, weight: Array, compute
 
 
 def _is_plain(layer: Layer) -> bool:
-    """Whether the layer is a dense convolution of two axes in the usual order, with nothing but stride and padding."""
+    """Returns True for a dense convolution of two axes in the usual order, with nothing but stride and padding."""
     if layer.dense or len(layer.weight_shape) != 4:
         return False
     params = layer.equation.params
@@ -77,28 +77,28 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _by_input(x: Array, weight: Array, gradient: Array, stride: Pair, padding: tuple[Pair, Pair]) -> Array:
-    """The convolution of the gradient, its entries `stride` apart, with the kernel upside down."""
-    spread = lax.pad(
+    """Convolves the gradient, its entries `stride` apart, with the kernel upside down."""
+    dilated = lax.pad(
         gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *((0, 0, step - 1) for step in stride), (0, 0, 0)]
     )
     before = [weight.shape[axis] - 1 - padding[axis][0] for axis in (0, 1)]
-    after = [x.shape[axis + 1] + padding[axis][0] - spread.shape[axis + 1] for axis in (0, 1)]
+    after = [x.shape[axis + 1] + padding[axis][0] - dilated.shape[axis + 1] for axis in (0, 1)]
     turned = jnp.transpose(weight[::-1, ::-1], (0, 1, 3, 2))
-    return _valid(spread, turned, (1, 1), tuple(zip(before, after, strict=True)))
+    return _valid(dilated, turned, (1, 1), tuple(zip(before, after, strict=True)))
 
 
 def _by_weight(x: Array, weight: Array, gradient: Array, stride: Pair, padding: tuple[Pair, Pair]) -> Array:
-    """The convolution of the input with the gradient, where images count as channels and channels as images."""
+    """Convolves the input with the gradient, where images count as channels and channels as images."""
     before = [padding[axis][0] for axis in (0, 1)]
-    reach = [weight.shape[axis] + (gradient.shape[axis + 1] - 1) * stride[axis] for axis in (0, 1)]
-    after = [reach[axis] - x.shape[axis + 1] - before[axis] for axis in (0, 1)]
+    extent = [weight.shape[axis] + (gradient.shape[axis + 1] - 1) * stride[axis] for axis in (0, 1)]
+    after = [extent[axis] - x.shape[axis + 1] - before[axis] for axis in (0, 1)]
     x, gradient = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(gradient, (1, 2, 0, 3))
     found = _valid(x, gradient, (1, 1), tuple(zip(before, after, strict=True)), stride)
     return jnp.transpose(found, (1, 2, 0, 3))
 
 
 def _valid(x: Array, weight: Array, stride: Pair, padding: tuple[Pair, ...], dilation: Pair = (1, 1)) -> Array:
-    """A convolution in the fast order; what is beyond a negative padding is cut off first."""
+    """Convolves in the fast order; what is beyond a negative padding is cut off first."""
     cut = [(min(low, 0), min(high, 0), 0) for low, high in padding]
     if any(low or high for low, high, _ in cut):
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *cut, (0, 0, 0)])

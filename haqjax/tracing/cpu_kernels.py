@@ -1,4 +1,4 @@
-"""Faster equal forms of a layer where the platform's own convolution is slow.
+"""CPU kernels: faster equal forms of a layer where the platform's own convolution is slow.
 
 On a CPU, XLA runs a depthwise convolution as a scalar loop, at a hundredth of the speed of arithmetic, and a dense one
 over a map of a few pixels not much faster. There a depthwise convolution becomes shifted multiply-adds, one a tap of
@@ -8,17 +8,18 @@ other platforms the layer stays as it is.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from haqjax.tracing.hooks import Compute
 from haqjax.tracing.jaxpr import Layer, shape_of
 
-MOST_TAPS = 49  # each becomes operations of its own: beyond 7x7 the program grows and the gain is gone
+MOST_TAPS = 49  # each becomes operations of its own: beyond 7x7 the program grows and is no faster
 
 
 class _Convolution(NamedTuple):
@@ -32,7 +33,7 @@ class _Convolution(NamedTuple):
 
 
 def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-    """A hook for `with_hook`: computes the layer in the form that is fastest on the platform it runs on.
+    """Computes a layer in the form that is fastest on the platform it runs on; a hook for `with_hook`.
 
     Equal to the plain form within float32 rounding; differentiable, and works under `vmap`. The result holds its layers
     in a choice of platforms and takes no second hook: what else a hook does goes around this one, as in `quantize`.
@@ -48,19 +49,23 @@ def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Com
     form = _choose(layer)
     if form is None:
         return compute(activation, weight)
-    numbers = layer.equation.params["dimension_numbers"]
-    to_last = lambda spec: (spec[0], *spec[2:], spec[1])  # noqa: E731
+    axes = layer.equation.params["dimension_numbers"]
 
     def faster(activation: Array, weight: Array) -> Array:
         dtype = layer.equation.params["preferred_element_type"] or activation.dtype
-        x = jnp.transpose(activation, to_last(numbers.lhs_spec)).astype(dtype)
-        w = jnp.transpose(weight, (*numbers.rhs_spec[2:], numbers.rhs_spec[1], numbers.rhs_spec[0])).astype(dtype)
-        return jnp.transpose(form(x, w, _convolution(layer)), _inverse(to_last(numbers.out_spec)))
+        x = jnp.transpose(activation, _channels_last(axes.lhs_spec)).astype(dtype)
+        w = jnp.transpose(weight, (*axes.rhs_spec[2:], axes.rhs_spec[1], axes.rhs_spec[0])).astype(dtype)
+        return jnp.transpose(form(x, w, _convolution(layer)), tuple(np.argsort(_channels_last(axes.out_spec))))
 
     return lax.platform_dependent(activation, weight, cpu=faster, default=compute)
 
 
+def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+    return (spec[0], *spec[2:], spec[1])
+
+
 def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | None:
+    """Chooses the faster form of a layer; None where the platform's own is as fast."""
     if layer.dense or layer.equation.params["batch_group_count"] != 1:
         return None
     if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
@@ -78,23 +83,22 @@ def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | Non
 
 def _convolution(layer: Layer) -> _Convolution:
     params, output = layer.equation.params, shape_of(layer.equation.outvars[0])
-    numbers = params["dimension_numbers"]
+    axes = params["dimension_numbers"]
     return _Convolution(
         stride=tuple(params["window_strides"]),
         padding=tuple(params["padding"]),
         dilation=tuple(params["rhs_dilation"]),
-        kernel=tuple(layer.weight_shape[axis] for axis in numbers.rhs_spec[2:]),
-        places=tuple(output[axis] for axis in numbers.out_spec[2:]),
+        kernel=tuple(layer.weight_shape[axis] for axis in axes.rhs_spec[2:]),
+        places=tuple(output[axis] for axis in axes.out_spec[2:]),
     )
 
 
 def _shifted_multiply_adds(x: Array, weight: Array, convolution: _Convolution) -> Array:
-    """Depthwise: input channel c feeds the output channels c m .. c m + m - 1."""
+    """Convolves depthwise: input channel c feeds the output channels c m .. c m + m - 1."""
     multiplier = weight.shape[-1] // x.shape[-1]
     x = jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x
-    patches = _patches(x, convolution)
-    spread = (1,) * (x.ndim - 1) + (-1,)
-    products = [patch * weight[tap].reshape(spread) for tap, patch in patches]
+    by_channel = (1,) * (x.ndim - 1) + (-1,)
+    products = [patch * weight[tap].reshape(by_channel) for tap, patch in _patches(x, convolution)]
     return sum(products[1:], products[0])
 
 
@@ -106,10 +110,14 @@ def _matrix_product(x: Array, weight: Array, convolution: _Convolution) -> Array
 
 
 def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...], Array]]:
-    """For each tap of the kernel that meets the input at all, the input that it is multiplied with."""
+    """Cuts out the input that each tap of the kernel is multiplied with; taps that only meet padding are left out."""
     stride, padding, dilation, kernel, places = convolution
+
+    def meets(first: int, i: int, size: int) -> bool:
+        return any(0 <= first + stride[i] * place < size for place in range(places[i]))
+
     live = [
-        [tap for tap in range(kernel[i]) if _meets(tap * dilation[i] - padding[i][0], stride[i], places[i], size)]
+        [tap for tap in range(kernel[i]) if meets(tap * dilation[i] - padding[i][0], i, size)]
         for i, size in enumerate(x.shape[1:-1])
     ]
     taps = list(itertools.product(*live)) or [(0,) * len(kernel)]
@@ -121,11 +129,3 @@ def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...],
         return lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *stride, 1))
 
     return [(tap, patch(tap)) for tap in taps]
-
-
-def _meets(first: int, step: int, count: int, size: int) -> bool:
-    return any(0 <= first + step * i < size for i in range(count))
-
-
-def _inverse(permutation: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))

@@ -1,4 +1,4 @@
-"""Any JAX function as a network: its table of layers, and its forward pass with a hook in place of each layer.
+"""Hooks: any JAX function as a network, run with a hook in place of each of its layers.
 
 `apply(params, x)` may come from Flax NNX or Linen, Equinox, Haiku or plain code. Batch normalisation, products of two
 activations (attention) and element-wise weights are left alone. The hook is Python that runs while JAX traces: nothing
@@ -21,17 +21,12 @@ Compute = Callable[[Array, Array], Array]  # (activation, weight) -> output of t
 Hook = Callable[[Layer, Any, Array, Compute], Any]  # (layer, activation, weight, compute) -> output
 
 WEIGHT_NAMES = ("kernel", "weight", "w")  # a last path component that only says "this is the weight"
-STATISTICS = (
-    "mean",
-    "var",
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-)  # of batch normalisation: not learned
+# Of batch normalisation: not learned.
+STATISTICS = ("mean", "var", "running_mean", "running_var", "num_batches_tracked")
 
 
 class _Unknown:
-    """Stands for every value that depends on the input when only the parameters are at hand."""
+    """Placeholder for every value that depends on the input when only the parameters are at hand."""
 
 
 UNKNOWN = _Unknown()
@@ -63,7 +58,7 @@ def layers(apply: Apply, params: PyTree, x: PyTree) -> LayerTable:
     """
     plan = _trace(apply, params, (x,)).plan
     batch = jax.tree.leaves(x)[0].shape[0]
-    rows = [_geometry(layer, batch) for layer in plan.layers()]
+    rows = [(_read_dense if layer.dense else _read_convolution)(layer, batch) for layer in plan.layers()]
     columns = {field: np.array([row[field] for row in rows], np.int64) for field in rows[0]}
     return LayerTable(
         names=tuple(layer.name for layer in plan.layers()),
@@ -96,7 +91,7 @@ def with_hook(apply: Apply, hook: Hook) -> Apply:
 
 
 def with_records(apply: Apply, hook: Callable[..., tuple[Any, PyTree]]) -> Callable[..., tuple[PyTree, tuple]]:
-    """As `with_hook`, for a hook that returns `(output, record)`: also returns the records, one a layer."""
+    """Returns `apply` as `with_hook` does, for a hook that returns `(output, record)`; it also returns all records."""
 
     def recorded(params: PyTree, *inputs: PyTree) -> tuple[PyTree, tuple]:
         program = _trace(apply, params, inputs)
@@ -122,7 +117,10 @@ def map_weights(function: Callable[[Layer, Array], PyTree], apply: Apply, params
     """
     plan = _trace(apply, params, (x,)).plan
     inputs = [UNKNOWN] * len(jax.tree.leaves(x))
-    hook = lambda layer, a, weight, compute: (UNKNOWN, function(layer, weight))  # noqa: E731
+
+    def hook(layer: Layer, activation: Any, weight: Array, compute: Compute) -> tuple[Any, PyTree]:
+        return UNKNOWN, function(layer, weight)
+
     return _run(plan, [*jax.tree.leaves(params), *inputs], hook)[1]
 
 
@@ -135,9 +133,8 @@ def _trace(apply: Apply, params: PyTree, inputs: tuple) -> _Program:
 
 def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any], tuple]:
     """Runs a plan; where an argument is `UNKNOWN`, so is all that depends on it."""
-    values = dict(zip(plan.jaxpr.invars, arguments, strict=True)) | dict(
-        zip(plan.jaxpr.constvars, plan.consts, strict=True)
-    )
+    values = dict(zip(plan.jaxpr.invars, arguments, strict=True))
+    values.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
     records: tuple = ()
 
     def read(atom: Any) -> Any:
@@ -147,7 +144,7 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any
         operands = [read(atom) for atom in equation.invars]
         unknown = any(operand is UNKNOWN for operand in operands)
         if isinstance(step, Layer):
-            output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], _computes(step))
+            output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], _make_compute(step))
             outputs, records = [output], (*records, record)
         elif isinstance(step, Plan) and (step.has_layers or unknown):
             outputs, inner = _call(equation, step, operands, hook)
@@ -161,14 +158,14 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any
 
 
 def _call(equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable) -> tuple[list[Any], tuple]:
-    """A call is run in place; rematerialisation stays, since it bounds memory."""
+    """Runs a call in place; rematerialisation stays, since it bounds memory."""
     if "policy" not in equation.params or any(operand is UNKNOWN for operand in operands):
         return _run(plan, operands, hook)
     keep = {name: equation.params[name] for name in ("policy", "prevent_cse")}
     return jax.checkpoint(lambda *arguments: _run(plan, arguments, hook), **keep)(*operands)
 
 
-def _computes(layer: Layer) -> Compute:
+def _make_compute(layer: Layer) -> Compute:
     def compute(activation: Array, weight: Array) -> Array:
         operands = [weight, activation] if layer.weight_at == 0 else [activation, weight]
         return run_equation(layer.equation, operands)[0]
@@ -185,28 +182,29 @@ def run_equation(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
     return list(output) if equation.primitive.multiple_results else [output]
 
 
-def _geometry(layer: Layer, batch: int) -> dict[str, Any]:
-    return _dense_geometry(layer, batch) if layer.dense else _convolution_geometry(layer, batch)
-
-
-def _dense_geometry(layer: Layer, batch: int) -> dict[str, Any]:
+def _read_dense(layer: Layer, batch: int) -> dict[str, Any]:
     contract, batched = layer.dot_axes
     inputs, groups = elements(layer.weight_shape, contract), elements(layer.weight_shape, batched)
     total = elements(layer.activation_shape, range(len(layer.activation_shape)))
     rows = _per_example(total // (inputs * groups), batch, layer)
     outputs = elements(layer.weight_shape, layer.channel_axes)
     return dict(
-        kernel=(1, 1), stride=(1, 1), in_channels=inputs * groups, out_channels=outputs, groups=groups,
-        in_size=(rows, 1), out_size=(rows, 1),
-    )  # fmt: skip
+        kernel=(1, 1),
+        stride=(1, 1),
+        in_channels=inputs * groups,
+        out_channels=outputs,
+        groups=groups,
+        in_size=(rows, 1),
+        out_size=(rows, 1),
+    )
 
 
-def _convolution_geometry(layer: Layer, batch: int) -> dict[str, Any]:
+def _read_convolution(layer: Layer, batch: int) -> dict[str, Any]:
     params = layer.equation.params
     if params["batch_group_count"] != 1:
         raise ValueError(f"layer {layer.name!r} has batch_group_count {params['batch_group_count']}: only 1 is a layer")
-    numbers = params["dimension_numbers"]
-    repeats = _per_example(layer.activation_shape[numbers.lhs_spec[0]], batch, layer)
+    axes = params["dimension_numbers"]
+    repeats = _per_example(layer.activation_shape[axes.lhs_spec[0]], batch, layer)
     output_shape = shape_of(layer.equation.outvars[0])
 
     def plane(sizes: Sequence[int], times: int = 1) -> tuple[int, int]:
@@ -214,13 +212,13 @@ def _convolution_geometry(layer: Layer, batch: int) -> dict[str, Any]:
         return int(np.prod(rows)) * times, int(last)
 
     return dict(
-        kernel=plane([layer.weight_shape[axis] for axis in numbers.rhs_spec[2:]]),
+        kernel=plane([layer.weight_shape[axis] for axis in axes.rhs_spec[2:]]),
         stride=plane(params["window_strides"]),
-        in_channels=layer.activation_shape[numbers.lhs_spec[1]],
-        out_channels=layer.weight_shape[numbers.rhs_spec[0]],
+        in_channels=layer.activation_shape[axes.lhs_spec[1]],
+        out_channels=layer.weight_shape[axes.rhs_spec[0]],
         groups=params["feature_group_count"],
-        in_size=plane([layer.activation_shape[axis] for axis in numbers.lhs_spec[2:]], repeats),
-        out_size=plane([output_shape[axis] for axis in numbers.out_spec[2:]], repeats),
+        in_size=plane([layer.activation_shape[axis] for axis in axes.lhs_spec[2:]], repeats),
+        out_size=plane([output_shape[axis] for axis in axes.out_spec[2:]], repeats),
     )
 
 
@@ -240,7 +238,7 @@ def _other_parameters(params: PyTree, plan: Plan) -> int:
 
 
 def is_statistic(path: Sequence[Any]) -> bool:
-    """Whether the leaf at a `jax.tree_util` path is a running statistic of batch normalisation, by its name.
+    """Returns True for the path of a leaf that is a running statistic of batch normalisation, by its name.
 
     >>> from jax.tree_util import DictKey
     >>> is_statistic((DictKey("norm"), DictKey("mean"))), is_statistic((DictKey("norm"), DictKey("scale")))
@@ -251,7 +249,7 @@ def is_statistic(path: Sequence[Any]) -> bool:
 
 
 def _parts(path: Sequence[Any]) -> list[str]:
-    """Path components as plain text, without the wrappers that Flax puts around them."""
+    """Returns path components as plain text, without the wrappers that Flax puts around them."""
     parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
     while len(parts) > 1 and parts[-1] in ("value", "raw_value") and not hasattr(path[len(parts) - 1], "key"):
         parts.pop()
@@ -259,9 +257,8 @@ def _parts(path: Sequence[Any]) -> list[str]:
 
 
 def _names(paths: Sequence[Sequence[Any]]) -> list[str]:
-    """A readable, unique name for each leaf: `stem.conv` for `params["stem"]["conv"]["kernel"]`."""
-    full = [".".join(_parts(path)) or "weight" for path in paths]
-    short = [
-        ".".join(_parts(path)[:-1]) if _parts(path)[-1:] and _parts(path)[-1] in WEIGHT_NAMES else "" for path in paths
-    ]
+    """Makes a readable, unique name for each leaf: `stem.conv` for `params["stem"]["conv"]["kernel"]`."""
+    parts = [_parts(path) for path in paths]
+    full = [".".join(each) or "weight" for each in parts]
+    short = [".".join(each[:-1]) if each and each[-1] in WEIGHT_NAMES else "" for each in parts]
     return [s if s and short.count(s) == 1 and s not in full else f for s, f in zip(short, full, strict=True)]

@@ -1,4 +1,4 @@
-"""Where in a program the layers are: a walk over the jaxpr that follows what is computed from parameters alone.
+"""Finds the layers of a program: a walk over its jaxpr that follows what is computed from parameters alone.
 
 A *layer* is a `conv_general_dilated` or `dot_general` with one operand computed from parameters alone (the weight)
 and the other from the network's input (the activation). The walk yields a plan as nested as the program: one entry
@@ -107,7 +107,7 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
             raise ValueError(
                 f"weight {names[leaf]!r} belongs to a layer inside `{inside}`, which runs one layer several times or "
                 "not at all: write the layers one after another, so that each can have bits of its own; a network "
-                "that went through `lower` is hooked before that"
+                "that went through `use_cpu_kernels` is hooked before that"
             )
         if leaf in found:
             raise ValueError(
@@ -176,13 +176,13 @@ def _weight_operand(equation: JaxprEqn, operands: list[Sources]) -> int | None:
 
 
 def _control_flow(equation: JaxprEqn, operands: list[Sources]) -> Iterator[tuple[Any, list[Sources]]]:
-    """The bodies of loops and branches with what their arguments come from."""
+    """Yields the bodies of loops and branches with the sources of their arguments."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        yield params["jaxpr"], _settle(params["jaxpr"], operands, *_scan_counts(equation))
+        yield params["jaxpr"], _fixed_point(params["jaxpr"], operands, *_scan_counts(equation))
     elif name == "while":
         in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
-        looped = _settle(params["body_jaxpr"], operands[in_cond:], in_body, len(operands) - in_cond - in_body)
+        looped = _fixed_point(params["body_jaxpr"], operands[in_cond:], in_body, len(operands) - in_cond - in_body)
         yield params["cond_jaxpr"], operands[:in_cond] + looped[in_body:]
         yield params["body_jaxpr"], looped
     elif name == "cond":
@@ -195,9 +195,9 @@ def _control_flow(equation: JaxprEqn, operands: list[Sources]) -> Iterator[tuple
 
 
 def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
-    """Constants and carried values of a scan, told by shapes: what is scanned over has one axis more outside.
+    """Counts the constants and carried values of a scan by shapes: what is scanned over has one axis more outside.
 
-    The parameters that say so have other names in other versions of JAX.
+    The parameters that hold these counts have other names in other versions of JAX.
     """
     body, _ = _open(equation.params["jaxpr"])
     scanned = sum(shape_of(a) != shape_of(b) for a, b in zip(equation.invars, body.invars, strict=True))
@@ -205,17 +205,16 @@ def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
     return len(equation.invars) - carried - scanned, carried
 
 
-def _settle(body: Any, operands: list[Sources], start: int, count: int) -> list[Sources]:
-    """Sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
-    jaxpr, consts = _open(body)
-    _, outputs = _walk(jaxpr, consts, operands, _ignore, None)
+def _fixed_point(body: Any, operands: list[Sources], start: int, count: int) -> list[Sources]:
+    """Finds the sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
+
+    def ignore(*layer: Any) -> Any:
+        return None
+
+    _, outputs = _walk(*_open(body), operands, ignore, None)
     carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
     grown = [*operands[:start], *carried, *operands[start + count :]]
-    return operands if grown == operands else _settle(body, grown, start, count)
-
-
-def _ignore(*found: Any) -> Any:
-    return None
+    return operands if grown == operands else _fixed_point(body, grown, start, count)
 
 
 def _bodies(values: Any) -> Iterator[Any]:
@@ -231,10 +230,10 @@ def _open(body: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
-    """Shape of a variable of a jaxpr."""
+    """Returns the shape of a variable of a jaxpr."""
     return atom.aval.shape
 
 
 def elements(shape: Sequence[int], axes: Sequence[int]) -> int:
-    """Product of the sizes of some axes."""
+    """Multiplies the sizes of some axes."""
     return int(np.prod([shape[axis] for axis in axes], dtype=np.int64))

@@ -3,6 +3,7 @@
 from haqjax.training.augmentation import augment
 from haqjax.training.batchnorm_statistics import reestimate_statistics
 from haqjax.training.finetuning import Tuned, Tuning, finetune, finetune_all
+from haqjax.training.finetuning_many import finetune_policies
 from haqjax.training.fitting import RECIPES, Recipe, fit
 from haqjax.training.steps import Progress
 from haqjax.training.weights import load_params, save_params
@@ -16,6 +17,7 @@ __all__ = [
     "augment",
     "finetune",
     "finetune_all",
+    "finetune_policies",
     "fit",
     "load_params",
     "reestimate_statistics",

@@ -1,4 +1,4 @@
-"""Random changes of training images that keep their labels."""
+"""Random augmentation of training images: shifts and mirroring, which keep their labels."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Batch norm's running statistics measured again under a policy."""
+"""Re-estimation of batch norm's running statistics under a policy (Sun et al. 2019, arXiv 1812.04368)."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -20,9 +20,8 @@ def reestimate_statistics(
 ) -> PyTree:
     """Moves the running statistics to those of the quantised network; nothing is trained.
 
-    Quantisation shifts the means and variances that batch norm was trained with (Sun et al. 2019, arXiv 1812.04368,
-    call it re-calibration). Every batch moves them as a training step does, so of the old ones a share of `0.9 ** n` is
-    left after `n` batches. The result suits one policy.
+    Quantisation shifts the means and variances that batch norm was trained with. Every batch moves them as a training
+    step does, so of the old ones a fraction of `0.9 ** n` is left after `n` batches. The result suits one policy.
 
     Args:
       apply_train: `(params, images) -> (logits, params with statistics moved)`, as `haqjax.models.Network` has it. In a

@@ -1,4 +1,4 @@
-"""The state of a training or a search on disk, to go on from after a stop."""
+"""Checkpoints on disk of a training or a search, for bit-identical resume after a stop."""
 
 import contextlib
 import dataclasses
@@ -41,12 +41,12 @@ class Checkpoints:
 
         leaves = dict(_pack(i, np.array(leaf)) for i, leaf in enumerate(jax.tree.leaves(state)))  # steps overwrite them
         items = {STATE: ocp.args.StandardSave(leaves), CONFIGURATION: ocp.args.JsonSave(dict(self.configuration))}
-        with telling(self.folder, Exception):
+        with shorten_disk_errors(self.folder, Exception):
             self._discard_unreadable(number)
             self.manager.save(number, args=ocp.args.Composite(**items))
 
     def restore(self, state: PyTree) -> tuple[PyTree, int]:
-        """The newest state that can be read and the number of steps it has had; `state` and 0 where none was saved.
+        """Reads the newest state that can be read and the number of its steps; `state` and 0 where none was saved.
 
         Raises:
           ValueError: as `newest`, or a state of other shapes.
@@ -60,7 +60,7 @@ class Checkpoints:
         return jax.tree.unflatten(tree, found[0]), found[1]
 
     def newest(self) -> tuple[list[np.ndarray], int] | None:
-        """The leaves of the newest state that can be read, and its number; None where none was saved.
+        """Reads the leaves of the newest state that can be read, and its number; None where none was saved.
 
         Raises:
           ValueError: it belongs to another configuration, naming what differs; or none of several can be read.
@@ -69,15 +69,19 @@ class Checkpoints:
         reasons = []
         for step in steps:
             try:
-                told = self._read_configuration(step)
-                same = not self._differing(told)
+                saved = self._read_configuration(step)
+                same = not self._differing(saved)
                 found = self._read_leaves(step) if same else []
             except Exception as error:  # Orbax and what is below it raise many kinds
                 reasons.append(_reason(error))
                 self.unreadable.append(step)
                 continue
             if not same:
-                raise ValueError(self._tell_difference(told))
+                name = min(self._differing(saved))
+                raise ValueError(
+                    f"the checkpoints in '{self.folder}' are of another run: {name} was {saved.get(name)!r} and is "
+                    f"{self.configuration.get(name)!r} now; remove the folder or choose another"
+                )
             return found, step
         if reasons:
             raise ValueError(
@@ -87,7 +91,7 @@ class Checkpoints:
         return None
 
     def _discard_unreadable(self, number: int) -> None:
-        """Makes way for a state that was reached again: Orbax saves none below the newest."""
+        """Deletes what stands in the way of a state that comes up again: Orbax saves none below the newest."""
         for step in [step for step in self.unreadable if step >= number]:
             self.manager.delete(step)
             self.unreadable.remove(step)
@@ -103,21 +107,14 @@ class Checkpoints:
         found = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
         return [leaf for _, leaf in sorted((_unpack(*item) for item in found.items()), key=lambda pair: pair[0])]
 
-    def _differing(self, told: Mapping[str, Any]) -> list[str]:
-        """What is not the same; a value that is not told is None."""
-        names = {*told, *self.configuration}
-        return [name for name in names if told.get(name) != self.configuration.get(name)]
-
-    def _tell_difference(self, told: Mapping[str, Any]) -> str:
-        name = min(self._differing(told))
-        return (
-            f"the checkpoints in '{self.folder}' are of another run: {name} was {told.get(name)!r} and is "
-            f"{self.configuration.get(name)!r} now; remove the folder or choose another"
-        )
+    def _differing(self, saved: Mapping[str, Any]) -> list[str]:
+        """Lists the names of values that differ; a missing one is None."""
+        names = {*saved, *self.configuration}
+        return [name for name in names if saved.get(name) != self.configuration.get(name)]
 
 
 def _pack(place: int, leaf: np.ndarray) -> tuple[str, np.ndarray]:
-    """A leaf by its name; Orbax keeps no array without elements, so that of one its shape is kept."""
+    """Names a leaf; Orbax keeps no array without elements, so that the shape of such a one stands for it."""
     return (str(place), leaf) if leaf.size else (f"{place}_{leaf.dtype}", np.array(leaf.shape))
 
 
@@ -158,25 +155,25 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
     others = {} if jax.process_count() == 1 else {"multiprocessing_options": alone, "create": False}
     options = ocp.CheckpointManagerOptions(**{"max_to_keep": KEPT, "create": True} | others)
     folder = Path(folder)
-    with quiet():
-        with telling(folder, Exception):
+    with silence_orbax():
+        with shorten_disk_errors(folder, Exception):
             folder.mkdir(parents=True, exist_ok=True)
             manager = ocp.CheckpointManager(folder.absolute(), options=options)
         try:
             yield Checkpoints(folder, every, configuration, manager)
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong first is what is told
+            with contextlib.suppress(Exception):  # the first error is the one to raise
                 manager.close()
             raise
-        with telling(folder, Exception):
+        with shorten_disk_errors(folder, Exception):
             manager.close()
 
 
 @contextlib.contextmanager
-def telling(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
-    """Tells a failure to write in one line: Orbax and what is below it raise many `kinds`, of many lines.
+def shorten_disk_errors(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
+    """Turns errors of a full or read-only disk into an OSError of one line: Orbax raises many `kinds`, of many lines.
 
-    >>> with telling(Path("runs/mine")):
+    >>> with shorten_disk_errors(Path("runs/mine")):
     ...     raise OSError(28, "No space left on device", "runs/mine/checkpoints/4")
     Traceback (most recent call last):
     OSError: 'runs/mine' cannot be written (No space left on device): what was saved there before is kept; ...
@@ -184,7 +181,7 @@ def telling(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        if isinstance(error, OSError) and error.errno is None:  # told already
+        if isinstance(error, OSError) and error.errno is None:  # short already
             raise
         raise OSError(
             f"'{folder}' cannot be written ({_reason(error)}): what was saved there before is kept; mend that and go on"
@@ -192,7 +189,7 @@ def telling(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong in a few words: those of the system where it has an error number."""
+    """Describes an error in a few words: those of the system where it has an error number."""
     code = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
     if code is not None:
         return os.strerror(int(code if isinstance(code, int) else code[1]))
@@ -200,27 +197,34 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_orbax() -> Iterator[None]:
     """Keeps off the screen what Orbax logs of an error that it raises, and its event loop's last words after it."""
     log, hook = logging.getLogger("absl"), sys.unraisablehook
-    drop = lambda record: "orbax" not in record.pathname
-    closed = lambda told: isinstance(told.exc_value, RuntimeError) and "loop is closed" in str(told.exc_value)
-    log.addFilter(drop)
-    sys.unraisablehook = lambda told: None if closed(told) else hook(told)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    def report(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and "loop is closed" in str(error)):
+            hook(unraisable)
+
+    log.addFilter(keep)
+    sys.unraisablehook = report
     try:
         yield
         sys.unraisablehook = hook  # not after an error: the words come late
     finally:
-        log.removeFilter(drop)
+        log.removeFilter(keep)
 
 
 def fingerprint(tree: PyTree) -> str:
-    """A short hash of arrays, to tell whether two trees hold the same to the last bit.
+    """Computes a short hash of arrays, which is the same for two trees that hold the same to the last bit.
 
     >>> fingerprint({"w": np.ones(2)}) == fingerprint({"w": np.ones(2)}) != fingerprint({"w": np.zeros(2)})
     True
     """
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        told.update(np.asarray(leaf).tobytes())
-    return told.hexdigest()[:16]
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

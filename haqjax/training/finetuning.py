@@ -1,4 +1,4 @@
-"""Fine-tuning a network under one policy, with the straight-through estimator."""
+"""Fine-tuning (QAT) of a network under one policy, with the straight-through estimator."""
 
 import dataclasses
 import functools
@@ -18,8 +18,8 @@ from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
 from haqjax.training.checkpoints import fingerprint, open_checkpoints
-from haqjax.training.distillation import cross_entropy, divergence
-from haqjax.training.fitting import SMOOTHING, descend, kernels
+from haqjax.training.distillation import cross_entropy, distillation_loss
+from haqjax.training.fitting import SMOOTHING, make_sgd, mask_kernels
 from haqjax.training.steps import Objective, Passes, Progress, run_steps
 from haqjax.types import Ranges
 
@@ -35,7 +35,7 @@ class Tuned(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """How a network is fine-tuned. A rate of 0 leaves what it is for as it was."""
+    """Settings of fine-tuning. Parts of the network whose rate is 0 stay as they are."""
 
     epochs: int = 3  # passes over the data
     batch_size: int = 32  # images a step
@@ -45,8 +45,8 @@ class Tuning:
     weight_decay: float = 5e-4  # of kernels, at a learning rate of one; nothing else decays
     shift: int = 2  # images are moved by up to so many pixels
     flip: bool = False  # whether images are mirrored at random
-    smoothing: float = SMOOTHING  # share of the target spread over all classes
-    distill: float = 0.0  # share of the loss that compares with the float network's answers
+    smoothing: float = SMOOTHING  # label smoothing
+    distill: float = 0.0  # fraction of the loss that compares with the float network's answers
     temperature: float = 4.0  # at which they are compared
     gradient: Gradient = "lsq"  # of the clip values, or "pact"
 
@@ -55,9 +55,7 @@ class Tuning:
         if min(rates) < 0 or max(rates) == 0:
             raise ValueError(f"the learning rates {rates} must be at least 0, and one of them more")
         if not 0 <= self.distill <= 1 or not self.temperature > 0:
-            raise ValueError(
-                f"distill {self.distill} must be a share in 0..1, and temperature {self.temperature} more than 0"
-            )
+            raise ValueError(f"distill {self.distill} must be in 0..1, and temperature {self.temperature} more than 0")
 
     @property
     def passes(self) -> Passes:
@@ -158,15 +156,14 @@ def finetune_all(
     _check_trainable(params)
     policy = jnp.asarray(policy)
     objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.steps(len(data)))
-    run = functools.partial(
-        run_steps, objective, optimiser, begin(params, policy, ranges), data, tuning.passes,
-        key=key, context=(policy, ranges, params if tuning.distill else None), mesh=mesh, on_epoch=on_epoch,
-    )  # fmt: skip
+    start, context = begin(params, policy, ranges), (policy, ranges, params if tuning.distill else None)
+    program = (objective, optimiser, start, data, tuning.passes)
+    run = functools.partial(run_steps, *program, key=key, context=context, mesh=mesh, on_epoch=on_epoch)
     if checkpoints is None:
         learned = run()
     else:
-        told = _tell_apart(params, policy, ranges, data, tuning, key, apply_train is None)
-        with open_checkpoints(checkpoints, told, every) as opened:
+        configuration = _identify(params, policy, ranges, data, tuning, key, apply_train is None)
+        with open_checkpoints(checkpoints, configuration, every) as opened:
             learned = run(checkpoints=opened)
     example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
     return Tuned(learned.params, end(apply, learned, example, policy, ranges))
@@ -176,14 +173,19 @@ def finetune_all(
 def make_program(
     apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning, steps: int, hook: Hook = use_cpu_kernels
 ) -> tuple[Objective, optax.GradientTransformation]:
-    """What one step of fine-tuning does: the objective of `run_steps`, and the optimiser.
+    """Makes the objective that `run_steps` takes, and the optimiser.
 
-    What is learned is a `Learned`; the context is the policy, the ranges and the teacher's parameters. The same
+    It learns a `Learned`; the context is the policy, the ranges and the teacher's parameters. The same
     arguments give the same objects.
     """
     moving = _hold_statistics(apply) if apply_train is None else apply_train
     forward = quantize_learned(moving, gradient=tuning.gradient, hook=hook)
-    return _make_objective(with_hook(apply, hook), forward, tuning), _make_optimiser(tuning, steps)
+    rates = {"params": tuning.learning_rate, "clip": tuning.clip_rate, "codebooks": tuning.codebook_rate}
+    decay = {"params": optax.add_decayed_weights(tuning.weight_decay, mask=mask_kernels)}
+    parts = {
+        name: optax.chain(decay.get(name, optax.identity()), make_sgd(rate, steps)) for name, rate in rates.items()
+    }
+    return _make_objective(with_hook(apply, hook), forward, tuning), optax.partition(parts, _name_parts)
 
 
 def _make_objective(teach: Apply, forward: Callable, tuning: Tuning) -> Objective:
@@ -192,18 +194,11 @@ def _make_objective(teach: Apply, forward: Callable, tuning: Tuning) -> Objectiv
         logits, moved = forward(_hold(learned, tuning), images, policy, ranges)
         loss = (1 - tuning.distill) * cross_entropy(logits, labels, tuning.smoothing)
         if tuning.distill:
-            loss += tuning.distill * divergence(logits, teach(teacher, images), tuning.temperature)
+            loss += tuning.distill * distillation_loss(logits, teach(teacher, images), tuning.temperature)
         measures = jnp.stack([loss, jnp.mean(logits.argmax(-1) == labels)])
         return loss, (learned._replace(params=moved), measures)
 
     return objective
-
-
-def _make_optimiser(tuning: Tuning, steps: int) -> optax.GradientTransformation:
-    rates = {"params": tuning.learning_rate, "clip": tuning.clip_rate, "codebooks": tuning.codebook_rate}
-    decay = {"params": optax.add_decayed_weights(tuning.weight_decay, mask=kernels)}
-    parts = {name: optax.chain(decay.get(name, optax.identity()), descend(rate, steps)) for name, rate in rates.items()}
-    return optax.partition(parts, _name_parts)
 
 
 def _name_parts(learned: Learned) -> Learned:
@@ -211,14 +206,15 @@ def _name_parts(learned: Learned) -> Learned:
 
 
 def _hold(learned: Learned, tuning: Tuning) -> Learned:
-    """Without gradients of what is not to be learned, which then cost nothing."""
+    """Stops gradients of parts that are not to be learned, which then cost nothing."""
     rates = (tuning.learning_rate, tuning.clip_rate, tuning.codebook_rate)
     held = (part if rate else jax.lax.stop_gradient(part) for part, rate in zip(learned, rates, strict=True))
     return Learned(*held)
 
 
 def _hold_statistics(apply: Apply) -> ApplyTrain:
-    hold = lambda path, leaf: jax.lax.stop_gradient(leaf) if is_statistic(path) else leaf  # noqa: E731
+    def hold(path: tuple, leaf: Array) -> Array:
+        return jax.lax.stop_gradient(leaf) if is_statistic(path) else leaf
 
     def apply_train(params: PyTree, x: Array) -> tuple[Array, PyTree]:
         return apply(jax.tree_util.tree_map_with_path(hold, params), x), params
@@ -233,10 +229,10 @@ def _check_trainable(params: PyTree) -> None:
             raise ValueError(f"params{name} is {leaf.dtype}, which has no gradient: keep it out of `params`")
 
 
-def _tell_apart(
+def _identify(
     params: PyTree, policy: Array, ranges: Ranges, data: Split | Source, tuning: Tuning, key: Array, held: bool
 ) -> dict[str, Any]:
-    """What a fine-tuning follows from, for its checkpoints."""
+    """Identifies a fine-tuning by all of its inputs, for its checkpoints."""
     return dataclasses.asdict(tuning) | {
         "params": fingerprint(params),
         "policy": fingerprint(policy),

@@ -1,4 +1,4 @@
-"""Training a float network from scratch."""
+"""Training of a float network from scratch by SGD."""
 
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -18,8 +18,8 @@ from haqjax.training.distillation import cross_entropy
 from haqjax.training.steps import Objective, Passes, Progress, run_steps
 
 MOMENTUM = 0.9
-WARMUP = 0.15  # share of the steps over which the learning rate rises from zero
-SMOOTHING = 0.1  # share of the target spread over all classes (Szegedy et al. 2016, section 7)
+WARMUP = 0.15  # fraction of the steps over which the learning rate rises from zero
+SMOOTHING = 0.1  # label smoothing (Szegedy et al. 2016, section 7)
 
 
 class Recipe(TypedDict):
@@ -57,7 +57,7 @@ def fit(
 ) -> Params:
     """Trains a network: SGD with Nesterov momentum, linear warm-up then cosine, decay of kernels only.
 
-    Nothing says that the result is any good: measure `accuracy`, and say so where it is not.
+    The result may be poor: measure it with `haqjax.evaluation.measure_accuracy`.
 
     Args:
       network: starts from its `params`, which stay as they are.
@@ -92,7 +92,8 @@ def fit(
     """
     apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
     passes = Passes(epochs, batch_size, shift, flip)
-    optimiser = _make_optimiser(learning_rate, passes.steps(len(split)), weight_decay)
+    sgd = make_sgd(learning_rate, passes.steps(len(split)))
+    optimiser = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask_kernels), sgd)
     options = dict(key=key, mesh=mesh, on_epoch=on_epoch)
     return run_steps(_make_objective(apply), optimiser, network.params, split, passes, **options)  # type: ignore[arg-type]
 
@@ -106,17 +107,13 @@ def _make_objective(apply_train: Callable) -> Objective:
     return objective
 
 
-def _make_optimiser(learning_rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), descend(learning_rate, steps))
-
-
-def descend(learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum; the rate rises from 0 for a share of the steps, then falls to 0 as a cosine."""
+def make_sgd(learning_rate: float, steps: int) -> optax.GradientTransformation:
+    """Makes SGD with Nesterov momentum; the rate rises from 0 for a while, then falls to 0 as a cosine."""
     rise = max(1, int(WARMUP * steps))
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(steps, rise + 1))
     return optax.sgd(schedule, momentum=MOMENTUM, nesterov=True)
 
 
-def kernels(params: Params) -> Params:
-    """Which leaves are weights of layers: those have two axes or more, biases, scales and statistics one."""
+def mask_kernels(params: Params) -> Params:
+    """Marks the weights of layers: those have two axes or more, biases, scales and statistics one."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,4 +1,4 @@
-"""The loop of training steps that fitting and fine-tuning share."""
+"""Loop of compiled training steps, for fitting as for fine-tuning."""
 
 import dataclasses
 import functools
@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
-from haqjax.sharding import make_mesh, replicate, share
+from haqjax.sharding import make_mesh, replicate, shard_batch
 from haqjax.training.augmentation import augment
 from haqjax.training.checkpoints import Checkpoints
 
-# (learned, images, labels, context) -> (loss, (learned with statistics moved, [loss, share of right answers]))
+# (learned, images, labels, context) -> (loss, (learned with statistics moved, [loss, fraction of right answers]))
 Objective = Callable[[PyTree, Array, Array, Any], tuple[Array, tuple[PyTree, Array]]]
 
 
@@ -31,16 +31,16 @@ class Progress(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step changes."""
+    """Arrays that a step changes."""
 
     learned: PyTree
     optimiser: optax.OptState
-    total: Float[Array, "2"]  # loss and share of right answers, summed over the steps of the epoch so far
+    total: Float[Array, "2"]  # loss and fraction of right answers, summed over the steps of the epoch so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Passes:
-    """How the images go by."""
+    """Passes over the training images: their batches and augmentation."""
 
     epochs: int
     batch_size: int  # images a step; the last few of an epoch that fill no batch are left out
@@ -48,7 +48,7 @@ class Passes:
     flip: bool  # whether images are mirrored at random
 
     def steps(self, count: int) -> int:
-        """Steps over all epochs of `count` images.
+        """Counts the steps over all epochs of `count` images.
 
         Raises:
           ValueError: a number of epochs or images that is not positive, or a batch larger than `count`.
@@ -75,8 +75,8 @@ def run_steps(
 ) -> PyTree:
     """Moves what is learned down the gradient of an objective, batch after batch.
 
-    Which images are in a step, and how they are varied, follows from the key and the number of the step. So a training
-    that is taken up again ends like one that was never stopped, to the last bit.
+    The images of a step and their augmentation follow from the key and the number of the step. So resume is
+    bit-identical: a training that is taken up again ends like one that was never stopped.
 
     Args:
       objective, optimiser: the same objects again do not compile again.
@@ -85,15 +85,15 @@ def run_steps(
       key: order of the images and their augmentation.
       context: arrays that are read and not trained.
       mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
-      checkpoints: where the state is saved on the way; what was saved there before is gone on from.
+      checkpoints: where the state is saved on the way; the training goes on from the newest one there.
       on_epoch: called after each epoch.
 
     Raises:
-      ValueError: as `Passes.steps`; a batch that the devices cannot share evenly; checkpoints of another training.
+      ValueError: as `Passes.steps`; a batch that is not a multiple of the devices; checkpoints of another training.
     """
     each = passes.steps(len(split)) // passes.epochs
     mesh = make_mesh(1) if mesh is None else mesh
-    step = _make_step(objective, optimiser, passes.shift, passes.flip)
+    step = make_step(objective, optimiser, passes.shift, passes.flip)
     context, learned = replicate((context, learned), mesh)
     state, done = State(learned, jax.jit(optimiser.init)(learned), jnp.zeros(2)), 0
     if checkpoints is not None:
@@ -103,7 +103,7 @@ def run_steps(
     seed = int(jax.random.bits(order_key))
     drawn = batches(split, passes.batch_size, seed=seed, epochs=passes.epochs, start=done)
     for number, batch in enumerate(drawn, start=done + 1):
-        images, labels = share(batch, mesh)
+        images, labels = shard_batch(batch, mesh)
         state = step(state, images, labels, jax.random.fold_in(vary_key, number), number % each == 1 % each, context)
         if checkpoints is not None:
             checkpoints.save(state, number, last=number == each * passes.epochs)
@@ -120,16 +120,16 @@ def take_step(
     labels: Array,
     context: Any,
 ) -> State:
-    """One step down the gradient."""
+    """Takes one step down the gradient."""
     gradient, (moved, measures) = jax.grad(objective, has_aux=True)(state.learned, images, labels, context)
-    updates, memory = optimiser.update(gradient, state.optimiser, state.learned)
+    updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.learned)
     # Running statistics get no gradient and no decay: their update is zero, and they stay as the objective moved them.
-    return State(optax.apply_updates(moved, updates), memory, state.total + measures)
+    return State(optax.apply_updates(moved, updates), optimiser_state, state.total + measures)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_step(objective: Objective, optimiser: optax.GradientTransformation, shift: int, flip: bool) -> Callable:
-    """Makes the compiled step."""
+def make_step(objective: Objective, optimiser: optax.GradientTransformation, shift: int, flip: bool) -> Callable:
+    """Makes the compiled step; the same arguments give the same function."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(

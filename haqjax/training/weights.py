@@ -1,4 +1,4 @@
-"""Trained parameters on disk."""
+"""Trained parameters on disk, as Orbax checkpoints."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""How others name and shape the weights of the networks here."""
+"""Layouts: names and shapes that others give the weights of the networks here."""
 
 from haqjax.models.layouts.layout import Layout, Source, Tensor, Unit
 from haqjax.models.layouts.mobilenet_v1 import MOBILENET_V1

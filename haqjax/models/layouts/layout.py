@@ -1,4 +1,4 @@
-"""The record of how others name and shape the weights of a network here."""
+"""Layout of a file: the names and shapes that it gives the weights of a network here."""
 
 import dataclasses
 import re
@@ -20,14 +20,14 @@ Shape = tuple[int, ...]
 
 
 class Unit(NamedTuple):
-    """Where in a file one convolution is and its batch norm; a classifier has no second."""
+    """Names in a file of one convolution and its batch norm; a classifier has no second."""
 
     weight: str
     norm: str | None = None
 
 
 class Tensor(NamedTuple):
-    """A tensor of a file that is one of our parameters, and its axes in our order (None: they are ours)."""
+    """A tensor of a file that is one of our parameters, with its axes in our order (None: they are ours)."""
 
     name: str
     axes: tuple[int, ...] | None = None
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
         return array if self.axes is None or array.ndim != len(self.axes) else array.transpose(self.axes)
 
     def shape(self, ours: Shape) -> Shape:
-        """The shape that the file's tensor has for ours.
+        """Returns the shape that the file's tensor has for ours.
 
         >>> Tensor("conv1.weight", FROM_OIHW).shape((3, 3, 8, 16))
         (16, 8, 3, 3)
@@ -47,19 +47,19 @@ class Tensor(NamedTuple):
         return ours if self.axes is None else tuple(ours[self.axes.index(axis)] for axis in range(len(ours)))
 
 
-Source = Tensor | float  # a float fills the parameter
+Source = Tensor | float  # a float is the value of every element
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One naming of one network's weights, and what the network must be for them.
+    """One naming of one network's weights, with the convention that the network needs for them.
 
-    The pattern `ignored` matches names that are known and of no use here. With `background`, the first of 1,001 logits
+    The pattern `ignored` matches names that are known and not needed here. With `background`, the first of 1,001 logits
     is TensorFlow's "none of the 1,000 classes", which is dropped. With `folded`, a convolution has a bias in place of
     batch norm, names end in `.w` and `.b`, and kernels are HWIO already.
     """
 
-    name: str  # whose naming it is
+    name: str  # of the naming
     model: str  # of `haqjax.models.MODELS`
     units: dict[str, Unit]  # for each of our modules, such as `blocks.3.depthwise`
     preprocessing: str  # of `haqjax.data.PREPROCESSING`: how the images were made that the weights were trained on
@@ -71,12 +71,12 @@ class Layout:
     folded: bool = False
 
     def sources(self) -> dict[str, Source]:
-        """Where each of our parameters comes from, such as `stem.norm.mean`."""
+        """Lists the source of each of our parameters, such as `stem.norm.mean`."""
         parts = self._folded if self.folded else self._pytorch
         return {f"{ours}.{leaf}": source for ours, unit in self.units.items() for leaf, source in parts(unit)}
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor is known and of no use."""
+        """Returns True for a tensor that is known and not needed."""
         return re.fullmatch(self.ignored, name) is not None
 
     def _pytorch(self, unit: Unit) -> Iterator[tuple[str, Source]]:
@@ -89,7 +89,7 @@ class Layout:
             yield f"norm.{ours}", Tensor(f"{unit.norm}.{theirs}")
 
     def _folded(self, unit: Unit) -> Iterator[tuple[str, Source]]:
-        """Batch norm that adds the bias alone: of mean 0, and of variance and epsilon together 1."""
+        """Yields batch norm that adds the bias alone: of mean 0, and of variance and epsilon together 1."""
         yield "kernel", Tensor(f"{unit.weight}.w")
         if unit.norm is None:
             yield "bias", Tensor(f"{unit.weight}.b")
@@ -100,7 +100,7 @@ class Layout:
 
 
 def staged(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """(stage, block within it) of each block of a network, both from 0.
+    """Lists (stage, block within it) of each block of a network, both from 0.
 
     >>> staged((1, 2))
     [(0, 0), (1, 0), (1, 1)]

@@ -14,7 +14,9 @@ def _timm() -> dict[str, Unit]:
 
 
 def _transformers() -> dict[str, Unit]:
-    unit = lambda at: Unit(f"mobilenet_v1.{at}.convolution", f"mobilenet_v1.{at}.normalization")  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(f"mobilenet_v1.{at}.convolution", f"mobilenet_v1.{at}.normalization")
+
     units = {"stem": unit("conv_stem"), "classifier": Unit("classifier")}
     for i in range(13):
         units[f"blocks.{i}.depthwise"] = unit(f"layer.{2 * i}")
@@ -23,7 +25,9 @@ def _transformers() -> dict[str, Unit]:
 
 
 def _folded() -> dict[str, Unit]:
-    unit = lambda at: Unit(at, at)  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(at, at)
+
     units = {"stem": unit("stem"), "classifier": Unit("classifier")}
     for i in range(13):
         units[f"blocks.{i}.depthwise"] = unit(f"block{i + 1}.dw")
@@ -41,6 +45,6 @@ MOBILENET_V1 = (
         padding=SAME,
         epsilon=TENSORFLOW_EPSILON,
         background=True,
-    ),  # fmt: skip
+    ),
     Layout("folded", "mobilenet_v1", _folded(), "mobilenet_v1_tf", padding=SAME, ignored=BACKGROUND_APART, folded=True),
 )

@@ -7,7 +7,9 @@ BLOCKS = 17
 
 
 def _torchvision() -> dict[str, Unit]:
-    unit = lambda at: Unit(f"{at}.0", f"{at}.1")  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(f"{at}.0", f"{at}.1")
+
     units = {"stem": unit("features.0"), "head": unit("features.18"), "classifier": Unit("classifier.1")}
     for i in range(BLOCKS):
         at, depthwise = f"features.{i + 1}.conv", int(i > 0)  # the first block does not expand
@@ -30,7 +32,9 @@ def _timm() -> dict[str, Unit]:
 
 
 def _transformers() -> dict[str, Unit]:
-    unit = lambda at: Unit(f"mobilenet_v2.{at}.convolution", f"mobilenet_v2.{at}.normalization")  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(f"mobilenet_v2.{at}.convolution", f"mobilenet_v2.{at}.normalization")
+
     units = {"stem": unit("conv_stem.first_conv"), "head": unit("conv_1x1"), "classifier": Unit("classifier")}
     for i in range(BLOCKS):
         at = f"layer.{i - 1}" if i > 0 else "conv_stem"
@@ -42,7 +46,9 @@ def _transformers() -> dict[str, Unit]:
 
 
 def _folded() -> dict[str, Unit]:
-    unit = lambda at: Unit(at, at)  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(at, at)
+
     units = {"stem": unit("stem"), "head": unit("head"), "classifier": Unit("classifier")}
     for i in range(BLOCKS):
         if i > 0:
@@ -63,6 +69,6 @@ MOBILENET_V2 = (
         padding=SAME,
         epsilon=TENSORFLOW_EPSILON,
         background=True,
-    ),  # fmt: skip
+    ),
     Layout("folded", "mobilenet_v2", _folded(), "mobilenet_v2_tf", padding=SAME, ignored=BACKGROUND_APART, folded=True),
 )

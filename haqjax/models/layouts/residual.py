@@ -1,4 +1,4 @@
-"""Residual networks: torchvision's naming, which timm shares, transformers', and that of the CIFAR networks."""
+"""Residual networks: torchvision's naming, which is timm's, too, transformers', and that of the CIFAR networks."""
 
 from haqjax.models.layouts.layout import Layout, Unit, staged
 
@@ -7,7 +7,7 @@ RESNET50_BLOCKS = (3, 4, 6, 3)
 
 
 def _cifar(blocks_per_stage: int) -> dict[str, Unit]:
-    """github.com/akamaster/pytorch_resnet_cifar10, shortcuts of option A."""
+    """Lists the units of github.com/akamaster/pytorch_resnet_cifar10, with shortcuts of option A."""
     units = {"stem": Unit("conv1", "bn1"), "classifier": Unit("linear")}
     for i, (stage, block) in enumerate(staged((blocks_per_stage,) * 3)):
         at = f"layer{stage + 1}.{block}"
@@ -28,7 +28,9 @@ def _torchvision() -> dict[str, Unit]:
 
 
 def _transformers() -> dict[str, Unit]:
-    unit = lambda at: Unit(f"resnet.{at}.convolution", f"resnet.{at}.normalization")  # noqa: E731
+    def unit(at: str) -> Unit:
+        return Unit(f"resnet.{at}.convolution", f"resnet.{at}.normalization")
+
     units = {"stem": unit("embedder.embedder"), "classifier": Unit("classifier.1")}
     for i, (stage, block) in enumerate(staged(RESNET50_BLOCKS)):
         at = f"encoder.stages.{stage}.layers.{block}"

@@ -1,1 +1,4 @@
-"""Figures that answer the pointer, by plotly."""
+"""Figures for a screen, drawn by plotly; `haqjax.report.static` draws the same for papers.
+
+`layers`, `roofline` and `search` have a file of the same name there, with `..._figure` for each `..._chart`.
+"""

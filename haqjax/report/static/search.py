@@ -1,4 +1,4 @@
-"""Draws how a search went: accuracy and reward over episodes, and accuracy against cost."""
+"""Draws a search as a matplotlib figure; `haqjax.report.interactive.search` as a plotly one."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from haqjax.report.static.bits import TEXT, TITLE, WIDTH, outline_axes
-from haqjax.report.tables import unit_of
+from haqjax.report.palette import BEST, EVALUATED, UNIFORM
+from haqjax.report.static.style import LEGEND, TEXT, TITLE, WIDTH, outline_axes
+from haqjax.units import unit_of
 
-DOTS, LINE = "#8fb3d3", "#123a5e"  # of policies, of the best ones
 DASHES, MARKS = ("-", "--", ":", "-.", (0, (8, 2))), "osD^P"  # of runs
-REFERENCES: dict[str, dict[str, Any]] = {  # what policies are compared with: told apart by shape
+REFERENCES: dict[str, dict[str, Any]] = {  # policies that others are compared with, told apart by shape
     "8 bits": {"marker": "s", "color": "0.2"},
-    "best uniform": {"marker": "^", "color": "#c8590a"},
+    "best uniform": {"marker": "^", "color": UNIFORM},
     "found": {"marker": "*", "color": "black"},
 }
 
@@ -31,7 +31,7 @@ def search_figure(
     *,
     reward: tuple[Float[np.ndarray, "E"], Float[np.ndarray, "E"]] | None = None,
 ) -> Figure:
-    """Draws the accuracy of each episode's policy, the best so far, and what it is measured against.
+    """Draws the accuracy of each episode's policy, the best so far, and what it is compared with.
 
     Args:
       accuracy: in 0..1, on the images that the search selects with.
@@ -40,10 +40,10 @@ def search_figure(
       float_accuracy: that of the network before quantisation, on the same images.
       uniform_accuracy: that of the best uniform policy that fits.
       title: a line above the figure.
-      gain: what the search was told of each policy, its reward, and the best so far; in a panel of their own.
+      reward: the reward of each episode, and the best so far; in a panel of their own.
 
     Returns:
-      A figure 7.2 inches wide; see `save`.
+      A figure 7.2 inches wide; see `haqjax.report.save`.
 
     >>> figure = search_figure(np.array([0.4, 0.8]), np.array([True, True]), np.array([0.4, 0.8]), 0.9)
     >>> [line.get_label() for line in figure.axes[0].lines]
@@ -56,14 +56,14 @@ def search_figure(
     outline_axes(axes, "accuracy, search split (%)")
     episodes, feasible = np.arange(1, len(accuracy) + 1), np.asarray(feasible, bool)
     percent, best = 100 * np.asarray(accuracy, float), 100 * np.asarray(best_so_far, float)
-    axes.scatter(episodes[feasible], percent[feasible], s=9, c=DOTS, linewidths=0, label="policy of an episode")
+    axes.scatter(episodes[feasible], percent[feasible], s=9, c=EVALUATED, linewidths=0, label="policy of an episode")
     if not feasible.all():
         axes.scatter(episodes[~feasible], percent[~feasible], s=14, c="0.45", marker="x", lw=0.8, label="over budget")
     last = f", {best[-1]:.1f} %" if len(best) and np.isfinite(best[-1]) else ""
-    axes.plot(episodes, best, color=LINE, lw=1.8, drawstyle="steps-post", label=f"best so far{last}")
+    axes.plot(episodes, best, color=BEST, lw=1.8, drawstyle="steps-post", label=f"best so far{last}")
     for name, value, color, style in (
         ("float network", float_accuracy, "0.2", (0, (1, 1.5))),
-        ("best uniform in the budget", uniform_accuracy, "#c8590a", (0, (5, 2))),
+        ("best uniform in the budget", uniform_accuracy, UNIFORM, (0, (5, 2))),
     ):
         if value is not None:
             axes.axhline(100 * value, color=color, lw=1.2, ls=style, label=f"{name}, {100 * value:.1f} %")
@@ -72,30 +72,30 @@ def search_figure(
     panels[-1].set_xlabel("episode", fontsize=TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.015)
-    figure.legend(loc="outside upper left", ncols=3, fontsize=TEXT, frameon=False, title=title, **TITLE)
+    figure.legend(ncols=3, title=title, **LEGEND, **TITLE)
     return figure
 
 
 def _draw_reward(axes: Axes, episodes: np.ndarray, reward: np.ndarray, best: np.ndarray, feasible: np.ndarray) -> None:
     outline_axes(axes, "reward")
-    axes.scatter(episodes[feasible], reward[feasible], s=9, c=DOTS, linewidths=0)
+    axes.scatter(episodes[feasible], reward[feasible], s=9, c=EVALUATED, linewidths=0)
     axes.scatter(episodes[~feasible], reward[~feasible], s=14, c="0.45", marker="x", lw=0.8)
-    axes.plot(episodes, best, color=LINE, lw=1.8, drawstyle="steps-post")
+    axes.plot(episodes, best, color=BEST, lw=1.8, drawstyle="steps-post")
 
 
-class Costs(NamedTuple):
-    """What policies cost of one resource, in its SI unit."""
+class PolicyCosts(NamedTuple):
+    """Costs of the evaluated policies in one resource, in its SI unit."""
 
     cost: Float[np.ndarray, "E"]
-    front: Int[np.ndarray, "F"]  # the policies that no other one beats, the cheapest first
+    front: Int[np.ndarray, "F"]  # the policies on the front, the cheapest first
     limit: float | None  # the budget, where there is one
     references: Mapping[str, tuple[float, float]]  # (cost, accuracy) by a key of REFERENCES
 
 
-def front_figure(
-    accuracy: Float[np.ndarray, "E"], feasible: Bool[np.ndarray, "E"], costs: Mapping[str, Costs], title: str = ""
+def policies_figure(
+    accuracy: Float[np.ndarray, "E"], feasible: Bool[np.ndarray, "E"], costs: Mapping[str, PolicyCosts], title: str = ""
 ) -> Figure:
-    """Draws the accuracy of every evaluated policy over what it costs, and marks those that no other one beats.
+    """Draws the accuracy of every evaluated policy over its cost, and marks the front of those that no other one beats.
 
     Args:
       accuracy: in 0..1, on the images that the search selects with.
@@ -104,36 +104,33 @@ def front_figure(
       title: a line above the figure.
 
     Returns:
-      A figure 7.2 inches wide; see `save`.
+      A figure 7.2 inches wide; see `haqjax.report.save`.
 
     >>> cost, accuracy = np.array([1.0, 2.0, 3.0]), np.array([0.5, 0.9, 0.7])
-    >>> figure = front_figure(accuracy, np.ones(3, bool), {"latency": Costs(cost, np.array([0, 1]), None, {})})
+    >>> figure = policies_figure(accuracy, np.ones(3, bool), {"latency": PolicyCosts(cost, np.array([0, 1]), None, {})})
     >>> figure.axes[0].get_xlabel(), figure.axes[0].lines[0].get_xdata().tolist()
     ('latency (s)', [1.0, 2.0])
     """
     figure = Figure(figsize=(WIDTH, 0.6 + 2.4 * len(costs)), layout="constrained")
     panels = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     for axes, (resource, of) in zip(panels, costs.items(), strict=True):
-        _draw_front(axes, 100 * np.asarray(accuracy, float), np.asarray(feasible, bool), resource, of)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper left", ncols=7, fontsize=TEXT, frameon=False, title=title, **TITLE
-    )
+        _draw_policies(axes, 100 * np.asarray(accuracy, float), np.asarray(feasible, bool), resource, of)
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=7, title=title, **LEGEND, **TITLE)
     return figure
 
 
-def _draw_front(axes: Axes, percent: np.ndarray, feasible: np.ndarray, resource: str, of: Costs) -> None:
+def _draw_policies(axes: Axes, percent: np.ndarray, feasible: np.ndarray, resource: str, of: PolicyCosts) -> None:
     outline_axes(axes, "accuracy, search split (%)")
     unit, scale = unit_of(resource, of.cost)
     axes.set_xlabel(f"{resource} ({unit})", fontsize=TEXT)
     at, front = np.asarray(of.cost) / scale, of.front
-    axes.scatter(at[feasible], percent[feasible], s=9, c=DOTS, linewidths=0, label="policy")
+    axes.scatter(at[feasible], percent[feasible], s=9, c=EVALUATED, linewidths=0, label="policy")
     if not feasible.all():
         axes.scatter(at[~feasible], percent[~feasible], s=14, c="0.45", marker="x", lw=0.8, label="over budget")
     line: dict[str, Any] = {"lw": 1.4, "ms": 4, "mfc": "white", "drawstyle": "steps-post"}
-    axes.plot(at[front], percent[front], "o-", color=LINE, label="front", **line)
-    for name, (spent, reached) in of.references.items():
-        axes.scatter(spent / scale, 100 * reached, s=42, zorder=3, linewidths=0, label=name, **REFERENCES[name])
+    axes.plot(at[front], percent[front], "o-", color=BEST, label="front", **line)
+    for name, (cost, accuracy) in of.references.items():
+        axes.scatter(cost / scale, 100 * accuracy, s=42, zorder=3, linewidths=0, label=name, **REFERENCES[name])
     if of.limit is not None:
         axes.axvline(of.limit / scale, color="0.3", lw=1, ls=(0, (5, 2)), label="budget")
 
@@ -143,7 +140,7 @@ def runs_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
 
     Args:
       curves: by name of the run: best so far by episode, and cost and accuracy of its front; accuracies in 0..1.
-      cost_name: what the costs are.
+      cost_name: label of the costs.
 
     >>> curve = np.array([0.5, 0.9]), np.array([0.4, 0.6]), np.array([0.5, 0.9])
     >>> [len(axes.lines) for axes in runs_figure({"a": curve, "b": curve}, "latency").axes]
@@ -152,12 +149,12 @@ def runs_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     above, below = figure.subplots(2, 1)
     for at, (name, (best, cost, accuracy)) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": LINE, "lw": 1.4, "ls": DASHES[at % len(DASHES)], "drawstyle": "steps-post"}
+        style: dict[str, Any] = {"color": BEST, "lw": 1.4, "ls": DASHES[at % len(DASHES)], "drawstyle": "steps-post"}
         above.plot(np.arange(1, len(best) + 1), 100 * best, label=name, **style)
         below.plot(cost, 100 * accuracy, marker=MARKS[at % len(MARKS)], ms=4.5, mfc="white", label=name, **style)
     for axes, label in ((above, "episode"), (below, cost_name)):
         outline_axes(axes, "accuracy, search split (%)")
         axes.set_xlabel(label, fontsize=TEXT)
     above.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*below.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=TEXT, frameon=False)
+    figure.legend(*below.get_legend_handles_labels(), ncols=3, **LEGEND)
     return figure

@@ -12,7 +12,7 @@ from haqjax.hardware import Machine, cost_table, find_limits, machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
-from haqjax.report.static.roofline import roofline_figure, share_figure
+from haqjax.report.static.roofline import latency_figure, limits_figure
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import HardwareConfig
 from haqjax.tracing.hooks import layers
@@ -92,7 +92,7 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
     usage = MODELS[accelerator.model].estimate(accelerator.spec, table_of)
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
-        "latency": share_figure(
+        "latency": latency_figure(
             {f"{bits} bits": share for bits, (share, *_) in parts.items()}, *kinds, f"{model} on {accelerator.name}"
         )
     }
@@ -104,5 +104,5 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
         bandwidth = float(np.nanmax(moved / np.maximum(longest, np.finfo(float).tiny)))
         title = f"{model} on {accelerator.name}, {bits} bits"
         peak = float(np.max(speed / use))
-        figures[f"roofline-{bits}bits"] = roofline_figure(intensity, speed, peak, bandwidth, *kinds, title)
+        figures[f"roofline-{bits}bits"] = limits_figure(intensity, speed, peak, bandwidth, *kinds, title)
     return figures

@@ -11,7 +11,7 @@ from haqjax.files import write_bytes, write_text
 from haqjax.report.catalogue import PICTURES, draw_runs
 from haqjax.report.page import make_page
 from haqjax.report.run_data import RunData
-from haqjax.report.static.bits import as_bytes
+from haqjax.report.static.style import as_bytes
 from haqjax.run.config.commands import ReportConfig
 from haqjax.run.folder.run_data import read_run_data
 
@@ -33,7 +33,7 @@ def run_report(config: ReportConfig, console: Console) -> Path:
         raise ValueError("no run was given: name one or more run folders")
     runs = _name_apart([read_run_data(folder) for folder in config.run])
     out = Path(config.out or config.run[0])
-    stills = {key: [_draw(picture.still(run_data)) for run_data in runs] for key, picture in PICTURES.items()}
+    stills = {key: [_draw(picture.static(run_data)) for run_data in runs] for key, picture in PICTURES.items()}
     if len(runs) > 1:
         stills["runs"] = [_draw(draw_runs(runs))]
     (out / "figures").mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from haqjax.data import load
 from haqjax.evaluation import measure_accuracy
+from haqjax.files import check_free
 from haqjax.run.config.commands import TrainConfig, free_folder
 from haqjax.run.float_network import empty_network, train_network
 from haqjax.training import save_params
@@ -17,9 +18,8 @@ def run_train(config: TrainConfig, console: Console) -> Path:
     Raises:
       ValueError: bad input; nothing is written.
     """
-    config.check()
     name = f"weights/{config.model}-{config.data.replace(':', '-').replace('/', '-')}-seed{config.seed}"
-    out = Path(config.out) if config.out is not None else free_folder(name)
+    out = free_folder(name) if config.out is None else check_free(config.out)
     data = load(config.data, data_dir=config.data_dir, preprocessing=config.preprocessing, image_size=config.image_size)
     network = train_network(empty_network(config.model, data), data, config.seed, console)
     measured = measure_accuracy(network.apply, network.params, data.report)

@@ -1,13 +1,11 @@
-"""What a person may ask of each command, and the checks that need no computation."""
+"""Options of the commands besides search, and the checks that need no computation."""
 
 import dataclasses
 from pathlib import Path
 
-from haqjax.files import check_free
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
 from haqjax.run.config.checks import check_one_of, check_seed
-from haqjax.run.config.search import SearchConfig
 from haqjax.training import Tuning
 
 __all__ = [
@@ -15,7 +13,6 @@ __all__ = [
     "FinetuneConfig",
     "HardwareConfig",
     "ReportConfig",
-    "SearchConfig",
     "TableConfig",
     "TrainConfig",
     "free_folder",
@@ -43,12 +40,9 @@ class TrainConfig:
     out: str | None = None
     """Folder to write; never overwritten. Default: weights/MODEL-DATA-seedSEED."""
 
-    def check(self) -> None:
-        """Raises a ValueError of one line for bad input. Not on construction: tyro would wrap the line in a box."""
+    def __post_init__(self) -> None:
         check_one_of("model", self.model, MODELS)
         check_seed(self.seed)
-        if self.out is not None:
-            check_free(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +76,7 @@ class FinetuneConfig:
     seed: int = 0
     """Of the order of the images."""
 
-    def check(self) -> None:
-        """Raises a ValueError of one line for bad input."""
+    def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs {self.epochs} and batch_size {self.batch_size} must be above 0")
@@ -143,6 +136,6 @@ class HardwareConfig:
 
 
 def free_folder(name: str) -> Path:
-    """The first of `name`, `name-2`, `name-3` ... that is not there yet."""
+    """Returns the first of `name`, `name-2`, `name-3` ... that is not there yet."""
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
     return next(path for path in numbered if not path.exists())

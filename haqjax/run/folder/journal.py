@@ -1,11 +1,12 @@
-"""What a search leaves behind while it runs: its state, its episodes, its curves."""
+"""Journal of a search while it runs: its state, its episodes, its curves."""
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from haqjax.run.config.commands import SearchConfig
+from haqjax.run.config.options import to_options
+from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
 from haqjax.run.folder.files import open_folder, write_episodes
 from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
-from haqjax.searchers.stages import Course
 from haqjax.searchers.warm_start import start_warm
-from haqjax.training.checkpoints import Checkpoints, open_checkpoints, telling
+from haqjax.training.checkpoints import Checkpoints, open_checkpoints, shorten_disk_errors
 from haqjax.types import Cost
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
-EVERY = 2.0  # s between two writings, at least; what is lost with a process is played again, to the same bits
+EVERY = 2.0  # s between two writings, at least; what is lost with a process is searched again, to the same bits
 RECORD: Any = Record(**dict.fromkeys(Record._fields, 0) | {"cost": Cost(0, 0, 0, 0, 0)})  # type: ignore  # structure
 NOT_OF_THE_SEARCH = ("out", "resume", "episodes", "hosts")  # may differ when a search goes on
 
@@ -36,11 +37,11 @@ class Journal:
     out: Path
     checkpoints: Checkpoints | None  # None where another process writes
     curves: Any = None  # tensorboardX.SummaryWriter
-    resource: str | None = None  # whose limit changes while the search goes on
+    resource: str | None = None  # whose limit changes from stage to stage
     written: float = -EVERY  # when, by the monotonic clock
     drawn: int = 0  # episodes in the curves
 
-    def write(self, result: SearchResult | Course, last: bool = False) -> None:
+    def write(self, result: SearchResult, last: bool = False) -> None:
         """Keeps the state and the episodes, unless it has just done so.
 
         Args:
@@ -52,26 +53,25 @@ class Journal:
         """
         if self.checkpoints is None or (not last and time.monotonic() - self.written < EVERY):
             return
-        with telling(self.out):
+        with shorten_disk_errors(self.out):
             self._write(result)
         self.written = time.monotonic()
 
-    def _write(self, result: SearchResult | Course) -> None:
+    def _write(self, result: SearchResult) -> None:
         assert self.checkpoints is not None
-        played = len(result.records.accuracy)
         if result.state is not None:
             state = {"state": _without_keys(result.state), "records": result.records}
-            self.checkpoints.save(state, played, last=True)
-        limits = result.limits(self.resource) if isinstance(result, Course) and self.resource else None
+            self.checkpoints.save(state, len(result.records.accuracy), last=True)
+        limits = result.limits(self.resource) if self.resource else None
         write_episodes(self.out, result.records, self.resource, limits)
         self._draw(result.records)
 
     def newest(self) -> tuple[list[np.ndarray], int] | None:
-        """What was kept last; see `haqjax.training.checkpoints.Checkpoints.newest`."""
+        """Returns the newest checkpoint; see `haqjax.training.checkpoints.Checkpoints.newest`."""
         return None if self.checkpoints is None else self.checkpoints.newest()
 
     def complaints(self) -> list[str]:
-        """What was not whole in the folder, a line each."""
+        """Lists what was not whole in the folder, a line each."""
         cut = [] if self.checkpoints is None else self.checkpoints.unreadable
         return [
             f"checkpoint {n} in {self.out / CHECKPOINTS} cannot be read: an earlier one is gone on from" for n in cut
@@ -80,8 +80,8 @@ class Journal:
     def _draw(self, records: Record) -> None:
         best = np.maximum.accumulate(np.where(records.feasible, np.nan_to_num(records.accuracy), 0.0))
         for episode in range(self.drawn, len(best)):
-            spent = {f"cost/{name}": np.asarray(cost)[episode] for name, cost in records.cost._asdict().items()}
-            values = {"accuracy": records.accuracy[episode], "best_accuracy": best[episode]} | spent
+            costs = {f"cost/{name}": np.asarray(cost)[episode] for name, cost in records.cost._asdict().items()}
+            values = {"accuracy": records.accuracy[episode], "best_accuracy": best[episode]} | costs
             for name, value in values.items():
                 if np.isfinite(value):
                     self.curves.add_scalar(name, float(value), episode)
@@ -90,39 +90,43 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(out: Path, config: SearchConfig, played: int = 0) -> Iterator[Journal]:
+def open_journal(out: Path, config: SearchConfig, episodes: int = 0) -> Iterator[Journal]:
     """Opens the journal of a run, and waits at the end until all is on disk; of several hosts the first writes.
 
     Args:
       out: the run folder, which is there.
       config: of the search: its checkpoints serve no other.
-      played: episodes that were played before.
+      episodes: that were searched before.
     """
     if not is_first():
         yield Journal(out, None)
         return
     from tensorboardX import SummaryWriter  # slow to import, hence not above
 
-    with telling(out):
+    with shorten_disk_errors(out):
         # A queue without end: one that is full waits for its thread, which a full disk has ended.
-        curves = SummaryWriter(str(out / TENSORBOARD), purge_step=played or None, max_queue=0)
-    with _quiet_curves(), open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
+        curves = SummaryWriter(str(out / TENSORBOARD), purge_step=episodes or None, max_queue=0)
+    with _silence_curves(), open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
         try:
-            yield Journal(out, checkpoints, curves, config.resource, drawn=played)
+            yield Journal(out, checkpoints, curves, config.aim.resource, drawn=episodes)
         except BaseException:
             with contextlib.suppress(Exception):  # what went wrong first is what is told
                 curves.close()
             raise
-        with telling(out):
+        with shorten_disk_errors(out):
             curves.close()
 
 
 @contextlib.contextmanager
-def _quiet_curves() -> Iterator[None]:
+def _silence_curves() -> Iterator[None]:
     """Keeps off the screen why the thread that writes curves has ended: writing on raises the same."""
     hook = threading.excepthook
-    of_curves = lambda told: type(told.thread).__module__.startswith("tensorboardX")
-    threading.excepthook = lambda told: None if of_curves(told) else hook(told)
+
+    def silenced(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboardX"):
+            hook(error)
+
+    threading.excepthook = silenced
     try:
         yield
     finally:
@@ -130,18 +134,13 @@ def _quiet_curves() -> Iterator[None]:
 
 
 def identity(config: SearchConfig) -> dict[str, Any]:
-    """What the course of a search follows from, as JSON gives it back."""
-    told = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_OF_THE_SEARCH}
-    return json.loads(json.dumps(told))
+    """Returns the options that a search follows from, as JSON gives them back."""
+    options = {name: value for name, value in to_options(config).items() if name not in NOT_OF_THE_SEARCH}
+    return json.loads(json.dumps(options))
 
 
-def read_back(
-    journal: Journal, searcher: Searcher, problem: Problem, within: Callable[[Any], Any] = lambda state: state
-) -> SearchResult | None:
-    """The newest state of a search that was stopped; None where it stopped before it kept one.
-
-    Args:
-      within: what the searcher's state is a part of, given a state of the same structure.
+def read_back(journal: Journal, searcher: Searcher, problem: Problem) -> SearchResult | None:
+    """Reads the newest state of a search that was stopped; None where it stopped before it kept one.
 
     Raises:
       ValueError: no checkpoint can be read, or it is of another search; names what differs.
@@ -149,13 +148,13 @@ def read_back(
     leaves = from_first(journal.newest)
     if leaves is None:
         return None
-    found = _unfold(leaves[0], within(_blank_state(searcher, problem)), journal.out / CHECKPOINTS)
-    records, state = found["records"], found["state"]
-    return SearchResult(choose_best(records, problem.budget), records, state)
+    found = _restore(leaves[0], _blank_state(searcher, problem), journal.out / CHECKPOINTS)
+    records = found["records"]
+    return SearchResult(records, (), (choose_best(records, problem.budget),), found["state"])
 
 
-def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
-    """A search that has played nothing yet, whose agent knows what that of another run learned.
+def read_warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PRNGKeyArray) -> SearchResult:
+    """Makes a result without episodes, whose agent knows what that of another run learned.
 
     Args:
       folder: run folder of a search by an agent, perhaps on another network.
@@ -165,14 +164,14 @@ def warm_start(folder: str | Path, searcher: Searcher, problem: Problem, key: PR
       ValueError: no such run there.
     """
     before = from_first(lambda: open_folder(folder))
-    if before.resource is not None:
-        raise ValueError(f"{folder} is a search for {before.aim}: give a run within one budget")
-    if before.search != "haq":
-        raise ValueError(f"{folder} is of the search {before.search!r}, which has no agent: give a run of 'haq'")
+    if before.aim.resource is not None:
+        raise ValueError(f"{folder} is a search for {before.aim.text}: give a run within one budget")
+    if before.method.search != "haq":
+        raise ValueError(f"{folder} is of the search {before.method.search!r}, which has no agent: give a run of 'haq'")
     leaves = from_first(lambda: _read_newest(Path(folder) / CHECKPOINTS, before))
     if leaves is None:
         raise ValueError(f"{folder} has no checkpoint to take an agent from")
-    learned = _unfold(leaves[0], _blank_state(searcher, problem), Path(folder) / CHECKPOINTS)["state"].agent
+    learned = _restore(leaves[0], _blank_state(searcher, problem), Path(folder) / CHECKPOINTS)["state"].agent
     return start_warm(learned, searcher, problem, jax.random.split(key)[0])
 
 
@@ -181,8 +180,8 @@ def _read_newest(folder: Path, config: SearchConfig) -> tuple[list[np.ndarray], 
         return checkpoints.newest()
 
 
-def _unfold(leaves: list[np.ndarray], blank: PyTree, folder: Path) -> dict[str, Any]:
-    """Records and state from their leaves."""
+def _restore(leaves: list[np.ndarray], blank: PyTree, folder: Path) -> dict[str, Any]:
+    """Restores records and state from their leaves."""
     names, tree = jax.tree.flatten({"records": RECORD, "state": _without_keys(blank)})
     if len(names) != len(leaves):
         raise ValueError(f"the checkpoints in '{folder}' are of another version of haqjax")
@@ -191,9 +190,9 @@ def _unfold(leaves: list[np.ndarray], blank: PyTree, folder: Path) -> dict[str, 
 
 
 def _blank_state(searcher: Searcher, problem: Problem) -> PyTree:
-    """A state of the same structure."""
-    key = jax.random.key(0)
-    return searcher.init(problem, key) if searcher.on_host else jax.eval_shape(searcher.init, problem, key)
+    """Makes a state of the same structure, of shapes alone where the searcher is compiled."""
+    init, key = functools.partial(searcher.init, problem), jax.random.key(0)
+    return init(key) if searcher.on_host else jax.eval_shape(init, key)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -201,11 +200,11 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _without_keys(state: PyTree) -> PyTree:
-    """Random keys as the numbers that they are made of."""
-    numbers = lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) and isinstance(leaf, jax.Array) else leaf
-    return jax.tree.map(numbers, state)
+    """Replaces random keys by the numbers that they are made of."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) and isinstance(leaf, jax.Array) else leaf, state
+    )
 
 
 def _with_keys(state: PyTree, like: PyTree) -> PyTree:
-    wrap = lambda leaf, model: jax.random.wrap_key_data(leaf) if _is_key(model) else leaf
-    return jax.tree.map(wrap, state, like)
+    return jax.tree.map(lambda leaf, model: jax.random.wrap_key_data(leaf) if _is_key(model) else leaf, state, like)

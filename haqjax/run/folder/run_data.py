@@ -1,7 +1,6 @@
-"""Reads a run folder for a report: nothing is trained, and of the network only shapes are needed."""
+"""Run data of a report, read from a run folder: nothing is trained, and of the network only shapes are needed."""
 
 import csv
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +9,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from haqjax.hardware import Machine
-from haqjax.hardware.machines import MODELS
-from haqjax.hardware.usage import LIMITS, Usage
-from haqjax.models import is_pretrained_source
+from haqjax.hardware import machine
 from haqjax.policies.cost import layer_costs
-from haqjax.report.run_data import Episodes, Layers, RunData
-from haqjax.report.static.costs import Spent
-from haqjax.report.static.roofline import DASHES, Place, Rooflines
+from haqjax.report.run_data import Episodes, LayerCosts, Layers, RunData
 from haqjax.report.tables import Row
-from haqjax.run.config.commands import SearchConfig
-from haqjax.run.folder.files import EPISODES, UNITS, open_folder, read_file
-from haqjax.run.setup import Task, prepare
+from haqjax.run.config.options import with_options
+from haqjax.run.config.search import SearchConfig
+from haqjax.run.folder.files import EPISODES, open_folder, read_file
+from haqjax.run.rooflines import find_rooflines
+from haqjax.run.setup import PreparedSearch, prepare
 from haqjax.types import WIDTHS, Cost, LayerTable
+from haqjax.units import RESOURCES
 
 NAMES = {"8_bits": "8 bits", "uniform": "uniform {}", "policy": "found by {}"}  # of the rows of a comparison
 CHANGED = 1e-4  # relative; a cost that differs by more was computed by another version of the machine
@@ -30,54 +27,56 @@ SUMS = ("latency", "energy", "size", "bops")  # resources that add up over layer
 
 
 def read_run_data(folder: str | Path) -> RunData:
-    """All that a report shows of a run.
+    """Reads all that a report shows of a run.
 
     Raises:
       ValueError: no search was started there, it has not ended yet, or a file cannot be read.
     """
     folder = Path(folder)
-    config, told = open_folder(folder), _read_policy(folder)
-    policy = np.array([[row["weight_bits"], row["activation_bits"]] for row in told["layers"]])
-    costs = {name: _read_cost(told["costs"][name]) for name in NAMES}
-    task, notes = _prepare(config, [row["name"] for row in told["layers"]])
-    spent = _spend(task, policy, config) if task else {}
-    rooflines = find_rooflines(config.machine, task.layers, policy) if task else None
+    config, document = open_folder(folder), _read_policy(folder)
+    policy = np.array([[row["weight_bits"], row["activation_bits"]] for row in document["layers"]])
+    costs = {name: _read_cost(document["costs"][name]) for name in NAMES}
+    prepared, notes = _prepare(config, [row["name"] for row in document["layers"]])
+    costs_by_layer = _price_layers(prepared, policy, config) if prepared else {}
+    rooflines = find_rooflines(machine(config.target.hw), prepared.layers, policy) if prepared else None
     episodes = _read_episodes(folder)
-    if task and rooflines is None:
+    if prepared and rooflines is None:
         notes.append("A measured table does not say what limits a layer: there is no roofline.")
-    if task and "energy" not in spent:
-        notes.append(f"{told['hardware']} has no energy model: energy is not shown.")
-    if task and not np.isclose(_total(task, spent, "latency"), costs["policy"].latency, rtol=CHANGED):
+    if prepared and "energy" not in costs_by_layer:
+        notes.append(f"{document['hardware']} has no energy model: energy is not shown.")
+    if prepared and not np.isclose(_total(prepared, costs_by_layer, "latency"), costs["policy"].latency, rtol=CHANGED):
         notes.append(
             "What the hardware model says now differs from the costs in policy.json: layers are drawn as it is now."
         )
     if episodes is None:
         notes.append(f"There is no {EPISODES}: neither the search nor its front can be drawn.")
-    if told.get("interrupted"):
-        notes.append(f"The search was interrupted after {told['episodes']} policies.")
+    if document.get("interrupted"):
+        notes.append(f"The search was interrupted after {document['episodes']} policies.")
     return RunData(
         name=folder.resolve().name,
-        title=f"{config.model} on {told['hardware']}, {config.aim}",
-        layers=_describe(task, [row["name"] for row in told["layers"]]),
+        title=f"{config.network.model} on {document['hardware']}, {config.aim.text}",
+        layers=_describe(prepared, [row["name"] for row in document["layers"]]),
         policy=policy,
-        rows=_rows(folder, told, costs),
-        front=_front(folder, told, costs),
-        searched={name: float(told["accuracies"]["search"][name]) for name in ("float", *NAMES)},
+        rows=_rows(folder, document, costs),
+        front=_front(folder, document, costs),
+        search_accuracy={name: float(document["accuracies"]["search"][name]) for name in ("float", *NAMES)},
         costs=costs,
         budget={
-            name: float(told["budget"][unit]) for name, unit in UNITS.items() if told["budget"].get(unit) is not None
+            name: float(document["budget"][one.field])
+            for name, one in RESOURCES.items()
+            if document["budget"].get(one.field) is not None
         },
-        spent=spent,
+        layer_costs=costs_by_layer,
         rooflines=rooflines,
         episodes=episodes,
-        best=told.get("best_episode"),
-        configuration=_configure(folder, told),
+        best=document.get("best_episode"),
+        configuration=_configure(folder, document),
         notes=tuple(notes),
     )
 
 
 def _read_policy(folder: Path) -> dict[str, Any]:
-    """policy.json, which is written last."""
+    """Reads `policy.json`, which is written last."""
     if not (folder / "policy.json").is_file():
         raise ValueError(
             f"{folder} has no policy.json, as its search has not ended: go on with `make search RESUME={folder}`"
@@ -86,25 +85,24 @@ def _read_policy(folder: Path) -> dict[str, Any]:
     return read_file(folder / "policy.json", json.loads, *needed)
 
 
-def _prepare(config: SearchConfig, names: list[str]) -> tuple[Task | None, list[str]]:
-    """The layers and their costs; None, and why, where the data or the machine are not at hand any more."""
-    others = config.weights is not None and is_pretrained_source(config.weights)
-    blank: dict[str, Any] = {"out": None, "resume": None, "warm_start": None} | ({} if others else {"weights": None})
+def _prepare(config: SearchConfig, names: list[str]) -> tuple[PreparedSearch | None, list[str]]:
+    """Prepares the layers and their costs; None, and why, where the data or the machine are not at hand any more."""
+    blank = {"out": None, "resume": None, "warm_start": None} | ({} if config.network.pretrained else {"weights": None})
     try:
-        task = prepare(dataclasses.replace(config, **blank))
+        prepared = prepare(with_options(config, blank))
     except (ValueError, OSError, ImportError) as error:
-        return None, [f"Layers are neither told apart nor priced: {error}."]
-    if list(task.layers.names) != names:
-        return None, ["Layers are neither told apart nor priced: the network has other layers now."]
-    return task, []
+        return None, [f"Layers are neither described nor priced: {error}."]
+    if list(prepared.layers.names) != names:
+        return None, ["Layers are neither described nor priced: the network has other layers now."]
+    return prepared, []
 
 
-def _describe(task: Task | None, names: list[str]) -> Layers:
-    if task is None:
+def _describe(prepared: PreparedSearch | None, names: list[str]) -> Layers:
+    if prepared is None:
         none = np.zeros(len(names), bool)
         return Layers(tuple(names), ("",) * len(names), None, none, none, np.stack([none, none], axis=1))
-    of = task.layers
-    pinned = np.asarray(task.bounds.low == task.bounds.high)
+    of = prepared.layers
+    pinned = np.asarray(prepared.bounds.low == prepared.bounds.high)
     shapes = tuple(_shape(of, at) for at in range(len(of)))
     return Layers(of.names, shapes, np.asarray(of.macs), np.asarray(of.depthwise), np.asarray(of.pointwise), pinned)
 
@@ -114,51 +112,22 @@ def _shape(of: LayerTable, at: int) -> str:
     return f"{kernel}, {of.in_channels[at]} → {of.out_channels[at]}"
 
 
-def _spend(task: Task, policy: np.ndarray, config: SearchConfig) -> dict[str, Spent]:
+def _price_layers(prepared: PreparedSearch, policy: np.ndarray, config: SearchConfig) -> dict[str, LayerCosts]:
     """Latency and energy by layer, and whatever else the budget limits, as far as it is known."""
-    shown = [name for name in SUMS if name in ("latency", "energy", *config.metrics)]
-    tables = {name: getattr(task.table, name) for name in shown}
+    shown = [name for name in SUMS if name in ("latency", "energy", *config.aim.metrics)]
+    tables = {name: getattr(prepared.table, name) for name in shown}
     after, before = np.minimum(policy, WIDTHS), np.full_like(policy, WIDTHS)
-    spent = {
-        name: Spent(layer_costs(values, before), layer_costs(values, after))
+    costs_by_layer = {
+        name: LayerCosts(layer_costs(values, before), layer_costs(values, after))
         for name, values in tables.items()
         if values is not None
     }
-    return {name: both for name, both in spent.items() if np.isfinite(both).all()}
+    return {name: both for name, both in costs_by_layer.items() if np.isfinite(both).all()}
 
 
-def _total(task: Task, spent: Mapping[str, Spent], resource: str) -> float:
-    fixed = getattr(task.table.fixed, resource)
-    return float(spent[resource].after.sum()) + (0.0 if fixed is None else float(fixed))
-
-
-def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> Rooflines | None:
-    """Where layers stand under a machine's limits, at 8 bits and under a policy; None for a measured table."""
-    if machine.model == "measured":
-        return None
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
-    operations = 2.0 * machine.spec.batch * layers.macs
-    timed = [moved for moved, time in zip(usage.moved, usage.transfers, strict=True) if np.any(time > 0)]
-    limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
-
-    def place(bits: np.ndarray) -> Place:
-        moved = sum(layer_costs(stream, bits) for stream in timed) / 8
-        names = tuple(LIMITS[int(at)] for at in layer_costs(limit, bits))
-        return Place(operations / moved, operations / layer_costs(usage.latency, bits), names)
-
-    def even(bits: int) -> np.ndarray:
-        return np.full_like(policy, bits)
-
-    peaks = {bits: float(np.max(operations / layer_costs(usage.ideal, even(bits)))) for bits in DASHES}
-    return Rooflines(place(even(WIDTHS)), place(np.minimum(policy, WIDTHS)), peaks, _bandwidth(usage))
-
-
-def _bandwidth(usage: Usage) -> float:
-    """Bytes a second: of one bus, or of all ports together where several kinds of data move at the same time."""
-    pairs = [(moved, time) for moved, time in zip(usage.moved, usage.transfers, strict=True) if np.any(time > 0)]
-    rates = [float(np.max(moved[time > 0] / time[time > 0])) / 8 for moved, time in pairs]
-    together = bool(np.any(usage.latency < 0.999 * np.sum(usage.transfers, axis=0)))
-    return sum(rates) if together else max(rates)
+def _total(prepared: PreparedSearch, costs_by_layer: Mapping[str, LayerCosts], resource: str) -> float:
+    fixed = getattr(prepared.table.fixed, resource)
+    return float(costs_by_layer[resource].after.sum()) + (0.0 if fixed is None else float(fixed))
 
 
 def _read_episodes(folder: Path) -> Episodes | None:
@@ -172,22 +141,27 @@ def _read_episodes(folder: Path) -> Episodes | None:
         return np.array([float(row[name] or "nan") for row in rows])
 
     try:
-        costs: Any = [column(UNITS[name]) if rows and UNITS[name] in rows[0] else None for name in Cost._fields]
+        costs: Any = [
+            column(RESOURCES[name].field) if rows and RESOURCES[name].field in rows[0] else None
+            for name in Cost._fields
+        ]
         feasible = np.array([row["feasible"] == "True" for row in rows], bool)
-        return Episodes(column("accuracy"), column("gain"), column("best_accuracy"), feasible, Cost(*costs))
+        return Episodes(column("accuracy"), column("reward"), column("best_accuracy"), feasible, Cost(*costs))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what a search wrote: {error}") from error
 
 
-def _read_cost(told: Mapping[str, Any]) -> Cost:
+def _read_cost(document: Mapping[str, Any]) -> Cost:
     """A cost of policy.json, NaN where it is not known."""
-    values: Any = [np.nan if (value := told.get(UNITS[name])) is None else float(value) for name in Cost._fields]
+    values: Any = [
+        np.nan if (value := document.get(RESOURCES[name].field)) is None else float(value) for name in Cost._fields
+    ]
     return Cost(*values)
 
 
-def _rows(folder: Path, told: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
-    reported = told["accuracies"]["report"]
-    texts = {"uniform": told["uniform_bits"], "policy": told["search"]}
+def _rows(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
+    reported = document["accuracies"]["report"]
+    texts = {"uniform": document["uniform_bits"], "policy": document["search"]}
     rows = [
         Row(label.format(texts.get(name)), float(reported[name]), reported["images"], costs[name])
         for name, label in NAMES.items()
@@ -199,11 +173,11 @@ def _rows(folder: Path, told: Mapping[str, Any], costs: Mapping[str, Cost]) -> t
     return (*rows, Row("float", float(reported["float"]), reported["images"], Cost(*unknown)))
 
 
-def _front(folder: Path, told: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
+def _front(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
     """The policies within several budgets, where the run searched a front."""
     if not (folder / "front.json").is_file():
         return ()
-    reported = told["accuracies"]["report"]
+    reported = document["accuracies"]["report"]
     rows = [Row("8 bits", float(reported["8_bits"]), reported["images"], costs["8_bits"])]
     for at in read_file(folder / "front.json", json.loads, "policies")["policies"]:
         within, uniform = f"within {at['budget']['fraction']:.3g}", at["uniform"]
@@ -212,16 +186,16 @@ def _front(folder: Path, told: Mapping[str, Any], costs: Mapping[str, Cost]) -> 
     return tuple(rows)
 
 
-def _configure(folder: Path, told: Mapping[str, Any]) -> dict[str, str]:
+def _configure(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
     """config.yaml, with the versions and what the search used, for people to read."""
     asked = read_file(folder / "config.yaml", yaml.safe_load)
     versions = asked.pop("versions", {}) or {}
-    best = told.get("best_episode")
+    best = document.get("best_episode")
     used = {
-        "machine": told["hardware"],
-        "episodes played": told.get("episodes"),
+        "machine": document["hardware"],
+        "episodes played": document.get("episodes"),
         "episode of the policy": None if best is None else best + 1,  # from 1, as in the figures
-        "fingerprint of the weights": told.get("weights"),
+        "fingerprint of the weights": document.get("weights"),
     }
     told_of = asked | used | {f"version of {name}": version for name, version in versions.items()}
     return {str(name): _text(value) for name, value in told_of.items()}

@@ -14,7 +14,7 @@ from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, end, look_up, nearest, quantize_learned, scale_gradient, sort_codebook
 from haqjax.tracing.conv_gradients import LAST, use_training_kernels
 from haqjax.tracing.hooks import with_hook
-from haqjax.training.distillation import cross_entropy, divergence
+from haqjax.training.distillation import cross_entropy, distillation_loss
 from haqjax.types import ACTIVATION, WEIGHT, Codebook, Ranges
 
 STEP = 1e-6
@@ -214,6 +214,6 @@ def test_losses_are_those_of_torch():
     assert float(cross_entropy(ours(logits), labels, 0.1)) == pytest.approx(float(expected), rel=1e-5)
     log = lambda x: theirs.log_softmax(torch.tensor(x) / 3, dim=-1)  # noqa: E731
     expected = 9 * theirs.kl_div(log(logits), log(teacher), reduction="batchmean", log_target=True)
-    assert float(divergence(ours(logits), ours(teacher), 3.0)) == pytest.approx(float(expected), rel=1e-5)
-    by_teacher = jax.grad(lambda teacher: divergence(ours(logits), teacher, 3.0))(ours(teacher))
+    assert float(distillation_loss(ours(logits), ours(teacher), 3.0)) == pytest.approx(float(expected), rel=1e-5)
+    by_teacher = jax.grad(lambda teacher: distillation_loss(ours(logits), teacher, 3.0))(ours(teacher))
     assert (by_teacher == 0).all()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from finetune_world import TUNING, apply, apply_train, make_world
-from haqjax.evaluation import make_evaluate, make_finetuned_evaluate
-from haqjax.evaluation.finetuned import draw, finetune_policies
+from haqjax.evaluation import make_evaluator, make_finetuned_evaluator
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import as_ranges, begin
 from haqjax.training.finetuning import make_program
+from haqjax.training.finetuning_many import draw_batches, finetune_policies
 from haqjax.training.steps import State, take_step
 
 POLICIES = jnp.array([[[3, 8], [2, 4]], [[8, 8], [8, 8]], [[2, 3], [32, 2]]])
@@ -35,7 +35,7 @@ def alone(world):
     params, ranges, data = world
     objective, optimiser = make_program(apply, apply_train, TUNING, STEPS)
     step = jax.jit(lambda state, *batch: take_step(objective, optimiser, state, *batch))
-    batches = draw(data, TUNING, STEPS, options()["key"])
+    batches = draw_batches(data, TUNING, STEPS, options()["key"])
     found = []
     for policy in POLICIES:
         learned = begin(params, policy, ranges)
@@ -56,13 +56,15 @@ def test_each_policy_is_tuned_as_if_alone(world, alone):
 
 def test_accuracies_are_those_of_the_tuned_networks(world, alone):
     params, ranges, data = world
-    evaluate = make_finetuned_evaluate(apply, params, data, ranges, data, TUNING, **options(), policies_at_once=2)
-    found = jax.jit(lambda evaluate, policies: evaluate(policies))(evaluate, POLICIES)
-    for accuracy, policy, learned in zip(found, POLICIES, alone, strict=True):
+    evaluator = make_finetuned_evaluator(apply, params, data, ranges, data, TUNING, **options(), policies_at_once=2)
+    found = jax.jit(lambda evaluator, policies: evaluator(policies))(evaluator, POLICIES)
+    assert np.isnan(found.loss).all()
+    for accuracy, policy, learned in zip(found.accuracy, POLICIES, alone, strict=True):
         after = as_ranges(apply, learned, data.images[:1], policy, ranges)
         answers = quantize(apply)(learned.params, data.images, policy, after).argmax(-1)
         assert float(accuracy) == pytest.approx((answers == data.labels).mean())
-    assert not jnp.array_equal(found, make_evaluate(apply, params, data, to_nearest(ranges))(POLICIES))
+    untuned = make_evaluator(apply, params, data, to_nearest(ranges))(POLICIES)
+    assert not jnp.array_equal(found.accuracy, untuned.accuracy)
 
 
 def test_one_program_serves_every_policy_and_network(world):
@@ -73,16 +75,16 @@ def test_one_program_serves_every_policy_and_network(world):
         traces.append(x.shape)
         return apply(params, x)
 
-    judge = jax.jit(lambda evaluate, policies: evaluate(policies))
+    evaluate = jax.jit(lambda evaluator, policies: evaluator(policies))
     tuning = dataclasses.replace(TUNING, distill=0.0)
     for scale in (1.0, 2.0):
         moved = jax.tree.map(lambda leaf: scale * leaf, params)  # noqa: B023
-        evaluate = make_finetuned_evaluate(
+        evaluator = make_finetuned_evaluator(
             counted, moved, data, ranges, data, tuning, steps=2, key=jax.random.key(int(scale))
         )
-        judge(evaluate, POLICIES)
+        evaluate(evaluator, POLICIES)
         seen = seen if scale > 1 else len(traces)
-        judge(evaluate, POLICIES[::-1])
+        evaluate(evaluator, POLICIES[::-1])
     assert len(traces) == seen
 
 

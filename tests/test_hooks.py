@@ -1,4 +1,4 @@
-"""Which equations are layers, what the table says of them, and that the identity hook changes nothing."""
+"""Hooks: layers found in programs, their table, and identity hooks that change nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,9 @@ from flax import linen, nnx
 from haqjax import models
 from haqjax.tracing import hooks
 
-IDENTITY = lambda layer, activation, weight, compute: compute(activation, weight)  # noqa: E731
+
+def identity(layer, activation, weight, compute):
+    return compute(activation, weight)
 
 
 def draw(*shape, seed=0):
@@ -87,13 +89,17 @@ def zoo_net(name):
 
 
 NETS = {
-    "linen": linen_net, "attention": attention_net, "plain": plain_net, "grouped": grouped_net,
-    "mobilenet_v2": lambda: zoo_net("mobilenet_v2"), "resnet50": lambda: zoo_net("resnet50"),
-}  # fmt: skip
+    "linen": linen_net,
+    "attention": attention_net,
+    "plain": plain_net,
+    "grouped": grouped_net,
+    "mobilenet_v2": lambda: zoo_net("mobilenet_v2"),
+    "resnet50": lambda: zoo_net("resnet50"),
+}
 SMALL = ("linen", "attention", "plain", "grouped")
 
 
-def fill(params):
+def random_like(params):
     """Random values, positive so that a variance is one, in place of shapes."""
     leaves, tree = jax.tree.flatten(params)
     return jax.tree.unflatten(tree, [0.1 + abs(draw(*leaf.shape, seed=i)) for i, leaf in enumerate(leaves)])
@@ -102,16 +108,16 @@ def fill(params):
 @pytest.mark.parametrize("name", NETS)
 def test_identity_hook_changes_no_bit(name):
     apply, params, shape = NETS[name]()
-    params, x = fill(params), draw(*shape)
-    hooked = hooks.with_hook(apply, IDENTITY)
+    params, x = random_like(params), draw(*shape)
+    hooked = hooks.with_hook(apply, identity)
     np.testing.assert_array_equal(jax.jit(hooked)(params, x), jax.jit(apply)(params, x))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_identity_hook_under_eager_vmap_and_grad(name):
     apply, params, shape = NETS[name]()
-    params, x = fill(params), draw(*shape)
-    hooked = hooks.with_hook(apply, IDENTITY)
+    params, x = random_like(params), draw(*shape)
+    hooked = hooks.with_hook(apply, identity)
     np.testing.assert_array_equal(hooked(params, x), apply(params, x))
     xs = jnp.stack([x, 2 * x])
     mapped = [jax.jit(jax.vmap(f, in_axes=(None, 0)))(params, xs) for f in (hooked, apply)]
@@ -185,19 +191,19 @@ def test_a_weight_is_followed_through_calls_that_mix(apply):
     assert hooks.layers(apply, params, x).names == ("w",)
     (weight,) = hooks.map_weights(lambda layer, weight: weight, apply, params, x)
     np.testing.assert_array_equal(weight, 2 * params["w"])
-    np.testing.assert_array_equal(hooks.with_hook(apply, IDENTITY)(params, x), apply(params, x))
+    np.testing.assert_array_equal(hooks.with_hook(apply, identity)(params, x), apply(params, x))
 
 
 def test_channel_axes_count_outputs():
-    seen = {}
+    found = {}
 
     def hook(layer, activation, weight, compute):
-        seen[layer.name] = layer.channel_axes
+        found[layer.name] = layer.channel_axes
         return compute(activation, weight)
 
     for apply, params, shape in (plain_net(), grouped_net()):
         hooks.with_hook(apply, hook)(params, jnp.ones(shape))
-    assert seen == {"left": (0,), "a": (1,), "b": (1,), "last": (1,), "grouped": (0,), "line": (0,), "experts": (0, 2)}
+    assert found == {"left": (0,), "a": (1,), "b": (1,), "last": (1,), "grouped": (0,), "line": (0,), "experts": (0, 2)}
 
 
 def scanned(params, x):
@@ -206,7 +212,10 @@ def scanned(params, x):
 
 def carried(params, x):
     """The weight enters the loop through the carry; the activation is the input only from the second turn on."""
-    turn = lambda _, pair: (pair[0] @ pair[1] + x, pair[1])  # noqa: E731
+
+    def turn(_, pair):
+        return (pair[0] @ pair[1] + x, pair[1])
+
     return jax.lax.fori_loop(0, 3, turn, (jnp.zeros_like(x), params["stack"][0]))[0]
 
 
@@ -245,6 +254,8 @@ def test_faults_name_the_parameter(apply, message):
 
 
 def test_an_activation_mixed_over_the_batch_is_named():
-    apply = lambda params, x: x.reshape(-1)[:10].reshape(5, 2) @ params["w"]  # noqa: E731
+    def apply(params, x):
+        return x.reshape(-1)[:10].reshape(5, 2) @ params["w"]
+
     with pytest.raises(ValueError, match="'w' does not treat the 3 examples"):
         hooks.layers(apply, {"w": draw(2, 2)}, draw(3, 4))

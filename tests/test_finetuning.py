@@ -10,13 +10,13 @@ import pytest
 from finetune_world import POLICY, TUNING, apply, apply_train, make_world
 from haqjax import calibrate, finetune
 from haqjax.data import Split, load
-from haqjax.evaluation import make_evaluate
+from haqjax.evaluation import make_evaluator
 from haqjax.models import build
 from haqjax.quantizers import quantize
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.training import Tuning, finetune_all, fit
 from haqjax.training.finetuning import make_program
-from haqjax.training.steps import _make_step
+from haqjax.training.steps import make_step
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,11 @@ def tuned():
     after = finetune(
         network.apply, params, policy, ranges, data.train, epochs=2, learning_rate=0.02, shift=1, key=jax.random.key(2)
     )
-    judge = lambda params: float(make_evaluate(network.apply, params, data.report, ranges)(policy[None])[0])  # noqa: E731
-    return params, after, judge(params), judge(after)
+
+    def measure(params):
+        return float(make_evaluator(network.apply, params, data.report, ranges)(policy[None]).accuracy[0])
+
+    return params, after, measure(params), measure(after)
 
 
 def test_it_repairs_what_rounding_broke(tuned):
@@ -95,7 +98,7 @@ def test_another_policy_does_not_compile_again():
         policy = np.full((2, 2), bits)
         finetune_all(apply, params, policy, ranges, data, TUNING, key=jax.random.key(bits), apply_train=apply_train)
     program = make_program(apply, apply_train, TUNING, TUNING.passes.steps(len(data)))
-    assert _make_step(*program, TUNING.shift, TUNING.flip)._cache_size() == 1
+    assert make_step(*program, TUNING.shift, TUNING.flip)._cache_size() == 1
 
 
 def test_clips_learn_where_they_have_a_rate_and_stay_where_not():

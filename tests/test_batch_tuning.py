@@ -1,4 +1,4 @@
-"""The trial chooses what the clock says is fastest, remembers it, and changes no accuracy."""
+"""The tuning of batches chooses what the clock says is fastest, remembers it, and changes no accuracy."""
 
 import itertools
 import json
@@ -15,8 +15,8 @@ import haqjax.run.setup
 from haqjax.data import Split
 from haqjax.evaluation import batch_tuning
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
-from haqjax.evaluation.evaluator import make_evaluate, suggest_batch
-from haqjax.evaluation.sensitivity import random_policies
+from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
+from haqjax.evaluation.sensitivity import draw_policies
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.folder.files import open_folder
 from run_world import install
@@ -50,20 +50,20 @@ def test_the_fastest_is_chosen_and_remembered(world, fastest, tmp_path):
     chosen = choose_batches(*world, policies=4, cache=tmp_path, candidates=TRIED, clock=clock)
     assert chosen == TRIED[fastest]
     assert choose_batches(*world, policies=4, cache=tmp_path, candidates=TRIED, clock=pytest.fail) == chosen
-    (path,) = tmp_path.glob("trials/*.json")
+    (path,) = tmp_path.glob("batch-tuning/*.json")
     told = json.loads(path.read_text())
     assert [row["seconds"] * 7 * 4 for row in told["tried"]] == pytest.approx(
         [0.1 if i == fastest else 0.2 + i for i in range(3)]
     )
     other = make_clock([3.0, 2.0, 1.0])  # another number of policies, another image size: tried anew
     assert choose_batches(*world, policies=3, cache=tmp_path, candidates=TRIED, clock=other) == TRIED[2]
-    assert len(list(tmp_path.glob("trials/*.json"))) == 2
+    assert len(list(tmp_path.glob("batch-tuning/*.json"))) == 2
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"chosen": {"batch_size": 5}}', '{"chosen": {"batch_size": 9, "x": 1}}'])
 def test_a_file_that_says_nothing_useful_is_replaced(world, text, tmp_path):
     choose_batches(*world, policies=2, cache=tmp_path, candidates=TRIED, clock=make_clock([1.0, 2.0, 3.0]))
-    (path,) = tmp_path.glob("trials/*.json")
+    (path,) = tmp_path.glob("batch-tuning/*.json")
     path.write_text(text)
     clock = make_clock([3.0, 1.0, 2.0])
     assert choose_batches(*world, policies=2, cache=tmp_path, candidates=TRIED, clock=clock) == TRIED[1]
@@ -90,21 +90,21 @@ def test_a_cache_that_cannot_be_written_is_no_error(world, tmp_path):
 
 
 def test_what_does_not_fit_the_memory_is_not_chosen(world, monkeypatch):
-    judge_all = batch_tuning._judge_all
+    evaluate = batch_tuning._evaluate
 
-    def limited(judge, policies):
-        if judge.args[1].shape[1] > 2:  # images in a batch
+    def limited(evaluator, policies):
+        if evaluator.images.shape[1] > 2:  # images in a batch
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
-        return judge_all(judge, policies)
+        return evaluate(evaluator, policies)
 
-    monkeypatch.setattr(trial, "_judge_all", limited)
+    monkeypatch.setattr(batch_tuning, "_evaluate", limited)
     clock = make_clock([9.0])
     assert choose_batches(*world, policies=2, cache=None, candidates=TRIED[::-1], clock=clock) == TRIED[2]
 
 
 def test_no_choice_changes_what_is_reported(world):
-    policies = random_policies(haqjax.policies.bounds.make_bounds(2, pinned={}), 5, jax.random.key(0))
-    judged = [make_evaluate(*world, with_loss=True, **one._asdict())(jnp.asarray(policies)) for one in TRIED]
+    policies = draw_policies(haqjax.policies.bounds.make_bounds(2, pinned={}), 5, jax.random.key(0))
+    judged = [make_evaluator(*world, **one._asdict())(jnp.asarray(policies)) for one in TRIED]
     for other in judged[1:]:
         right = [np.rint(np.asarray(one.accuracy, float) * 7) for one in (other, judged[0])]  # images
         np.testing.assert_array_equal(*right)
@@ -112,18 +112,15 @@ def test_no_choice_changes_what_is_reported(world):
         np.testing.assert_allclose(other.loss, judged[0].loss, rtol=1e-5)
 
 
-def test_a_cpu_needs_no_trial_and_an_accelerator_tries_several(world, monkeypatch):
+def test_a_cpu_needs_no_timing_and_an_accelerator_tries_several(world, monkeypatch):
     split = world[2]
     assert choose_batches(*world, policies=8, cache=None, clock=pytest.fail) == Batches(7, 1)
-    assert suggest_batch(6) >= 7  # what an evaluation without a trial would take
+    assert suggest_batch_size(6) >= 7  # what an evaluation without tuning would take
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     many = Split(np.zeros((4000, 1, 6, 1), np.float32), np.zeros(4000, np.int32))
     found = list_candidates(many, 8)
-    assert {one.policies_at_once for one in found} == {1, 4, 8} and {one.batch_size for one in found} == {
-        128,
-        512,
-        2048,
-    }
+    assert {one.policies_at_once for one in found} == {1, 4, 8}
+    assert {one.batch_size for one in found} == {128, 512, 2048}
     assert len(list_candidates(split, 1)) == 2
 
 
@@ -147,10 +144,10 @@ def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
 
     def make(*world, **options):
         used.append((options["batch_size"], options["policies_at_once"]))
-        return make_evaluate(*world, **options)
+        return make_evaluator(*world, **options)
 
     monkeypatch.setattr(haqjax.run.setup, "choose_batches", choose)
-    monkeypatch.setattr(haqjax.run.setup, "make_evaluate", make)
+    monkeypatch.setattr(haqjax.run.setup, "make_evaluator", make)
     out = str(tmp_path / "run")
     run_search(SearchConfig(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
     run_search(SearchConfig(resume=out, episodes=8), QUIET)

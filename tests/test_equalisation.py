@@ -1,4 +1,4 @@
-"""Equalisation: the function stays, and neighbouring layers share what they differ in."""
+"""Cross-layer equalisation: the function stays, and neighbouring layers come to like ranges."""
 
 import jax
 import jax.numpy as jnp

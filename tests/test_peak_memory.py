@@ -58,7 +58,10 @@ def test_a_shortcut_stays_in_memory():
 
 def test_one_tensor_for_two_layers_is_stored_once_at_the_wider_bits():
     params = {"a": shape(40, 3), "b": shape(40, 3)}
-    apply = lambda params, x: x @ params["a"] + x @ params["b"]  # noqa: E731
+
+    def apply(params, x):
+        return x @ params["a"] + x @ params["b"]
+
     for bits in [(8, 2), (2, 8)]:
         assert peak(apply, params, shape(1, 40), list(bits)) == (40 * 8 + 3 * 32 + 3 * 32) / 8
 
@@ -78,7 +81,9 @@ def test_views_and_inner_functions_take_no_memory():
     def block(w, x):
         return jax.nn.relu(x.reshape(1, 4, 5).reshape(1, 20).astype(float) @ w)
 
-    apply = lambda params, x: block(params["b"], block(params["a"], x))  # noqa: E731
+    def apply(params, x):
+        return block(params["b"], block(params["a"], x))
+
     assert peak(apply, {"a": shape(20, 20), "b": shape(20, 20)}, shape(1, 20), [8, 4]) == (20 * 4 + 20 * 32) / 8
 
 

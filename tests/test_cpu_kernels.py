@@ -1,4 +1,4 @@
-"""The lowered forms equal the plain convolution, forward and backward, whatever the shape."""
+"""CPU kernels equal the plain convolution, forward and backward, whatever the shape."""
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +54,14 @@ def arrange(named, kind, letters):
 
 def check(apply, weight, x):
     def both(f):
-        loss = lambda params, x: (
-            f(params, x) * jnp.cos(jnp.arange(f(params, x).size)).reshape(f(params, x).shape)
-        ).sum()  # noqa: E731
+        def loss(params, x):
+            y = f(params, x)
+            return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+
         return f({"w": weight}, x), jax.grad(loss, (0, 1))({"w": weight}, x)
 
-    plain, lowered = jax.jit(lambda: both(apply))(), jax.jit(lambda: both(with_hook(apply, use_cpu_kernels)))()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain, lowered)
+    plain, fast = jax.jit(lambda: both(apply))(), jax.jit(lambda: both(with_hook(apply, use_cpu_kernels)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), plain, fast)
 
 
 @pytest.mark.parametrize("case, kinds", every(DEPTHWISE))
@@ -82,12 +83,15 @@ def test_pointwise_and_small_maps(case, kinds):
 @pytest.mark.parametrize("groups", [1, 8])
 def test_half_precision_operands_are_summed_as_precisely_as_asked(groups):
     kinds = dict(feature_group_count=groups, dimension_numbers=LAYOUTS[0], preferred_element_type=jnp.float32)
-    apply = lambda params, x: jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)  # noqa: E731
+
+    def apply(params, x):
+        return jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", **kinds)
+
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8)).astype(jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (3, 3, 8 // groups, 8)).astype(jnp.bfloat16)
-    plain, lowered = apply({"w": w}, x), with_hook(apply, use_cpu_kernels)({"w": w}, x)
-    assert lowered.dtype == jnp.float32
-    np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)
+    plain, fast = apply({"w": w}, x), with_hook(apply, use_cpu_kernels)({"w": w}, x)
+    assert fast.dtype == jnp.float32
+    np.testing.assert_allclose(plain, fast, rtol=1e-5, atol=1e-5)
 
 
 def test_one_dimension():
@@ -96,34 +100,32 @@ def test_one_dimension():
     check(network((3,), (2,), [(1, 1)], (1,), 4, kinds), jax.random.normal(jax.random.key(1), (3, 1, 4)), x)
 
 
-def lowered_text(apply, weight, x, platform):
+def stablehlo_of(apply, weight, x, platform):
     traced = jax.jit(with_hook(apply, use_cpu_kernels)).trace({"w": weight}, x)
-    return traced.use_cpu_kernels(lowering_platforms=(platform,)).as_text()
+    return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("groups, channels, size", [(4, 4, 8), (1, 4, 2)])
 def test_the_cpu_form_has_no_convolution_and_others_keep_it(groups, channels, size):
     apply = network((3, 3), (1, 1), "SAME", (1, 1), groups, LAYOUTS[0])
     weight, x = jnp.ones((3, 3, channels // groups, 4)), jnp.ones((1, size, size, channels))
-    assert "stablehlo.convolution" not in lowered_text(apply, weight, x, "cpu")
-    assert "stablehlo.convolution" in lowered_text(apply, weight, x, "cuda")
-    assert "stablehlo.convolution" in lowered_text(apply, weight, x, "tpu")
+    assert "stablehlo.convolution" not in stablehlo_of(apply, weight, x, "cpu")
+    assert "stablehlo.convolution" in stablehlo_of(apply, weight, x, "cuda")
+    assert "stablehlo.convolution" in stablehlo_of(apply, weight, x, "tpu")
 
 
 def test_a_kernel_of_many_taps_stays_as_it_is():
     apply = network((8, 8), (8, 8), "VALID", (1, 1), 1, LAYOUTS[0])
-    assert "stablehlo.convolution" in lowered_text(apply, jnp.ones((8, 8, 3, 4)), jnp.ones((1, 32, 32, 3)), "cpu")
+    assert "stablehlo.convolution" in stablehlo_of(apply, jnp.ones((8, 8, 3, 4)), jnp.ones((1, 32, 32, 3)), "cpu")
 
 
 def test_a_large_dense_convolution_stays_as_it_is():
     apply = network((3, 3), (1, 1), "SAME", (1, 1), 1, LAYOUTS[0])
-    assert "stablehlo.convolution" in lowered_text(apply, jnp.ones((3, 3, 4, 4)), jnp.ones((1, 8, 8, 4)), "cpu")
+    assert "stablehlo.convolution" in stablehlo_of(apply, jnp.ones((3, 3, 4, 4)), jnp.ones((1, 8, 8, 4)), "cpu")
 
 
 def test_vmap_over_weights():
     apply = network((3, 3), (1, 1), "SAME", (1, 1), 4, LAYOUTS[0])
     weights, x = jax.random.normal(jax.random.key(0), (3, 3, 3, 1, 4)), jnp.ones((2, 6, 6, 4))
-    plain, lowered = (
-        jax.vmap(lambda w, f=f: f({"w": w}, x))(weights) for f in (apply, with_hook(apply, use_cpu_kernels))
-    )
-    np.testing.assert_allclose(plain, lowered, rtol=1e-5, atol=1e-5)
+    plain, fast = (jax.vmap(lambda w, f=f: f({"w": w}, x))(weights) for f in (apply, with_hook(apply, use_cpu_kernels)))
+    np.testing.assert_allclose(plain, fast, rtol=1e-5, atol=1e-5)

@@ -1,8 +1,10 @@
 """Policies that begin like a known one go on from where it was, and are judged as if they had not."""
 
+import dataclasses
 import itertools
 import json
 
+import haqjax.run.folder.result
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +12,15 @@ import pytest
 from rich.console import Console
 
 import haqjax
-import haqjax.run.folder.result
 import haqjax.run.setup
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluate, prefix_reuse
-from haqjax.evaluation.judging import operands_under
-from haqjax.evaluation.prefix_reuse import choose_cuts, halve, make_prefix_evaluate, spared
+from haqjax.evaluation import make_evaluator
+from haqjax.evaluation.evaluator import prepare_operands
+from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator, saved_fraction, split_network
 from haqjax.models import outline
 from haqjax.run import SearchConfig, run_search
 from haqjax.searchers.ilp import list_probes
+from haqjax.tracing.partial_eval import split_program
 from run_world import install
 
 IMAGES, SIZE, WIDTH, CLASSES = 11, 6, 8, 5
@@ -58,10 +60,10 @@ def judged(world, request):
     probes = list_probes(bounds, 2)
     random = np.random.default_rng(1).integers(2, 9, (4, *probes[0].shape))
     policies = jnp.asarray(np.stack([*probes, *random]))
-    judge = make_prefix_evaluate(apply, params, split, ranges, probes[0], CUTS, batch_size=4)
-    plain = make_evaluate(apply, params, split, ranges, batch_size=4, with_loss=True)
-    run = jax.jit(lambda judge, policies: judge(policies))
-    return run(judge, policies), run(plain, policies)
+    evaluator = make_prefix_evaluator(apply, params, split, ranges, probes[0], CUTS, batch_size=4)
+    plain = make_evaluator(apply, params, split, ranges, batch_size=4)
+    run = jax.jit(lambda evaluator, policies: evaluator(policies))
+    return run(evaluator, policies), run(plain, policies)
 
 
 def test_every_policy_is_judged_alike(judged):
@@ -76,10 +78,10 @@ def test_policies_are_data(world):
     """One program serves all of them."""
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
-    judge = make_prefix_evaluate(apply, params, split, ranges, jnp.full((LAYERS, 2), 8), CUTS[:1])
-    run = jax.jit(lambda judge, policies: judge(policies).loss)
+    evaluator = make_prefix_evaluator(apply, params, split, ranges, jnp.full((LAYERS, 2), 8), CUTS[:1])
+    run = jax.jit(lambda evaluator, policies: evaluator(policies).loss)
     for bits in (8, 4):
-        run(judge, jnp.full((2, LAYERS, 2), bits))
+        run(evaluator, jnp.full((2, LAYERS, 2), bits))
     assert run._cache_size() == 1
 
 
@@ -88,13 +90,13 @@ def test_what_was_kept_is_what_is_gone_on_from(world):
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
     base = jnp.full((LAYERS, 2), 8)
-    judge = make_prefix_evaluate(apply, params, split, ranges, base, CUTS)
-    *rest, kept = judge.args
-    blank = jax.tree_util.Partial(judge.func, *rest, jax.tree.map(jnp.zeros_like, kept))
+    evaluator = make_prefix_evaluator(apply, params, split, ranges, base, CUTS)
+    kept = evaluator.extra._replace(activations=jax.tree.map(jnp.zeros_like, evaluator.extra.activations))
+    blank = dataclasses.replace(evaluator, extra=kept)
     places = range(len(base))
     policies = jnp.stack([base.at[at, 0].set(4) for at in places])
-    run = jax.jit(lambda judge, policies: judge(policies).loss)
-    same = np.isclose(run(judge, policies), run(blank, policies), rtol=1e-6)
+    run = jax.jit(lambda evaluator, policies: evaluator(policies).loss)
+    same = np.isclose(run(evaluator, policies), run(blank, policies), rtol=1e-6)
     assert same.tolist() == [at < CUTS[0] for at in places]
 
 
@@ -103,10 +105,10 @@ def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
     images = jnp.asarray(split.images)[None]
     policy = jnp.full((LAYERS, 2), 8)
-    operands = operands_under(apply, params, images[0], policy, ranges)
+    operands = prepare_operands(apply, params, images[0], policy, ranges)
     work = []
     for cut in (0, *CUTS):
-        halves = prefix_reuse._halves(apply, cut, params, images, ranges, operands)
+        halves = split_network(apply, cut, params, images, ranges, operands)
         kept = jax.eval_shape(halves.head, params, (images[0], operands[:cut]))
         tail = jax.jit(halves.tail).lower(params, kept, operands[cut:]).compile().cost_analysis()
         work.append(tail["flops"])
@@ -122,7 +124,7 @@ def test_a_function_is_cut_at_what_it_depends_on():
         return {"both": before * rest + scale, "first": before, "rest": rest, "three": jnp.float32(3)}
 
     arguments = {"a": jnp.float32(0.3)}, jnp.arange(4.0), jnp.arange(4.0) + 1
-    halves = halve(function, *arguments)
+    halves = split_program(function, *arguments)
     kept = halves.head(*arguments[:2])
     assert [leaf.shape for leaf in kept] == [(4,)]  # `scale` is computed again, `before` is kept once
     told, expected = halves.tail(arguments[0], kept, arguments[2]), function(*arguments)
@@ -135,22 +137,22 @@ def test_cuts_spare_most_of_what_can_be_spared(world):
     loop = 0.0
     for layer in range(len(table)):
         loop += table.macs[: max([0, *(cut for cut in chosen if cut <= layer)])].sum() / table.macs.sum()
-    assert spared(table, chosen) == pytest.approx(loop / len(table))
+    assert saved_fraction(table, chosen) == pytest.approx(loop / len(table))
     random = np.random.default_rng(0)
     for _ in range(100):
         other = tuple(sorted(random.choice(np.arange(1, len(table)), 3, replace=False)))
-        assert spared(table, other) <= spared(table, chosen)
+        assert saved_fraction(table, other) <= saved_fraction(table, chosen)
     assert choose_cuts(table, 10**9) == ()
 
 
 def test_cuts_of_a_deep_network_are_chosen_without_trying_all():
     network = outline("mobilenet_v2", classes=10, image_size=32)
     table = haqjax.layers(network.apply, network.params, network.example)
-    each = [spared(table, choose_cuts(table, IMAGES, count)) for count in range(1, len(table))]
+    each = [saved_fraction(table, choose_cuts(table, IMAGES, count)) for count in range(1, len(table))]
     assert (np.diff(each) >= 0).all()
     assert choose_cuts(table, IMAGES, 1000) == tuple(range(1, len(table)))
     pairs = itertools.combinations(range(1, len(table)), 2)
-    assert each[1] == pytest.approx(max(spared(table, pair) for pair in pairs))
+    assert each[1] == pytest.approx(max(saved_fraction(table, pair) for pair in pairs))
 
 
 def test_cuts_outside_the_network_are_told(world):
@@ -159,9 +161,9 @@ def test_cuts_outside_the_network_are_told(world):
     base = jnp.full((LAYERS, 2), 8)
     for cuts in ((0,), (5, 5), (9, 3), (len(base),)):
         with pytest.raises(ValueError, match="give ascending numbers of layers, from 1 to below"):
-            make_prefix_evaluate(apply, params, split, ranges, base, cuts)
+            make_prefix_evaluator(apply, params, split, ranges, base, cuts)
     with pytest.raises(ValueError, match="on no images"):
-        make_prefix_evaluate(apply, params, split.take(np.arange(0)), ranges, base, (1,))
+        make_prefix_evaluator(apply, params, split.take(np.arange(0)), ranges, base, (1,))
 
 
 @pytest.fixture
@@ -173,9 +175,9 @@ def tiny(monkeypatch):
 
     def make(*world, **options):
         made.append(world[4:])
-        return make_prefix_evaluate(*world, **options)
+        return make_prefix_evaluator(*world, **options)
 
-    monkeypatch.setattr(haqjax.run.setup, "make_prefix_evaluate", make)
+    monkeypatch.setattr(haqjax.run.setup, "make_prefix_evaluator", make)
     return made
 
 

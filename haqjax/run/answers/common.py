@@ -1,0 +1,168 @@
+"""Parts that all answers share: what was measured, the figures of a policy, `policy.json`, the last lines."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from haqjax.policies.actions import to_rows
+from haqjax.report import Row, bits_figure, comparison_table, save
+from haqjax.run.config.search import SearchConfig
+from haqjax.run.evaluators import leave_activations, measure_accuracies
+from haqjax.run.folder.files import cost_of
+from haqjax.run.setup import PreparedSearch
+from haqjax.searchers import Problem, SearchResult
+from haqjax.searchers.base import Record
+from haqjax.types import Budget, Cost, Evaluator
+from haqjax.units import as_fields
+
+
+class Measured(NamedTuple):
+    """Policies by name, float, 8_bits, uniform, policy, and their accuracies in 0..1."""
+
+    policies: dict[str, Int[np.ndarray, "L 2"]]
+    searched: dict[str, float]  # on the search split, by which the policy was chosen
+    reported: dict[str, float]  # on the report split, by which nothing was chosen
+    images: tuple[int, int]  # in the search and the report split
+    weights: str  # fingerprint of the float parameters
+
+
+class Posed(NamedTuple):
+    """A search that is ready to run, with what its policy is compared with."""
+
+    config: SearchConfig
+    prepared: PreparedSearch
+    problem: Problem
+    evaluators: tuple[Evaluator, Evaluator]  # on the search and on the report split
+    baselines: Measured  # float, 8_bits, uniform; not yet reported
+
+
+def measure_policy(posed: Posed, policy: Int[np.ndarray, "L 2"], accuracy: float) -> Measured:
+    """Measures the baselines and a policy on the report split.
+
+    Args:
+      accuracy: of the policy, on the search split.
+    """
+    baselines = posed.baselines
+    policies = baselines.policies | {"policy": policy}
+    reported = measure_accuracies(posed.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()})
+    return baselines._replace(policies=policies, searched=baselines.searched | {"policy": accuracy}, reported=reported)
+
+
+def as_evaluated(config: SearchConfig, policy: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:
+    """Returns a policy of the search as it is evaluated; see `leave_activations`."""
+    return np.asarray(leave_activations(config, jnp.asarray(policy)))
+
+
+def write_bits(out: Path, prepared: PreparedSearch, policy: Int[np.ndarray, "L 2"], title: str) -> None:
+    """Draws `figures/bits`: the widths of a policy."""
+    layers, pinned = prepared.layers, np.asarray(prepared.bounds.low == prepared.bounds.high)
+    write_figure(
+        out,
+        "bits",
+        lambda: bits_figure(layers.names, policy, layers.depthwise, pinned, title, pointwise=layers.pointwise),
+    )
+
+
+def write_figure(out: Path, name: str, draw: Callable[[], Figure]) -> None:
+    """Draws `figures/NAME` as PNG and SVG."""
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    for end in ("png", "svg"):
+        save(draw(), folder / f"{name}.{end}")
+
+
+def make_title(posed: Posed) -> str:
+    """Says in a line what was asked."""
+    return f"{posed.config.network.model} on {posed.prepared.machine}, {posed.config.aim.text}"
+
+
+def summarise(
+    posed: Posed, budget: Budget, result: SearchResult, best: int | None, measured: Measured
+) -> dict[str, Any]:
+    """Makes the document `policy.json`.
+
+    Args:
+      budget: that the policy keeps to.
+      best: its episode.
+    """
+    config, prepared, policies = posed.config, posed.prepared, measured.policies
+    max_drop = config.target.max_drop
+    return {
+        "network": config.network.model,
+        "hardware": prepared.machine,
+        "weights": measured.weights,
+        "data": config.data.data,
+        "metric": ",".join(config.aim.metrics),
+        "budget": {"fraction": _fractions(config), **as_fields(Cost(*budget))},
+        **({} if max_drop is None else {"max_drop": max_drop}),
+        "search": config.method.search,
+        "seed": config.method.seed,
+        "episodes": len(result.records.accuracy),
+        "not_finite": count_not_finite(result.records),
+        "best_episode": best,
+        "interrupted": result.interrupted,
+        "layers": to_rows(jnp.asarray(policies["policy"]), prepared.layers.names),
+        "uniform_bits": uniform_bits(measured),
+        "costs": {name: as_fields(cost_of(prepared.table, policies[name])) for name in policies if name != "float"},
+        "accuracies": {
+            "report": measured.reported | {"images": measured.images[1]},
+            "search": measured.searched | {"images": measured.images[0]},
+        },
+    }
+
+
+def _fractions(config: SearchConfig) -> float | dict[str, float] | None:
+    """Returns the limits that were asked as fractions of the 8-bit cost: of the one resource, or by resource."""
+    metrics = config.aim.metrics
+    fractions = {name: value for name, value in config.aim.limits.items() if name in Cost._fields}
+    return fractions.get(metrics[0]) if len(metrics) == 1 else fractions
+
+
+def count_not_finite(records: Record) -> int:
+    """Counts policies with outputs that are not finite, which can never be chosen."""
+    return int(np.sum(~np.isfinite(np.asarray(records.accuracy))))
+
+
+def uniform_bits(measured: Measured) -> int:
+    """Returns the bits of the uniform policy."""
+    return int(measured.policies["uniform"].min())
+
+
+def show_policy(posed: Posed, result: SearchResult, measured: Measured, out: Path, console: Console) -> None:
+    """Prints the last lines of a search for one policy: beside 8 bits and the uniform policy."""
+    config, prepared = posed.config, posed.prepared
+    names = {
+        "8_bits": "8 bits",
+        "uniform": f"uniform {uniform_bits(measured)}",
+        "policy": f"found by {config.method.search}",
+    }
+    costs = {name: _shown(config, cost_of(prepared.table, measured.policies[name])) for name in names}
+    rows = [Row(label, measured.reported[name], measured.images[1], costs[name]) for name, label in names.items()]
+    searched, reported = measured.searched, measured.reported
+    console.print(comparison_table(rows, f"{config.network.model} on {prepared.machine}: {config.aim.text}"))
+    lines = [
+        f"Accuracy on the {measured.images[1]} images of the report split; float {100 * reported['float']:.1f} %.",
+        f"On the {measured.images[0]} images of the search split, by which the policy was chosen: float "
+        f"{100 * searched['float']:.1f} %, uniform {100 * searched['uniform']:.1f} %, "
+        f"found {100 * searched['policy']:.1f} %.",
+    ]
+    show_end(lines, result, out, console)
+
+
+def _shown(config: SearchConfig, cost: Cost) -> Cost:
+    """Leaves out bit operations and peak memory unless they were asked for: a line is 100 letters long."""
+    bops, memory = (value if name in config.aim.metrics else None for name, value in list(cost._asdict().items())[3:])
+    return cost._replace(bops=bops, memory=memory)
+
+
+def show_end(lines: list[str], result: SearchResult, out: Path, console: Console) -> None:
+    """Prints lines to end with."""
+    searched = f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies."
+    lines = [*lines, f"{searched} Costs are simulated, not measured.", f"Run folder: {out}"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)

@@ -1,0 +1,50 @@
+"""Options of nested records as one flat mapping: what the command line and `config.yaml` hold."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def to_options(config: Any) -> dict[str, Any]:
+    """Lists the options of a record of records by name.
+
+    >>> @dataclasses.dataclass
+    ... class Inner:
+    ...     bits: int = 8
+    >>> @dataclasses.dataclass
+    ... class Outer:
+    ...     inner: Inner = dataclasses.field(default_factory=Inner)
+    ...     seed: int = 0
+    >>> to_options(Outer())
+    {'bits': 8, 'seed': 0}
+    """
+    options: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        options |= to_options(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return options
+
+
+def with_options(config: T, options: Mapping[str, Any]) -> T:
+    """Replaces options of a record of records, which is checked anew.
+
+    Raises:
+      TypeError: an option that there is not.
+    """
+    unknown = sorted(set(options) - set(to_options(config)))
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}")
+    return _replace(config, options)
+
+
+def _replace(config: Any, options: Mapping[str, Any]) -> Any:
+    changes = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _replace(value, options)
+        elif field.name in options:
+            changes[field.name] = options[field.name]
+    return dataclasses.replace(config, **changes)

@@ -1,0 +1,151 @@
+"""Evaluators of a run, which all devices of all hosts share."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from haqjax.data import Split
+from haqjax.evaluation import make_evaluator, make_finetuned_evaluator, make_racing_evaluator, make_soft_loss
+from haqjax.evaluation.batch_tuning import choose_batches
+from haqjax.evaluation.evaluator import only_finite, only_weights
+from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator
+from haqjax.models import Network
+from haqjax.run.config.options import with_options
+from haqjax.run.config.search import SearchConfig
+from haqjax.run.distributed import make_evaluation_mesh
+from haqjax.run.float_network import cache_folder
+from haqjax.run.setup import PreparedSearch
+from haqjax.sharding import shard_policies
+from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
+
+SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
+AT_ONCE = 4  # policies that are measured in one call
+FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
+
+
+def choose_batch_sizes(config: SearchConfig, network: Network, split: Split, ranges: Ranges) -> SearchConfig:
+    """Decides how much is evaluated at a time, by timing where nothing was asked.
+
+    It is decided once a run: accuracies depend on it in their last bits, and a run that goes on must go on alike.
+    Several devices time nothing: their results must not depend on their number.
+    """
+    options = config.evaluation
+    asked = options.batch_size is not None or options.policies_at_once is not None
+    other_evaluator = options.finetune_steps or options.race is not None
+    if asked or other_evaluator or config.run.resume is not None or jax.device_count() > 1:
+        return config
+    chosen = choose_batches(
+        network.apply, network.params, split, ranges, policies=config.method.parallel, cache=cache_folder()
+    )
+    return with_options(config, chosen._asdict())
+
+
+def make_split_evaluator(
+    config: SearchConfig, prepared: PreparedSearch, network: Network, split: Split, ranges: Ranges
+) -> Evaluator:
+    """Makes the evaluator on one split; after a little fine-tuning under each policy where that is asked for."""
+    options = config.evaluation
+    mesh = make_evaluation_mesh(config.method.parallel, split, options.batch_size)
+    batch_size, at_once = options.batch_size, options.policies_at_once or 1
+    if options.finetune_steps:
+        evaluator = make_finetuned_evaluator(
+            network.apply,
+            network.params,
+            split,
+            ranges,
+            prepared.data.train,
+            steps=options.finetune_steps,
+            key=jax.random.key(FINETUNE_SEED),
+            apply_train=network.apply_train,
+            batch_size=batch_size,
+            policies_at_once=at_once,
+        )
+        evaluator = evaluator if mesh is None else shard_policies(evaluator, mesh)
+    else:
+        evaluator = make_evaluator(
+            network.apply,
+            network.params,
+            split,
+            ranges,
+            batch_size=batch_size,
+            policies_at_once=at_once,
+            mesh=mesh,
+        )
+    return _as_stored(config, evaluator)
+
+
+def make_search_evaluator(
+    config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges, usual: Evaluator
+) -> Evaluator:
+    """Makes the evaluator that a search goes by: the usual one of the search split, a race, or with prefix reuse.
+
+    A policy with an output that is not finite has no accuracy there, and can never be chosen.
+
+    Raises:
+      ValueError: a race or cuts, with more than one device.
+    """
+    options, split = config.evaluation, prepared.data.search
+    if options.race is not None:
+        _check_one_device(f"race {options.race:g}", "is", "it")
+        evaluator = make_racing_evaluator(
+            network.apply, network.params, split, ranges, error=options.race, batch_size=options.batch_size
+        )
+        return _as_stored(config, only_finite(evaluator))
+    if options.cuts is not None:
+        _check_one_device(f"cuts {options.cuts}", "are", "them")
+        base = leave_activations(config, jnp.asarray(prepared.bounds.high))
+        cuts = choose_cuts(prepared.layers, len(split), options.cuts)
+        usual = _as_stored(
+            config,
+            make_prefix_evaluator(
+                network.apply, network.params, split, ranges, base, cuts, batch_size=options.batch_size
+            ),
+        )
+    evaluator = only_finite(usual)
+    if config.method.search != "gradient":
+        return evaluator
+    train = prepared.data.train
+    few = train.take(np.arange(min(SOFT_IMAGES, len(train))))
+    return dataclasses.replace(evaluator, soft_loss=make_soft_loss(network.apply, network.params, few, ranges))
+
+
+def measure(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Evaluation]:
+    """Evaluates policies by name, four at a time, so that all splits and numbers of policies share one program."""
+    names = {name: np.asarray(policy).tobytes() for name, policy in policies.items()}
+    distinct = {names[name]: policy for name, policy in policies.items()}
+    rows, found = list(distinct.values()), []
+    for at in range(0, len(rows), AT_ONCE):
+        some = rows[at : at + AT_ONCE]
+        evaluation = _evaluate(evaluator, jnp.stack(some + some[-1:] * (AT_ONCE - len(some))))
+        found += [Evaluation(*pair) for pair in zip(*map(np.asarray, evaluation), strict=True)][: len(some)]
+    by_policy = dict(zip(distinct, found, strict=True))
+    return {name: by_policy[key] for name, key in names.items()}
+
+
+def measure_accuracies(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, float]:
+    """Measures accuracies by name; see `measure`."""
+    return {name: float(found.accuracy) for name, found in measure(evaluator, policies).items()}
+
+
+@jax.jit
+def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation:
+    return evaluator(policies)
+
+
+def leave_activations(config: SearchConfig, policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L 2"]:
+    """Returns the policy as it is evaluated: where only weights are stored, activations are not quantised at all."""
+    return policy.at[..., ACTIVATION].set(FULL_PRECISION) if config.by_codebook else policy
+
+
+def _check_one_device(asked: str, verb: str, pronoun: str) -> None:
+    if jax.device_count() > 1:
+        raise ValueError(f"{asked} {verb} for one device, here are {jax.device_count()}: leave {pronoun} out")
+
+
+def _as_stored(config: SearchConfig, evaluator: Evaluator) -> Evaluator:
+    """Evaluates weights alone where only they are stored; see `leave_activations`."""
+    return only_weights(evaluator) if config.by_codebook else evaluator
