@@ -47,7 +47,7 @@ STEPS, POLICIES = 8, 4  # of fine-tuning inside a search
 
 
 def read(folder):
-    """The network, the data, and ranges with and without k-means weights."""
+    """Reads the network and the data; makes ranges with and without k-means weights."""
     network, preprocessing = load_pretrained(str(folder / "resnet20_cifar10.safetensors"), "resnet20")
     data = load("tfds:cifar10", data_dir=str(folder / "tfds"), preprocessing=preprocessing)
     few = [data.train.images[start : start + 128] for start in range(0, 512, 128)]
@@ -57,14 +57,14 @@ def read(folder):
 
 
 def make_policy(count, weight_bits, activation_bits):
-    """The same widths throughout, but for the first and the last layer."""
+    """Makes a policy of the same widths throughout, but for the first and the last layer."""
     policy = np.tile([weight_bits, activation_bits], (count, 1))
     policy[[0, -1]] = 8
     return jnp.asarray(policy)
 
 
 def measure_accuracy(network, params, ranges, policy, data):
-    """Accuracy and its standard error, in per cent, on the images of the search and of the report."""
+    """Measures accuracy and its standard error, in per cent, on the images of the search and of the report."""
     found = {}
     for name in ("search", "report"):
         split = getattr(data, name)
@@ -74,7 +74,7 @@ def measure_accuracy(network, params, ranges, policy, data):
 
 
 def bench_accuracy(network, data, ranges, case, epochs):
-    """The figures of one pair of widths, before and after fine-tuning."""
+    """Measures one pair of widths, before and after fine-tuning."""
     weight_bits, activation_bits, tuning = CASES[case]
     tuning = dataclasses.replace(tuning, epochs=epochs or tuning.epochs)
     policy = make_policy(len(ranges.signed), weight_bits, activation_bits)
@@ -101,7 +101,7 @@ def bench_accuracy(network, data, ranges, case, epochs):
 
 
 def torch_steps():
-    """A training step of ResNet-20 in PyTorch, float and with 4-bit fake quantisation; none without PyTorch."""
+    """Makes training steps of ResNet-20 in PyTorch, float and with 4-bit fake quantisation; none without PyTorch."""
     try:
         import torch
     except ImportError:
@@ -155,7 +155,7 @@ def torch_steps():
 
 
 def our_steps(network, data, ranges):
-    """A training step of ours, compiled: clips held, clips learned, and with the float network as teacher."""
+    """Makes training steps of ours, compiled: clips held, clips learned, and with the float network as teacher."""
     held = dataclasses.replace(TUNING, clip_rate=0.0, distill=0.0)
     kinds = {
         "clips_held": held,
@@ -176,7 +176,7 @@ def our_steps(network, data, ranges):
 
 
 def bench_speed(network, data, ranges, repeats):
-    """Images a second of a training step, ours and PyTorch's."""
+    """Measures images a second of a training step, ours and PyTorch's."""
     seconds = records.measure_in_turn({**our_steps(network, data, ranges), **torch_steps()}, repeats)
     macs = int(layers(network.apply, network.params, network.example).macs.sum())
     limit = records.matmul_limit() / (3 * 2 * macs)  # forward, by the input, by the weight
@@ -188,7 +188,7 @@ def bench_speed(network, data, ranges, repeats):
 
 
 def bench_search(network, data, ranges):
-    """Seconds a policy and step inside a search, beside the same step on its own."""
+    """Measures seconds a policy and step inside a search, beside the same step on its own."""
     tuning = dataclasses.replace(TUNING, clip_rate=0.0, distill=0.0)
     world = (network.apply, network.params, data.search.take(np.arange(256)), ranges)
     options = dict(steps=STEPS, key=jax.random.key(0), apply_train=network.apply_train)

@@ -27,7 +27,7 @@ POLICIES = 4
 
 
 def torch_network():
-    """MobileNetV2 of 1,000 classes in PyTorch, for the time only: its weights are random."""
+    """Makes MobileNetV2 of 1,000 classes in PyTorch, for the time only: its weights are random."""
     from torch import nn
 
     def block(c_in, c_out, kernel, stride=1, groups=1, activate=True):
@@ -56,7 +56,7 @@ def torch_network():
 
 
 def torch_run(size, count):
-    """The PyTorch network on one batch, or nothing where PyTorch is not installed."""
+    """Makes a run of the PyTorch network on one batch, or none where PyTorch is not installed."""
     try:
         import torch
     except ImportError:
@@ -72,7 +72,7 @@ def torch_run(size, count):
 
 
 def bench(size):
-    """The figures at one image size."""
+    """Measures at one image size."""
     network = build("mobilenet_v2", classes=1000, image_size=size, key=jax.random.key(0))
     count, batch = IMAGES[size], suggest_batch_size(size * size)
     images = np.asarray(jax.random.normal(jax.random.key(1), (count, size, size, 3)))

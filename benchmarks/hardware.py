@@ -25,7 +25,7 @@ VARIANTS = 1000
 
 
 def seconds(run, repeats=5):
-    """First (with compilation) and least later wall-clock seconds."""
+    """Measures the first (with compilation) and the least later wall-clock seconds."""
     times = []
     for _ in range(1 + repeats):
         start = time.perf_counter()
@@ -35,7 +35,7 @@ def seconds(run, repeats=5):
 
 
 def loop_in_numpy(latency, policies):
-    """Policies a second, one entry at a time."""
+    """Measures policies a second, one entry at a time."""
     start = time.perf_counter()
     for policy in policies:
         sum(latency[i, w - 1, a - 1] for i, (w, a) in enumerate(policy))
@@ -43,7 +43,7 @@ def loop_in_numpy(latency, policies):
 
 
 def bench(model):
-    """The figures of one network."""
+    """Measures one network."""
     network = outline(model)
     table_of = layers(network.apply, network.params, network.example)
     tables = {name: seconds(lambda name=name: cost_table(machine(name), table_of).latency) for name in MACHINES}

@@ -33,14 +33,14 @@ WIDTHS = range(1, 9)
 
 
 def network_of(path):
-    """MobileNetV2 with its weights and where they are from."""
+    """Opens MobileNetV2 with its weights; says where they are from."""
     if path.is_file():
         return load_pretrained(str(path), "mobilenet_v2").network, path.name
     return build("mobilenet_v2", jax.random.key(0), classes=1000, image_size=224), "drawn at random"
 
 
 def least_errors(values):
-    """The least squared error of 1, 2, 4, ..., 256 clusters.
+    """Computes the least squared error of 1, 2, 4, ..., 256 clusters.
 
     The best last boundary never falls as values are added, so bisection over the prefixes halves what is left to try.
     """
@@ -56,13 +56,13 @@ def least_errors(values):
 
 
 def squared_error(sums, start, stop):
-    """Of the values from each start to each stop about their means."""
+    """Computes the squared error of the values from each start to each stop about their means."""
     count, total, squares = sums[:, stop] - sums[:, start]
     return np.maximum(squares - total**2 / np.maximum(count, 1), 0)
 
 
 def with_one_more(sums, best):
-    """The least errors of all prefixes with one cluster more than in `best`."""
+    """Computes the least errors of all prefixes with one cluster more than in `best`."""
     errors, last = np.full_like(best, np.inf), np.zeros(len(best), int)
     stride = 1 << len(best).bit_length()
     while stride:
@@ -84,7 +84,7 @@ def with_one_more(sums, best):
 
 
 def scikit_error(values, bits):
-    """Squared error of the best of 10 starts, and its seconds of processor time."""
+    """Measures the squared error of the best of 10 starts, and its seconds of processor time."""
     value, count = np.unique(values.astype(np.float64), return_counts=True)
     start = time.process_time()
     with threadpool_limits(1):
@@ -95,7 +95,7 @@ def scikit_error(values, bits):
 
 
 def our_errors(weight, codebooks, assignments):
-    """Squared error at 1..8 bits."""
+    """Computes the squared error at 1..8 bits."""
     codebooks, assignments = np.asarray(codebooks, np.float64), np.asarray(assignments)
     return [float(((weight - codebooks[bits - 1][assignments[bits - 1]]) ** 2).sum()) for bits in WIDTHS]
 
@@ -117,7 +117,7 @@ def time_codebook(network):
 
 
 def least_of(name, weight, codebook, index):
-    """What is recorded of a layer before scikit-learn has seen it."""
+    """Records a layer before scikit-learn clusters it."""
     start = time.process_time()
     layer = {"name": name, "weights": weight.size, "distinct": len(np.unique(weight)), "values": weight}
     layer |= {
@@ -149,7 +149,7 @@ def compare(layers, budget):
 
 
 def summary(layers):
-    """What the comparison comes to."""
+    """Summarises the comparison."""
     ours, least, scikit = (np.array([layer[key] for layer in layers], float) for key in ("error", "least", "scikit"))
     excess, ratio = ours / least - 1, ours / scikit
     done = np.isfinite(ratio)
@@ -169,7 +169,7 @@ def summary(layers):
 
 
 def row(layer):
-    """A layer's part of the record: its squared error over the others', at 1..8 bits."""
+    """Makes a layer's part of the record: its squared error over the others', at 1..8 bits."""
     over_scikit = [
         ours / other if other is not None else None for ours, other in zip(layer["error"], layer["scikit"], strict=True)
     ]

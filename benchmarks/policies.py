@@ -21,12 +21,12 @@ PRICED, PROJECTED, DECISIONS = 1 << 20, 1 << 16, 106
 
 
 def loop_in_numpy(table, policies):
-    """One policy and one layer at a time, as HAQ's released code computes costs."""
+    """Adds up one policy and one layer at a time, as HAQ's released code computes costs."""
     return [sum(table.latency[i, w - 1, a - 1] for i, (w, a) in enumerate(policy)) for policy in policies]
 
 
 def updates():
-    """Seconds of one episode's 106 updates of the agent, and the floating-point limit to them."""
+    """Measures seconds of one episode's 106 updates of the agent, and the floating-point limit to them."""
     config = DDPG()
     agent = make_agent(config)
     state = agent.init(jax.random.key(0))

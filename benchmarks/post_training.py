@@ -60,7 +60,7 @@ TOGETHER = {"resnet20": 64, "mobilenet_v2": 16}  # of so many
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Options of the benchmark."""
 
     shared: Path = Path(__file__).parents[2] / "shared" / "data"
     networks: tuple[str, ...] = tuple(NETWORKS)
@@ -80,7 +80,7 @@ def main(config: Config) -> list[dict]:
 
 
 def bench(config: Config, name: str) -> dict:
-    """The figures of one network."""
+    """Measures one network."""
     weights, source, widths, batch = NETWORKS[name]
     network, preprocessing = load_pretrained(str(config.shared / weights), name)
     data = load(source.format(config.shared), data_dir=str(config.shared / "tfds"), preprocessing=preprocessing)
@@ -105,7 +105,7 @@ def bench(config: Config, name: str) -> dict:
 
 
 def first(split: Any, most: int | None) -> Split:
-    """The first images of a split."""
+    """Takes the first images of a split."""
     return split.take(np.arange(min(most or len(split), len(split))))
 
 
@@ -118,7 +118,7 @@ def measure(
     widths: tuple[int, ...],
     choice: dict,
 ) -> dict:
-    """Seconds to calibrate, and accuracies by policy."""
+    """Measures seconds to calibrate, and accuracies by policy."""
     equalised, again = choice.pop("equalised", False), choice.pop("again", False)
     params = network.params
     if equalised and network.name.startswith("mobilenet"):
@@ -140,7 +140,7 @@ def measure(
 
 
 def policies(count: int, widths: tuple[int, ...], everywhere: bool) -> dict[str, jax.Array]:
-    """Uniform policies by name."""
+    """Makes uniform policies by name."""
     named = {"float": np.full((count, 2), FULL_PRECISION)}
     for bits in widths:
         if everywhere:
@@ -157,7 +157,7 @@ def evaluate(evaluator: Evaluator, policies: jax.Array) -> Evaluation:
 
 
 def bench_time(network: Network, few: list, split: Split) -> dict:
-    """Seconds of one policy on all images of a split, beside the float network."""
+    """Measures seconds of one policy on all images of a split, beside the float network."""
     ranges = calibrate(network.apply, network.params, few[:4])
     evaluator = make_evaluator(network.apply, network.params, split, ranges)
     apply = with_hook(network.apply, use_cpu_kernels)

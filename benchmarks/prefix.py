@@ -25,7 +25,7 @@ from haqjax.searchers.probes import list_probes
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Options of the benchmark."""
 
     problems: tuple[str, ...] = ("b", "c")
     images: int = 500
@@ -42,7 +42,7 @@ def main(config: Config) -> None:
 
 
 def measure(name: str, config: Config) -> dict[str, Any]:
-    """One problem."""
+    """Measures one problem."""
     posed = pose(search_quality.Config(problem=name, images=config.images))
     apply, params, split, ranges = posed.world
     base = np.asarray(posed.problem.bounds.high)
@@ -79,7 +79,7 @@ def measure(name: str, config: Config) -> dict[str, Any]:
 
 
 def run(problem: Any, policies: list[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds, and accuracies."""
+    """Evaluates policies; returns seconds and accuracies."""
     some = jnp.asarray(np.stack(policies))
     begun = time.perf_counter()
     found = jax.block_until_ready(evaluate_policies(problem, some))

@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: where, with what, and from which commit."""
+"""Records of benchmarks: figures, with the device, the versions and the commit."""
 
 import importlib.metadata
 import json
@@ -31,7 +31,7 @@ COMMIT = _find_commit()  # at the start: what is committed while a benchmark run
 
 
 def measure(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Least wall-clock seconds of several runs, after one that compiles."""
+    """Measures the least wall-clock seconds of several runs, after one that compiles."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
@@ -42,7 +42,7 @@ def measure(run: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def measure_in_turn(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dict[str, float]:
-    """Least seconds of each, one after another in every round, so that a noisy machine is noisy for all alike."""
+    """Measures the least seconds of each, in turn in every round, so that a noisy machine is noisy for all alike."""
     for run in runs.values():
         jax.block_until_ready(run())
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -55,7 +55,7 @@ def measure_in_turn(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dic
 
 
 def matmul_limit(size: int = 2048) -> float:
-    """FLOP/s of one large float32 matrix product here: the limit that the figures are held against."""
+    """Measures FLOP/s of one large float32 matrix product here: the limit that figures are held against."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda a: a @ a)
     return 2 * size**3 / measure(lambda: product(a))

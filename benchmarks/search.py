@@ -25,40 +25,47 @@ from haqjax.run.resumable import make_searcher
 from haqjax.run.setup import calibration_batches, prepare
 from haqjax.searchers import make_problem
 
-TASKS = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 100))  # with the episodes of each search
+CASES = (("mobilenet_v2", "edge", 400), ("resnet50", "cloud", 100))  # with the episodes of each search
 
 
 def bench(model, hw, episodes, seeds, budget):
-    """The figures of one network on one machine."""
-    base = SearchConfig(model=model, hw=hw, budget=budget, episodes=episodes)
-    task = prepare(base)
-    network = load_network(task.network, task.data, None, Console())
-    ranges = calibrate(network.apply, network.params, calibration_batches(task.data.train))
+    """Measures one network on one machine."""
+    base = SearchConfig.of(model=model, hw=hw, budget=f"{budget:g}", episodes=episodes)
+    prepared = prepare(base)
+    network = load_network(prepared.network, prepared.data, None, Console())
+    ranges = calibrate(network.apply, network.params, calibration_batches(prepared.data.train))
     evaluators = {
         name: make_evaluator(network.apply, network.params, split, ranges)
-        for name, split in (("search", task.data.search), ("report", task.data.report))
+        for name, split in (("search", prepared.data.search), ("report", prepared.data.report))
     }
     evaluate = jax.jit(lambda evaluator, policies: evaluator(policies).accuracy)
 
     def accuracies(policy):
         return {name: float(evaluate(evaluator, policy[None])[0]) for name, evaluator in evaluators.items()}
 
-    unquantised = jnp.full((len(task.layers), 2), 32)
-    uniform = best_uniform(task.table, task.bounds, task.budget)
-    limit = float(task.budget.latency)
+    unquantised = jnp.full((len(prepared.layers), 2), 32)
+    uniform = best_uniform(prepared.table, prepared.bounds, prepared.budget)
+    limit = float(prepared.budget.latency)
     result = {"model": model, "hw": hw, "budget": budget, "episodes": episodes} | {
-        "images": {"search": len(task.data.search), "report": len(task.data.report)},
+        "images": {"search": len(prepared.data.search), "report": len(prepared.data.report)},
         "float": accuracies(unquantised),
         "8_bits": accuracies(jnp.full_like(unquantised, 8)),
         "uniform": accuracies(uniform.policy) | {"latency_of_budget": float(uniform.cost.latency) / limit},
     }
     problem = make_problem(
-        task.layers, task.table, task.bounds, task.budget, evaluators["search"], result["float"]["search"]
+        prepared.layers,
+        prepared.table,
+        prepared.bounds,
+        prepared.budget,
+        evaluators["search"],
+        result["float"]["search"],
     )
     for name in ("haq", "random"):
         rows = []
         for seed in range(seeds):
-            config = SearchConfig(model=model, hw=hw, budget=budget, episodes=episodes, search=name, seed=seed)
+            config = SearchConfig.of(
+                model=model, hw=hw, budget=f"{budget:g}", episodes=episodes, search=name, seed=seed
+            )
             start = time.perf_counter()
             found = search(problem, make_searcher(config), episodes=episodes, key=jax.random.key(seed))
             half = len(found.records.accuracy) // 2
@@ -79,9 +86,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", type=float, default=0.6)
-    parser.add_argument("--model", choices=[model for model, *_ in TASKS], default=None)
+    parser.add_argument("--model", choices=[model for model, *_ in CASES], default=None)
     asked = parser.parse_args()
     keep_compiled_programs()
-    for task in TASKS:
-        if asked.model in (None, task[0]):
-            records.write(f"search-{task[0]}", bench(*task, asked.seeds, asked.budget))
+    for case in CASES:
+        if asked.model in (None, case[0]):
+            records.write(f"search-{case[0]}", bench(*case, asked.seeds, asked.budget))

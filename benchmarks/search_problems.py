@@ -88,7 +88,7 @@ def best_of_all(problem: Problem) -> dict[str, Any]:
 
 
 def small_network(params: Any, x: jax.Array) -> jax.Array:
-    """Four convolutions and a dense layer."""
+    """Applies four convolutions and a dense layer."""
     for kernel, stride in zip(params["convolutions"], (1, 2, 1, 2), strict=True):
         x = jax.lax.conv_general_dilated(
             x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")

@@ -37,7 +37,7 @@ BATCH = 4  # policies measured on the report split in a call
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compare."""
+    """Options of the comparison."""
 
     problem: Literal["a", "b", "c"] = "a"
     searchers: tuple[str, ...] = ("ilp", "haq", "greedy", "random")

@@ -39,7 +39,7 @@ FRACTIONS = np.linspace(0.25, 0.95, 16)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to measure."""
+    """Options of the benchmark."""
 
     searchers: tuple[str, ...] = ("ilp", "haq", "evolution", "greedy", "random")
     rounds: int = 30
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
 
 
 def time_rounds(problem: Any, name: str, config: Config) -> dict[str, float]:
-    """Seconds of a round and of its evaluation, medians over rounds."""
+    """Measures seconds of a round and of its evaluation, medians over rounds."""
     searcher = find_searcher(name, config.parallel)
     key = jax.random.key(0)
     state, known = searcher.init(problem, key), {}
@@ -96,7 +96,7 @@ def time_rounds(problem: Any, name: str, config: Config) -> dict[str, float]:
 
 
 def time_programmes(config: Config) -> dict[str, Any]:
-    """Seconds of the exact allocation of ResNet-50 within latency and size."""
+    """Measures seconds of the exact allocation of ResNet-50 within latency and size."""
     network = outline("resnet50", classes=1000, image_size=224)
     table_of = layers(network.apply, network.params, network.example)
     table, limits = cost_table(machine("cloud"), table_of), make_bounds(table_of)
@@ -111,7 +111,7 @@ def time_programmes(config: Config) -> dict[str, Any]:
 
 
 def time_front(problem: Any) -> dict[str, Any]:
-    """Seconds of continuous policies for 16 budgets."""
+    """Measures seconds of continuous policies for 16 budgets."""
     full = float(budget(problem.table, latency=1.0).latency)
     none = jnp.full(len(FRACTIONS), jnp.inf)
     budgets = Budget(jnp.asarray(full * FRACTIONS, jnp.float32), none, none)
@@ -133,7 +133,7 @@ def time_front(problem: Any) -> dict[str, Any]:
 
 
 def time_race(problem: Any, raced: Any, config: Config) -> dict[str, Any]:
-    """Seconds and results of the same search with and without giving policies up."""
+    """Measures seconds and results of the same search with and without giving policies up."""
     if not config.raced:
         return {}
     figures: dict[str, Any] = {"error": config.race, "episodes": config.raced}

@@ -35,14 +35,14 @@ CALIBRATION = 960  # images that batch norm is measured on
 
 @functools.cache
 def data_of(folder, name, preprocessing):
-    """The images of a network, as it was trained on them."""
+    """Loads the images of a network, as it was trained on them."""
     if name == "cifar10":
         return load("tfds:cifar10", data_dir=f"{folder}/tfds", preprocessing=preprocessing, search_images=10)
     return load(f"folder:{folder}/imagenet", preprocessing=preprocessing, search_images=10)
 
 
 def bench(folder, file):
-    """The figures of one file."""
+    """Measures one file."""
     name, published, of_images, allowed = FILES[file]
     network, preprocessing = load_pretrained(str(folder / f"{file}.safetensors"), name)
     data = data_of(folder, file.rpartition("_")[2], preprocessing)
@@ -66,7 +66,7 @@ def bench(folder, file):
 
 
 def restored(network, apply, data, batch):
-    """The same network after batch norm is measured again."""
+    """Measures the same network after batch norm is re-estimated."""
     rows = range(min(CALIBRATION, len(data.train)))
     batches = (data.train.take(np.array(rows[at : at + batch])).images for at in range(0, len(rows), batch))
     params = restore_batchnorm(network, network.params, batches)

@@ -140,7 +140,7 @@ def make_family(config: Config, subject: Subject) -> Family:
 def together(
     results: Results, config: Config, subject: Subject, family: Family, limit: Budget, most: float, seed: int
 ) -> None:
-    """One search for a policy and a machine of at most so much area."""
+    """Searches for a policy and a machine of at most so much area."""
     within = np.flatnonzero(family.areas <= most)
     if not len(within):
         raise ValueError(f"areas {most:g}: the smallest machine has {family.areas.min():.2g} of the edge accelerator's")
@@ -154,14 +154,14 @@ def together(
 
 
 def area(config: Config, spec: Bismo) -> float:
-    """The proxy, in binary multipliers."""
+    """Computes the area by a proxy, in binary multipliers."""
     buffers = 2 * spec.array * spec.buffer_words * spec.dot_bits
     products = spec.array**2 * spec.dot_bits
     return products + config.buffer_bit * buffers + config.port_wire * 2 * spec.port_bits
 
 
 def quickest(tables: CostTable, limits: Bounds) -> int:
-    """The machine on which uniform 4 bits take the least time: what an evolution plans by."""
+    """Finds the machine on which uniform 4 bits take the least time: what an evolution plans by."""
     even = jnp.clip(jnp.full_like(limits.low, 4), limits.low, limits.high)
     return int(np.argmin(cost_on_machines(tables, even).latency))
 
@@ -198,7 +198,7 @@ def keep(
 
 
 def draw(records: Sequence[dict], family: Family, best: dict, limit: float) -> Figure:
-    """Latency of the best policy on every machine, over area."""
+    """Draws the latency of the best policy on every machine, over area."""
     figure = Figure(figsize=(WIDTH * 0.75, 3.2), layout="constrained")
     axes = figure.subplots()
     outline_axes(axes, "latency, ms")

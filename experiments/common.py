@@ -15,7 +15,7 @@ from haqjax.data import Dataset, Split, load, stratified
 from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.evaluator import only_weights
 from haqjax.hardware import Machine
-from haqjax.models import Network, build, is_pretrained_source, outline, restore_batchnorm
+from haqjax.models import Network, build, outline, restore_batchnorm
 from haqjax.policies.bounds import make_bounds
 from haqjax.policies.cost import exact_cost
 from haqjax.policies.projection import best_uniform
@@ -213,8 +213,8 @@ def _open(config: Options, model: str) -> tuple[Network, Dataset]:
     weights = None if config.weights is None else config.weights.format(model=model)
     drawn = {} if config.data == "digits" else {"search_images": config.images}
     source = dict(data=config.data, data_dir=config.data_dir, preprocessing=config.preprocessing)
-    asked = SearchConfig(model=model, weights=weights, **source, **drawn)
-    asked.check()
+    asked = SearchConfig.of(model=model, weights=weights, **source, **drawn)
+    asked.check_files()
     network, data = _open_small(asked) if config.quick and weights is None else _open_whole(asked)
     data = _divide_report(data) if config.halve_report else data
     if config.quick:
@@ -224,9 +224,9 @@ def _open(config: Options, model: str) -> tuple[Network, Dataset]:
 
 
 def _open_whole(asked: SearchConfig) -> tuple[Network, Dataset]:
-    network, data = open_network(asked)
-    network = load_network(network, data, asked.weights, Console(stderr=True))
-    if asked.weights is not None and is_pretrained_source(asked.weights):  # batch norm may be folded
+    network, data = open_network(asked.network, asked.data)
+    network = load_network(network, data, asked.network.weights, Console(stderr=True))
+    if asked.network.pretrained:  # batch norm may be folded
         params = restore_batchnorm(network, network.params, calibration_batches(data.train))
         network = dataclasses.replace(network, params=params)
     return network, data
@@ -234,8 +234,8 @@ def _open_whole(asked: SearchConfig) -> tuple[Network, Dataset]:
 
 def _open_small(asked: SearchConfig) -> tuple[Network, Dataset]:
     """Opens a narrow network, trained for seconds and kept for the other experiments."""
-    model = asked.model
-    data = load(asked.data, data_dir=asked.data_dir, image_size=QUICK_PIXELS, preprocessing=asked.preprocessing)
+    model, source = asked.network.model, asked.data
+    data = load(source.data, data_dir=source.data_dir, image_size=QUICK_PIXELS, preprocessing=source.preprocessing)
     size = {"classes": data.classes, "image_size": QUICK_PIXELS, "width": QUICK_WIDTH}
     folder = cache_folder() / "networks" / f"quick-{model}-{data.name.replace(':', '-').replace('/', '-')}"
     if not folder.is_dir():

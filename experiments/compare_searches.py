@@ -121,7 +121,7 @@ def main(config: Config) -> dict:
 
 
 def best_so_far(result: SearchResult) -> np.ndarray:
-    """The best accuracy within the budget up to each episode; NaN before the first."""
+    """Computes the best accuracy within the budget up to each episode; NaN before the first."""
     records = result.records
     usable = np.asarray(records.feasible) & np.isfinite(records.accuracy)
     best = np.maximum.accumulate(np.where(usable, records.accuracy, -1.0))
@@ -129,7 +129,7 @@ def best_so_far(result: SearchResult) -> np.ndarray:
 
 
 def draw(curves: dict, base: dict[float, np.ndarray], config: Config) -> Figure:
-    """Best so far over episodes, the mean over seeds, a panel a budget."""
+    """Draws best so far over episodes, the mean over seeds, a panel a budget."""
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     panels = figure.subplots(1, len(config.places), squeeze=False)[0]
     for axes, place in zip(panels, config.places, strict=True):

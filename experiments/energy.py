@@ -103,7 +103,7 @@ def main(config: Config) -> dict:
 
 
 def draw(records: Sequence[dict], full: float) -> Figure:
-    """Accuracy over the share of the 8-bit energy."""
+    """Draws accuracy over the fraction of the 8-bit energy."""
     figure = Figure(figsize=(WIDTH * 0.7, 3.0), layout="constrained")
     axes = figure.subplots()
     open_panel(axes, "", "energy, share of 8 bits")

@@ -96,7 +96,7 @@ def main(config: Config) -> dict:
 
 
 def mean_bits(subject: Subject, policy: np.ndarray) -> dict[str, float]:
-    """Mean bits of depthwise and pointwise layers that were searched."""
+    """Computes mean bits of depthwise and pointwise layers that were searched."""
     inner = np.arange(len(policy)) % (len(policy) - 1) != 0
     return {
         f"{kind}_{column}": float(policy[np.asarray(getattr(subject.layers, kind)) & inner, at].mean())
@@ -135,7 +135,7 @@ def check_claims(records: Sequence[dict]) -> list[tuple[str, bool, str]]:
 
 
 def explain(subject: Subject, hw: str, table: CostTable) -> list[str]:
-    """What the time of each kind of layer goes by on a machine: what takes the longest, and what fewer bits save."""
+    """Explains the time of each kind of layer on a machine: what takes the longest, and what fewer bits save."""
     latency, limit = np.asarray(table.latency), find_limits(open_machine(hw), subject.layers).limit
     lines = []
     for kind in KINDS:
@@ -152,7 +152,7 @@ def explain(subject: Subject, hw: str, table: CostTable) -> list[str]:
 
 
 def draw(subject: Subject, best: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """The bits per layer and the roofline, on each machine."""
+    """Draws the bits per layer and the roofline, on each machine."""
     network, limits = subject.layers, make_bounds(subject.layers)
     depthwise, pointwise = np.asarray(network.depthwise), np.asarray(network.pointwise)
     pinned = np.asarray(limits.low == limits.high)

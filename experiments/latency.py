@@ -89,7 +89,7 @@ def main(config: Config) -> dict:
 
 
 def baseline(results: Results, config: Config, subject: Subject) -> None:
-    """The float network and the uniform policies, which do not depend on the machine."""
+    """Measures the float network and the uniform policies, which do not depend on the machine."""
     limits = make_bounds(subject.layers)
     policies = {bits: np.asarray(uniform(bits, limits)) for bits in config.bits}
     reported = measure(subject, [np.full_like(next(iter(policies.values())), 32), *policies.values()])
@@ -102,7 +102,7 @@ def baseline(results: Results, config: Config, subject: Subject) -> None:
 
 
 def searched(results: Results, config: Config, subject: Subject, hw: str, bits: int) -> None:
-    """Policies found at the latency of a uniform one."""
+    """Searches at the latency of a uniform policy."""
     table = make_table(subject, hw)
     limits = make_bounds(subject.layers)
     same = np.asarray(uniform(bits, limits))
@@ -127,7 +127,7 @@ def searched(results: Results, config: Config, subject: Subject, hw: str, bits: 
 
 
 def draw(records: Sequence[dict], config: Config) -> Figure:
-    """Accuracy over latency, a panel for each network and machine."""
+    """Draws accuracy over latency, a panel for each network and machine."""
     pairs = [(model, hw) for model in config.models for hw in config.machines]
     figure = Figure(figsize=(WIDTH, 0.5 + 2.1 * len(config.models)), layout="constrained")
     panels = figure.subplots(len(config.models), len(config.machines), squeeze=False).ravel()
@@ -176,7 +176,7 @@ def _row(records: Sequence[dict], model: str, hw: str, bits: int) -> tuple[str, 
 
 
 def _points_won(records: Sequence[dict], row: Sequence[str]) -> float:
-    """Points that searching wins over uniform bits after fine-tuning, on average."""
+    """Computes the points that searching wins over uniform bits after fine-tuning, on average."""
     model, hw, bits = row[0], row[1], int(row[2].split()[0])
     plain = next(r for r in records if r["kind"] == "uniform" and (r["model"], r["bits"]) == (model, bits))
     found = [r for r in records if r["kind"] == "found" and (r["model"], r["machine"], r["bits"]) == (model, hw, bits)]

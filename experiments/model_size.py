@@ -79,13 +79,13 @@ def main(config: Config) -> dict:
 
 
 def float_size(table: CostTable) -> float:
-    """Bytes with 32 bits everywhere."""
+    """Computes the bytes with 32 bits everywhere."""
     eight, fixed = cost(table, np.full((len(table), 2), 8)).size, float(table.fixed.size)
     return 4 * (eight - fixed) + fixed
 
 
 def compare(results: Results, config: Config, subject: Subject, table: CostTable, bits: int) -> None:
-    """The uniform policy of a size, and what is found at it."""
+    """Measures the uniform policy of a size, and searches at that size."""
     same = np.full((len(table), 2), 8)
     same[:, 0] = bits
     limits = make_bounds(subject.layers, low=(1, 8), pinned={})
@@ -109,7 +109,7 @@ def compare(results: Results, config: Config, subject: Subject, table: CostTable
 
 
 def draw(records: Sequence[dict], config: Config) -> Figure:
-    """Accuracy over size, a panel a network."""
+    """Draws accuracy over size, a panel a network."""
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     panels = figure.subplots(1, len(config.models), squeeze=False)[0]
     for axes, model in zip(panels, config.models, strict=True):

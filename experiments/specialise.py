@@ -106,7 +106,7 @@ def share_matrix(records: Sequence[dict], eight: dict[str, float]) -> np.ndarray
 
 
 def draw(shares: np.ndarray) -> Figure:
-    """The matrix as shades of grey with its numbers, the diagonal framed."""
+    """Draws the matrix as shades of grey with its numbers, the diagonal framed."""
     figure = Figure(figsize=(WIDTH * 0.5, 2.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Greys", vmin=0.2, vmax=max(1.0, shares.max()))

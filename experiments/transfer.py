@@ -109,7 +109,7 @@ def until_level(new: np.ndarray, transferred: np.ndarray) -> tuple[int, int]:
 
 
 def draw(curves: dict[str, Sequence[np.ndarray]], reference: float) -> Figure:
-    """Best so far over episodes: each seed thin, the mean thick."""
+    """Draws best so far over episodes: each seed thin, the mean thick."""
     figure = Figure(figsize=(WIDTH * 0.7, 2.8), layout="constrained")
     axes = figure.subplots()
     outline_axes(axes, "best so far, search split, %")

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -74,11 +75,18 @@ def read_config() -> Any:
     except SystemExit as stopped:
         if stopped.code == 0 or not said.getvalue().strip():  # help was asked for
             raise
-        refused = stopped.__context__
-        while refused is not None and type(refused) is not ValueError:
-            refused = refused.__cause__ or refused.__context__
         # A record's own check says it best; the rest, such as an unknown option, stands in tyro's box.
-        raise ValueError(str(refused) if refused else say_in_one_line(said.getvalue())) from None
+        raise ValueError(_find_check(stopped) or say_in_one_line(said.getvalue())) from None
+
+
+def _find_check(error: BaseException | None) -> str:
+    """Finds what a record's own check said among the errors that led to this one; nothing where none was reached."""
+    while error is not None:
+        functions = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+        if type(error) is ValueError and "__post_init__" in functions:
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def say_in_one_line(box: str) -> str:

@@ -100,7 +100,7 @@ class CostTable:
     size: Float[np.ndarray, "L 8 8"]  # bytes
     fixed: Cost  # what no policy changes, scalars: bytes of the parameters that stay at 32 bits
     bops: Float[np.ndarray, "L 8 8"] | None = None  # bit operations
-    lifetimes: Lifetimes | None = None  # of the activations, which peak memory is told from: it is no sum over layers
+    lifetimes: Lifetimes | None = None  # of the activations, for peak memory, which is no sum over layers
 
     def __len__(self) -> int:
         return self.latency.shape[0]
@@ -112,7 +112,7 @@ class Bounds(NamedTuple):
     low: Int[Array, "L 2"]  # the fewest
     high: Int[Array, "L 2"]  # the most
     allowed: Bool[Array, "L 2 8"] | None = None  # which widths between them, by bits - 1; None: all
-    tied: Int[Array, "L"] | None = None  # the layer whose bits a layer shares, the first of its group; None: its own
+    tied: Int[Array, "L"] | None = None  # the layer whose bits a layer has, the first of its group; None: its own
 
 
 class Budget(NamedTuple):

@@ -28,19 +28,19 @@ def make_layers() -> LayerTable:
     return LayerTable(names, two, two, 8 * one, 8 * one, one, two, two, np.ones(LAYERS, bool), np.array(0))
 
 
-def judge(policies: jax.Array) -> jax.Array:
+def evaluate(policies: jax.Array) -> jax.Array:
     """More bits are better, the later layers' more so."""
-    share = jnp.asarray([[0.1, 0.05], [0.15, 0.1], [0.2, 0.1]])[None]
-    return jnp.sum(share * (1 - 2.0 ** -policies.astype(jnp.float32)), axis=(1, 2))
+    weight = jnp.asarray([[0.1, 0.05], [0.15, 0.1], [0.2, 0.1]])[None]
+    return jnp.sum(weight * (1 - 2.0 ** -policies.astype(jnp.float32)), axis=(1, 2))
 
 
 def main(folder: Path, pause: float) -> None:
-    """Plays on from what the folder holds."""
+    """Searches on from what the folder holds."""
     journal.EVERY = 0.0
     layers, bits = make_layers(), np.arange(1.0, 9.0)
     cycles = np.broadcast_to(bits[:, None] * bits[None, :], (LAYERS, 8, 8))
     table = CostTable(cycles, cycles, cycles, Cost(0.0, 0.0, 0.0))
-    problem = make_problem(layers, table, make_bounds(LAYERS, pinned={}), budget(table, latency=0.5), judge, 1.0)
+    problem = make_problem(layers, table, make_bounds(LAYERS, pinned={}), budget(table, latency=0.5), evaluate, 1.0)
     searcher = make_haq(HAQ(agent=HAQ().agent, parallel=4))
     folder.mkdir(exist_ok=True)
     with journal.open_journal(folder, SearchConfig()) as opened:

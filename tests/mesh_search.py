@@ -7,17 +7,18 @@ python mesh_search.py hosts FOLDER HOSTS     as one of several processes
 import sys
 from pathlib import Path
 
-import haqjax.run.folder.result
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
-import haqjax.run.setup
+import haqjax.run.answers.common
+import haqjax.run.evaluators
 from haqjax import calibrate
 from haqjax.evaluation import make_evaluator
 from haqjax.run import SearchConfig, run_search
-from haqjax.searchers import driver
+from haqjax.run.resumable import make_searcher
+from haqjax.searchers.driver import drive
 from haqjax.sharding import make_mesh
 from run_world import apply, install, make_data, make_network
 
@@ -29,14 +30,16 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
     """Runs two rounds, and goes on with a third from what is on disk."""
     with pytest.MonkeyPatch.context() as patch:
         install(patch)
-        patch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)  # takes seconds
+        patch.setattr(haqjax.run.answers.common, "save", lambda *figure: None)  # takes seconds
         if hosts is None:
-            patch.setattr(haqjax.run.setup, "share_devices", lambda *asked: mesh)
+            patch.setattr(haqjax.run.evaluators, "make_evaluation_mesh", lambda *asked: mesh)
         asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
         console = Console(quiet=True)
-        run_search(SearchConfig(**asked), console)
-        np.save(out.with_name("programs.npy"), [driver._ask._cache_size(), driver._tell._cache_size()])
-        return run_search(SearchConfig(resume=str(out), episodes=12, hosts=hosts), console)
+        config = SearchConfig.of(**asked)
+        run_search(config, console)
+        searcher = drive(make_searcher(config))
+        np.save(out.with_name("programs.npy"), [step._cache_size() for step in searcher])
+        return run_search(SearchConfig.of(resume=str(out), episodes=12, hosts=hosts), console)
 
 
 def evaluate(mesh: jax.sharding.Mesh | None = None) -> np.ndarray:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import haqjax.run.commands.evaluate
 import haqjax.run.commands.search
+import haqjax.run.finished
 import haqjax.run.setup
 from haqjax.data import Dataset, Split
 from haqjax.models import Network
@@ -51,6 +51,6 @@ def make_data():
 
 def install(patch):
     """Puts network and data in the place of what a configuration names."""
-    patch.setattr(haqjax.run.setup, "open_network", lambda config: (make_network(), make_data()))
+    patch.setattr(haqjax.run.setup, "open_network", lambda *options: (make_network(), make_data()))
     patch.setattr(haqjax.run.commands.search, "load_network", lambda network, *rest: network)
-    patch.setattr(haqjax.run.commands.evaluate, "load_network", lambda network, *rest: network)
+    patch.setattr(haqjax.run.finished, "load_network", lambda network, *rest: network)

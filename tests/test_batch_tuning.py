@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 import haqjax
-import haqjax.run.folder.result
-import haqjax.run.setup
+import haqjax.run.answers.common
+import haqjax.run.evaluators
 from haqjax.data import Split
 from haqjax.evaluation import batch_tuning
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
@@ -133,9 +133,9 @@ def test_mistakes_are_told(world):
         choose_batches(function, params, none, ranges, policies=8, cache=None)
 
 
-def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
+def test_a_run_chooses_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
     install(monkeypatch)
-    monkeypatch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)
+    monkeypatch.setattr(haqjax.run.answers.common, "save", lambda *figure: None)
     tried, used = [], []
 
     def choose(*world, policies, cache):
@@ -146,20 +146,21 @@ def test_a_run_settles_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
         used.append((options["batch_size"], options["policies_at_once"]))
         return make_evaluator(*world, **options)
 
-    monkeypatch.setattr(haqjax.run.setup, "choose_batches", choose)
-    monkeypatch.setattr(haqjax.run.setup, "make_evaluator", make)
+    monkeypatch.setattr(haqjax.run.evaluators, "choose_batches", choose)
+    monkeypatch.setattr(haqjax.run.evaluators, "make_evaluator", make)
     out = str(tmp_path / "run")
-    run_search(SearchConfig(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
-    run_search(SearchConfig(resume=out, episodes=8), QUIET)
+    run_search(SearchConfig.of(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
+    run_search(SearchConfig.of(resume=out, episodes=8), QUIET)
     assert tried == [4]  # not again by the run that goes on
     assert set(used) == {(50, 2)} and len(used) == 4  # search and report, twice
-    assert (open_folder(out).batch_size, open_folder(out).policies_at_once) == (50, 2)
+    chosen = open_folder(out).evaluation
+    assert (chosen.batch_size, chosen.policies_at_once) == (50, 2)
 
 
 def test_what_is_said_is_not_tried(monkeypatch):
-    monkeypatch.setattr(haqjax.run.setup, "choose_batches", pytest.fail)
-    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0)):
-        config = SearchConfig(**asked)
-        assert haqjax.run.setup.settle_batches(config, None, None, None) is config
+    monkeypatch.setattr(haqjax.run.evaluators, "choose_batches", pytest.fail)
+    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0, search="haq")):
+        config = SearchConfig.of(**asked)
+        assert haqjax.run.evaluators.choose_batch_sizes(config, None, None, None) is config
     with pytest.raises(ValueError, match="policies_at_once is 0: give at least 1"):
-        SearchConfig(policies_at_once=0).check()
+        SearchConfig.of(policies_at_once=0)

@@ -178,9 +178,9 @@ def test_a_family_of_machines_is_one_call():
 def test_another_machine_compiles_nothing():
     layers = table([conv(3, 1, 16, 16, 6), dense(40, 10)])
     bismo.count_cycles(EDGE, layers)
-    traces = bismo._batched_work._cache_size()
+    traces = bismo._count_batch._cache_size()
     bismo.count_cycles(CLOUD, layers)
-    assert bismo._batched_work._cache_size() == traces
+    assert bismo._count_batch._cache_size() == traces
 
 
 @pytest.mark.parametrize("policy", [np.full((2, 2), 4.0), np.zeros((2, 2), int), np.full((3, 2), 4)])

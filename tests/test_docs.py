@@ -95,6 +95,14 @@ def test_every_path_in_a_text_leads_somewhere(modules):
     assert lost == []
 
 
+def test_the_new_paths_of_the_changelog_lead_somewhere(modules):
+    rows = re.findall(r"^\| `(haqjax\.[\w.]+)` \| (.*) \|$", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert rows and len({old for old, _ in rows}) == len(rows)
+    for _, new in rows:
+        for path in re.findall(r"`([\w.]+)`", new):
+            reach(path)
+
+
 def test_a_path_that_leads_nowhere_is_found():
     assert PATH.findall("`haqjax.layers(apply)`, haqjax/hardware, x.haqjax.y, from haqjax.data import Split") == [
         "haqjax.layers",

@@ -11,10 +11,9 @@ from haqjax.policies.bounds import ladder
 from haqjax.policies.budget_fill import fill_budget, normalise_costs, normalised_cost
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import policy_cost
-from haqjax.searchers import search
+from haqjax.searchers import history, search
 from haqjax.searchers.evolution import Evolution, make_evolution, make_nsga2
-from haqjax.searchers.front import front, hypervolume
-from haqjax.searchers.history import CAPACITY, is_new, note, nothing
+from haqjax.searchers.front import hypervolume, non_dominated
 from haqjax.searchers.pareto import crowding, sort_fronts
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
@@ -75,19 +74,19 @@ def test_rows_that_are_all_equal_make_one_front_and_no_distance_is_nan():
     assert jnp.isfinite(crowding(values, jnp.zeros(5, int))).all()
 
 
-def test_what_was_seen_is_known_like_in_a_set_until_it_is_overwritten():
+def test_a_history_knows_policies_like_a_set_until_they_are_overwritten():
     random = np.random.default_rng(0)
     policies = random.integers(2, 4, (300, 3, 2))
-    seen, known = nothing(), set()
+    seen, known = history.empty(3), set()
     for chunk in np.split(policies, 10):
         expected = []
         for policy in chunk:
             expected.append(policy.tobytes() not in known)
             known.add(policy.tobytes())
-        assert is_new(seen, jnp.asarray(chunk)).tolist() == expected
-        seen = note(seen, jnp.asarray(chunk))
-    others = jnp.asarray(random.integers(4, 9, (CAPACITY, 3, 2)))
-    assert is_new(note(seen, others), jnp.asarray(policies[:1])).all()
+        assert history.is_new(seen, jnp.asarray(chunk)).tolist() == expected
+        seen = history.note(seen, jnp.asarray(chunk), jnp.zeros(len(chunk)))
+    others = jnp.asarray(random.integers(4, 9, (history.CAPACITY, 3, 2)))
+    assert history.is_new(history.note(seen, others, jnp.zeros(len(others))), jnp.asarray(policies[:1])).all()
 
 
 @pytest.mark.parametrize(("limits", "allowed"), [({"latency": 0.3}, None), ({"latency": 0.5, "size": 0.6}, (2, 4, 8))])
@@ -168,7 +167,7 @@ def test_nsga2_finds_the_front_of_all_policies(resource):
     whole = hypervolume(np.asarray(judged.accuracy), costs, 0.0, costs.max())
     searcher = NSGA2 if resource == "latency" else make_nsga2(4, "size", population=16)
     found = search(problem, searcher, episodes=240, key=jax.random.key(1)).records
-    at = front(found, resource)
+    at = non_dominated(found, resource)
     area = hypervolume(found.accuracy[at], getattr(found.cost, resource)[at], 0.0, costs.max())
     assert 0.95 * whole < area <= whole * (1 + 1e-6)
     assert len(at) > 8  # far apart, not one spot

@@ -137,7 +137,7 @@ def tiny(monkeypatch):
     def named(model: str):
         return dataclasses.replace(run_world.make_network(), name=model)
 
-    monkeypatch.setattr(common, "open_network", lambda asked: (named(asked.model), run_world.make_data()))
+    monkeypatch.setattr(common, "open_network", lambda network, data: (named(network.model), run_world.make_data()))
     monkeypatch.setattr(common, "load_network", lambda network, *rest: network)
     monkeypatch.setattr(common, "outline", lambda model, **size: named(model))
 

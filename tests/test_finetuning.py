@@ -97,7 +97,7 @@ def test_another_policy_does_not_compile_again():
     for bits in (2, 5, 32):
         policy = np.full((2, 2), bits)
         finetune_all(apply, params, policy, ranges, data, TUNING, key=jax.random.key(bits), apply_train=apply_train)
-    program = make_program(apply, apply_train, TUNING, TUNING.passes.steps(len(data)))
+    program = make_program(apply, apply_train, TUNING, TUNING.passes.count_steps(len(data)))
     assert make_step(*program, TUNING.shift, TUNING.flip)._cache_size() == 1
 
 

@@ -8,10 +8,10 @@ import pytest
 from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import policy_cost
 from haqjax.searchers import search
-from haqjax.searchers.accuracy_constrained import cheapest, search_drop
+from haqjax.searchers.accuracy_constrained import choose_cheapest, search_cheapest
 from haqjax.searchers.base import Record, SearchResult
 from haqjax.searchers.evolution import Evolution, make_evolution
-from haqjax.searchers.front import choose_within, front, hypervolume, search_front, spread_fractions
+from haqjax.searchers.front import budget_fractions, choose_within, hypervolume, non_dominated, search_front
 from haqjax.types import Cost
 from search_world import evaluate_additive, every_policy, make_world
 
@@ -44,14 +44,14 @@ def test_a_front_is_what_nobody_beats(seed, resource):
         ]  # fmt: skip
         if not beaten:
             expected.append(i)
-    found = front(records, resource)
+    found = non_dominated(records, resource)
     assert sorted(found.tolist()) == expected
     assert (np.diff(cost[found]) > 0).all() and (np.diff(accuracy[found]) > 0).all()
 
 
 def test_no_policy_makes_an_empty_front():
     records = make_records(0)
-    assert front(records._replace(feasible=np.zeros(60, bool))).tolist() == []
+    assert non_dominated(records._replace(feasible=np.zeros(60, bool))).tolist() == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -72,7 +72,7 @@ def test_every_budget_gets_the_best_of_all_that_fit_it():
         within = np.asarray(fits(found.records.cost, one))
         assert found.records.accuracy[found.chosen[index]] == found.records.accuracy[within].max()
         assert within[found.chosen[index]]
-        np.testing.assert_array_equal(found.policy(index), found.records.policy[found.chosen[index]])
+        np.testing.assert_array_equal(found.policy_of(index), found.records.policy[found.chosen[index]])
 
 
 def test_a_policy_found_for_a_tight_budget_counts_for_a_looser_one():
@@ -101,8 +101,8 @@ def test_what_was_evaluated_once_is_known_to_all_budgets():
 
 
 def test_an_interrupted_front_keeps_what_was_found():
-    def stop(course):
-        if len(course.records.accuracy) == 12:
+    def stop(result):
+        if len(result.records.accuracy) == 12:
             raise KeyboardInterrupt
 
     problem = make_world()
@@ -117,20 +117,20 @@ def test_an_interrupted_front_keeps_what_was_found():
 SEARCHES = ["evolution", "gradient", "greedy", "ilp", "random", "uniform"]  # of the agent: tests/test_front_command.py
 
 
-def keep(courses):
-    """Notes what was played after each round, as a checkpoint would: leaves without their places."""
-    return lambda course: courses.append(SearchResult(None, course.records, jax.tree.map(np.array, course.state)))
+def keep(results):
+    """Notes the result after each round, as a checkpoint would: leaves without their places, no stages."""
+    return lambda now: results.append(SearchResult(now.records, (), now.chosen, jax.tree.map(np.array, now.state)))
 
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_stopped_front_goes_on_to_the_same_records(name):
     problem = make_world()
     budgets = [budget(problem.table, latency=share) for share in (0.5, 0.3, 0.4)]
-    courses = []
+    results = []
     options = {"episodes": 5, "key": jax.random.key(0), "parallel": 2}  # the last round of each is cut short
-    whole = search_front(problem, name, budgets, **options, on_round=keep(courses))
-    assert len(courses) >= 9
-    for stopped in courses[1:-1:2]:  # within a budget, between two, in the last
+    whole = search_front(problem, name, budgets, **options, on_round=keep(results))
+    assert len(results) >= 9
+    for stopped in results[1:-1:2]:  # within a budget, between two, in the last
         again = search_front(problem, name, budgets, **options | {"key": jax.random.key(0)}, resume=stopped)
         jax.tree.map(np.testing.assert_array_equal, again.records, whole.records)
         assert again.chosen == whole.chosen
@@ -138,17 +138,17 @@ def test_a_stopped_front_goes_on_to_the_same_records(name):
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_stopped_search_by_drop_goes_on_to_the_same_records(name):
-    courses = []
+    results = []
     options = {"episodes": 24, "parallel": 3}
-    whole = search_drop(make_world(), 30.0, name, key=jax.random.key(1), **options, on_round=keep(courses))
-    for stopped in courses[:-1:3]:
-        again = search_drop(make_world(), 30.0, name, key=jax.random.key(1), **options, resume=stopped)
+    whole = search_cheapest(make_world(), 30.0, name, key=jax.random.key(1), **options, on_round=keep(results))
+    for stopped in results[:-1:3]:
+        again = search_cheapest(make_world(), 30.0, name, key=jax.random.key(1), **options, resume=stopped)
         jax.tree.map(np.testing.assert_array_equal, again.records, whole.records)
         assert again.best == whole.best
 
 
-def test_what_was_played_before_a_stop_is_not_evaluated_again():
-    calls, courses = [], []
+def test_episodes_before_a_stop_are_not_evaluated_again():
+    calls, results = [], []
 
     def counted(sensitivity, policies):
         jax.debug.callback(lambda policies: calls.append(len(policies)), policies)
@@ -156,26 +156,26 @@ def test_what_was_played_before_a_stop_is_not_evaluated_again():
 
     problem = make_world(evaluate=counted)
     budgets = [budget(problem.table, latency=share) for share in (0.3, 0.5)]
-    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, on_round=keep(courses))
+    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, on_round=keep(results))
     jax.effects_barrier()
     assert calls == [4] * 4
-    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, resume=courses[2])
+    search_front(problem, "random", budgets, episodes=8, key=jax.random.key(0), parallel=4, resume=results[2])
     jax.effects_barrier()
     assert calls == [4] * 5
 
 
-def test_a_course_tells_the_limit_of_each_episode():
+def test_a_result_has_the_limit_of_each_episode():
     problem = make_world()
     budgets = [budget(problem.table, latency=share) for share in (0.3, 0.5)]
     found = search_front(problem, "random", budgets, episodes=3, key=jax.random.key(0))
     limits = [float(one.latency) for one in budgets for _ in range(3)]
-    assert found.course.limits("latency").tolist() == limits
+    assert found.limits("latency").tolist() == limits
     assert (found.records.cost.latency <= np.array(limits) * (1 + 1e-6)).all()
 
 
 def test_the_budgets_of_a_front_are_at_equal_ratios_above_the_floor():
     problem = make_world()
-    found = spread_fractions(problem.table, problem.bounds, "size", 5)
+    found = budget_fractions(problem.table, problem.bounds, "size", 5)
     spent, full = (
         float(policy_cost(problem.table, jnp.asarray(bits)).size) for bits in (problem.bounds.low, jnp.full((4, 2), 8))
     )
@@ -185,10 +185,10 @@ def test_the_budgets_of_a_front_are_at_equal_ratios_above_the_floor():
     assert all(fraction >= exact - 1e-9 for fraction, exact in zip(found, expected, strict=True))
     for resource, message in (("energy", "the table has no energy"), ("area", "unknown resource 'area'")):
         with pytest.raises(ValueError, match=message):
-            spread_fractions(problem.table, problem.bounds, resource)
+            budget_fractions(problem.table, problem.bounds, resource)
     with pytest.raises(ValueError, match="a front of size has no room"):
         eight = problem.bounds._replace(low=problem.bounds.high)
-        spread_fractions(problem.table, eight, "size")
+        budget_fractions(problem.table, eight, "size")
 
 
 def test_a_budget_that_nothing_was_found_for_has_no_policy():
@@ -208,7 +208,7 @@ def test_a_search_by_drop_comes_near_the_cheapest_of_all_policies(drop, resource
     reference = float(judged.accuracy.max())
     problem = make_world(pinned=ENDS, limits={"latency": 1.0}, reference=reference)
     accurate = np.asarray(judged.accuracy) >= reference - drop / 100
-    found = search_drop(problem, drop, EVOLUTION, resource=resource, episodes=160, key=jax.random.key(0))
+    found = search_cheapest(problem, drop, EVOLUTION, resource=resource, episodes=160, key=jax.random.key(0))
     assert len(found.records.accuracy) <= 160
     assert found.accuracy >= reference - drop / 100 - 1e-6
     assert getattr(found.cost, resource) <= 1.06 * costs[accurate].min()
@@ -222,8 +222,8 @@ def test_the_cheapest_accurate_policy_is_that_of_a_loop(seed):
         if records.feasible[i] and records.accuracy[i] >= 0.5:
             row = (records.cost.latency[i], -records.accuracy[i], i)
             best = row if best is None or row < best else best
-    assert cheapest(records, 0.5) == best[2]
-    assert cheapest(records, 2.0) is None
+    assert choose_cheapest(records, 0.5) == best[2]
+    assert choose_cheapest(records, 2.0) is None
 
 
 def test_a_drop_that_no_policy_meets_says_so():
@@ -233,7 +233,7 @@ def test_a_drop_that_no_policy_meets_says_so():
     with pytest.raises(
         RuntimeError, match="no policy of the search is within 1 points .* 0.8900 was asked, 0.2500 found"
     ):
-        search_drop(make_world(evaluate=poor), 1.0, "random", episodes=8, key=jax.random.key(0))
+        search_cheapest(make_world(evaluate=poor), 1.0, "random", episodes=8, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_drop_that_no_policy_meets_says_so():
 )
 def test_a_search_by_drop_that_cannot_be_run_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        search_drop(make_world(), **({"episodes": 10, "key": jax.random.key(0)} | arguments))
+        search_cheapest(make_world(), **({"episodes": 10, "key": jax.random.key(0)} | arguments))
 
 
 def test_fronts_that_cannot_be_searched_are_refused():

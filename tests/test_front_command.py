@@ -14,7 +14,7 @@ from haqjax import calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.policies.actions import from_rows
 from haqjax.run import EvaluateConfig, SearchConfig, run_evaluate, run_search
-from haqjax.searchers import SEARCHERS, stages
+from haqjax.searchers import SEARCHERS, loop
 from haqjax.searchers import front as fronts
 from run_world import IMAGES, apply, install, make_data, make_network
 
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
 def run(out, **changes):
     with open(f"{out}.txt", "w") as said:
         run_search(
-            SearchConfig(model="resnet20", layers="*=2-8", rounding="nearest", out=str(out), **changes),
+            SearchConfig.of(model="resnet20", layers="*=2-8", rounding="nearest", out=str(out), **changes),
             Console(file=said, width=100),
         )
     return out
@@ -132,10 +132,10 @@ def test_a_front_can_be_evaluated_again(front):
     assert found["policy"] == pytest.approx(told["policy"]) and found["uniform"] == pytest.approx(told["uniform"])
 
 
-def test_sixteen_budgets_by_gradients_are_one_descent(world, monkeypatch):
-    starts, start_front = [], fronts.start_front
-    counted = lambda *arguments: starts.append(len(arguments[1])) or start_front(*arguments)
-    monkeypatch.setattr(fronts, "start_front", counted)
+def test_sixteen_budgets_by_gradients_are_one_optimisation(world, monkeypatch):
+    starts, solve = [], fronts.solve_relaxation
+    counted = lambda *arguments: starts.append(len(arguments[1])) or solve(*arguments)
+    monkeypatch.setattr(fronts, "solve_relaxation", counted)
     budgets = [round(0.25 + 0.05 * n, 2) for n in range(16)]
     given = ",".join(map(str, reversed(budgets)))
     out = run(world / "sixteen", front="latency", budget=given, search="gradient", episodes=32)
@@ -176,15 +176,15 @@ def test_the_cheapest_accurate_policy_keeps_to_the_other_budget(world):
 
 def stop_after(rounds):
     """Raises Ctrl-C in a later round."""
-    played, calls = stages.play_round, []
+    usual, calls = loop.run_round, []
 
-    def play_round(*arguments):
+    def run_round(*arguments):
         calls.append(1)
         if len(calls) > rounds:
             raise KeyboardInterrupt
-        return played(*arguments)
+        return usual(*arguments)
 
-    return play_round
+    return run_round
 
 
 @pytest.mark.parametrize("asked", [{"front": "energy", "budget": "0.5,0.3"}, {"max_drop": 20.0}], ids=["front", "drop"])
@@ -193,17 +193,17 @@ def test_a_stopped_front_or_drop_goes_on_as_if_it_had_not_stopped(world, asked, 
     options = asked | {"search": "haq", "episodes": 26}
     whole = run(world / f"whole_{name}", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(legs, "play_round", stop_after(5))
+        patch.setattr(loop, "run_round", stop_after(5))
         halted = run(world / f"halted_{name}", **options)
     assert read(halted, "policy.json")["interrupted"] and not read(whole, "policy.json")["interrupted"]
     with pytest.raises(ValueError, match="was started with episodes 26, which its budgets share: leave it out"):
-        run_search(SearchConfig(resume=str(halted), episodes=30), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(halted), episodes=30), Console(quiet=True))
     with pytest.raises(ValueError, match=f"was started with {name}"):
         other = {"front": "size"} if name == "front" else {"max_drop": 1.0}
-        run_search(SearchConfig(resume=str(halted), **other), Console(quiet=True))
-    calls, played = [], stages.play_round
-    monkeypatch.setattr(legs, "play_round", lambda *arguments: calls.append(1) or played(*arguments))
-    run_search(SearchConfig(resume=str(halted)), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(halted), **other), Console(quiet=True))
+    calls, usual = [], loop.run_round
+    monkeypatch.setattr(loop, "run_round", lambda *arguments: calls.append(1) or usual(*arguments))
+    run_search(SearchConfig.of(resume=str(halted)), Console(quiet=True))
     assert len(calls) == _rounds(whole) - 5
     for file in ("policy.json", "episodes.csv", *(["front.json", "front.csv"] if name == "front" else [])):
         assert (halted / file).read_text() == (whole / file).read_text()

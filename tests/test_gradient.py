@@ -252,7 +252,7 @@ def test_no_budget_seed_or_machine_compiles_again():
 def test_a_problem_without_a_soft_loss_is_refused_in_one_line():
     problem = make_world()
     problem = dataclasses.replace(problem, evaluator=dataclasses.replace(problem.evaluator, soft_loss=None))
-    with pytest.raises(ValueError, match=r"needs a differentiable loss: give make_problem soft_loss=") as told:
+    with pytest.raises(ValueError, match=r"needs a differentiable loss: give the evaluator a soft_loss=") as told:
         search(problem, GRADIENT, episodes=4, key=jax.random.key(0))
     assert "\n" not in str(told.value)
 

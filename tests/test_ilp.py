@@ -1,4 +1,4 @@
-"""The searches by allocation and the additions to HAQ, where the answer is known."""
+"""The searches by allocation and the extensions to HAQ, where the answer is known."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ from haqjax.policies.budgets import budget, fits
 from haqjax.policies.cost import policy_cost
 from haqjax.searchers import HAQ, ILP, Evaluation, make_greedy, make_haq, make_ilp, make_problem, search
 from haqjax.searchers.haq_extensions import LOWEST, Best, empty_kept, keep, swap, update_best, with_kept
-from haqjax.searchers.ilp import estimate, list_probes
+from haqjax.searchers.probes import estimate_sensitivity, list_probes
 from haqjax.types import Transition
 from test_search import make_layers, make_table
 
@@ -106,7 +106,7 @@ def test_probes_tell_what_single_entries_lose():
     probes = np.array(list_probes(limits, 6))
     assert len(probes) == 1 + 2 * 6  # one free group, at 2 to 7 bits
     lost = np.take_along_axis(np.broadcast_to(true, (13, 4, 2, 8)), probes[..., None] - 1, -1)[..., 0].sum((1, 2))
-    found = estimate(probes, 0.5 - lost, limits)
+    found = estimate_sensitivity(probes, 0.5 - lost, limits)
     np.testing.assert_allclose(found[1, :, 1:7], (true[1] + true[2])[:, 1:7], rtol=0.02, atol=0.01)
     np.testing.assert_array_equal(found[[0, 3]], 0.0)
 
@@ -204,7 +204,7 @@ def test_an_exchange_moves_one_width_up_and_one_down():
     assert LOWEST < -1e6
 
 
-def test_additions_need_sense_and_run_together():
+def test_extensions_need_sense_and_run_together():
     with pytest.raises(ValueError, match="retain is 9: expected 0 to the 2 episodes"):
         HAQ(DDPG(warmup=2), retain=9)
     problem = make_toy(0, limits=make_bounds(LAYERS))

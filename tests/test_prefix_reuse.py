@@ -1,10 +1,10 @@
-"""Policies that begin like a known one go on from where it was, and are judged as if they had not."""
+"""Policies that begin like a known one go on from where it was, and are evaluated as if they had not."""
 
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
-import haqjax.run.folder.result
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +12,16 @@ import pytest
 from rich.console import Console
 
 import haqjax
-import haqjax.run.setup
+import haqjax.run.answers.common
+import haqjax.run.evaluators
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.evaluator import prepare_operands
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator, saved_fraction, split_network
 from haqjax.models import outline
 from haqjax.run import SearchConfig, run_search
-from haqjax.searchers.ilp import list_probes
+from haqjax.run.evaluators import make_search_evaluator
+from haqjax.searchers.probes import list_probes
 from haqjax.tracing.partial_eval import split_program
 from run_world import install
 
@@ -52,8 +54,8 @@ def world():
 
 
 @pytest.fixture(scope="module", params=["nearest", "output"])
-def judged(world, request):
-    """Probes and random policies, as both judges see them."""
+def evaluations(world, request):
+    """Probes and random policies, by both evaluators."""
     apply, params, split = world
     ranges = haqjax.calibrate(apply, params, [split.images], rounding=request.param)
     bounds = haqjax.policies.bounds.make_bounds(haqjax.layers(apply, params, split.images[:1]))
@@ -66,9 +68,9 @@ def judged(world, request):
     return run(evaluator, policies), run(plain, policies)
 
 
-def test_every_policy_is_judged_alike(judged):
-    with_cuts, plain = judged
-    right = [np.rint(np.asarray(one.accuracy, float) * IMAGES) for one in judged]
+def test_every_policy_is_evaluated_alike(evaluations):
+    with_cuts, plain = evaluations
+    right = [np.rint(np.asarray(one.accuracy, float) * IMAGES) for one in evaluations]
     np.testing.assert_array_equal(*right)
     np.testing.assert_allclose(with_cuts.loss, plain.loss, rtol=1e-4)
     assert len(np.unique(np.asarray(plain.loss))) > len(plain.loss) // 2
@@ -168,16 +170,16 @@ def test_cuts_outside_the_network_are_told(world):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Searches of a network of four layers; tells what judges were made of."""
+    """Searches of a network of four layers; lists what evaluators were made of."""
     install(monkeypatch)
-    monkeypatch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)
+    monkeypatch.setattr(haqjax.run.answers.common, "save", lambda *figure: None)
     made = []
 
     def make(*world, **options):
         made.append(world[4:])
         return make_prefix_evaluator(*world, **options)
 
-    monkeypatch.setattr(haqjax.run.setup, "make_prefix_evaluator", make)
+    monkeypatch.setattr(haqjax.run.evaluators, "make_prefix_evaluator", make)
     return made
 
 
@@ -190,18 +192,18 @@ def test_a_search_with_cuts_finds_the_same(tiny, tmp_path, metric, base):
     asked = dict(layers="*=2-8", rounding="nearest", episodes=24, metric=metric)
     found = []
     for cuts in (None, 3):
-        config = SearchConfig(**asked, cuts=cuts, out=str(tmp_path / f"{cuts}"))
+        config = SearchConfig.of(**asked, cuts=cuts, out=str(tmp_path / f"{cuts}"))
         found.append(read(run_search(config, Console(quiet=True))))
-    ((told, cuts),) = tiny
-    assert told.tolist() == [base] * 4 and cuts == (1, 2, 3)
+    ((widest, cuts),) = tiny
+    assert widest.tolist() == [base] * 4 and cuts == (1, 2, 3)
     assert found[0]["layers"] == found[1]["layers"] and found[0]["accuracies"] == found[1]["accuracies"]
 
 
 def test_a_search_with_cuts_goes_on_with_them(tiny, tmp_path):
     asked = dict(layers="*=2-8", rounding="nearest", cuts=2)
-    whole = run_search(SearchConfig(**asked, episodes=24, out=str(tmp_path / "whole")), Console(quiet=True))
-    out = run_search(SearchConfig(**asked, episodes=8, out=str(tmp_path / "halted")), Console(quiet=True))
-    run_search(SearchConfig(resume=str(out), episodes=24), Console(quiet=True))
+    whole = run_search(SearchConfig.of(**asked, episodes=24, out=str(tmp_path / "whole")), Console(quiet=True))
+    out = run_search(SearchConfig.of(**asked, episodes=8, out=str(tmp_path / "halted")), Console(quiet=True))
+    run_search(SearchConfig.of(resume=str(out), episodes=24), Console(quiet=True))
     assert read(out) == read(whole) and (out / "episodes.csv").read_text() == (whole / "episodes.csv").read_text()
     assert len(tiny) == 3
 
@@ -209,7 +211,8 @@ def test_a_search_with_cuts_goes_on_with_them(tiny, tmp_path):
 def test_cuts_are_for_probes_on_one_device(monkeypatch):
     for asked in (dict(search="haq"), dict(finetune_steps=1)):
         with pytest.raises(ValueError, match="cuts 3 are for the search 'ilp', without fine-tuning: leave them out"):
-            SearchConfig(cuts=3, **asked).check()
+            SearchConfig.of(cuts=3, **asked)
     monkeypatch.setattr(jax, "device_count", lambda: 8)
+    prepared = SimpleNamespace(data=SimpleNamespace(search=None))
     with pytest.raises(ValueError, match="cuts 3 are for one device, here are 8: leave them out"):
-        haqjax.run.setup.make_probing_judge(SearchConfig(cuts=3), None, None, None)
+        make_search_evaluator(SearchConfig.of(cuts=3), prepared, None, None, None)

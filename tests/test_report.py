@@ -1,5 +1,6 @@
 """Figures and tables show the numbers that they were given, readably."""
 
+import importlib
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,15 @@ from haqjax.report.static import layers as figures
 from haqjax.report.static import search as progress
 from haqjax.report.static import style
 from haqjax.types import Cost
+
+
+@pytest.mark.parametrize("name", ["layers", "roofline", "search"])
+def test_every_interactive_figure_has_a_static_twin(name):
+    interactive, static = (
+        importlib.import_module(f"haqjax.report.{form}.{name}") for form in ("interactive", "static")
+    )
+    charts = [key for key in vars(interactive) if key.endswith("_chart")]
+    assert charts and all(hasattr(static, key.replace("_chart", "_figure")) for key in charts)
 
 
 def bars(axes) -> list[float]:

@@ -3,7 +3,9 @@
 import csv
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,15 +16,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-import haqjax.run.commands.search
 import haqjax.run.float_network
-import haqjax.run.folder.files
-import haqjax.run.folder.journal
-import haqjax.run.setup
 from haqjax import budget, calibrate, cost_table, layers, machine, quantize, total_cost
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
-from haqjax.evaluation import evaluator, make_evaluator
+from haqjax.evaluation import make_evaluator
+from haqjax.evaluation.evaluator import split_into_batches
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.run import (
@@ -35,7 +34,11 @@ from haqjax.run import (
     run_search,
     run_train,
 )
-from haqjax.searchers import loop, make_problem
+from haqjax.run.folder.files import open_folder
+from haqjax.run.folder.journal import open_journal, read_back, read_warm_start
+from haqjax.run.resumable import make_searcher
+from haqjax.run.setup import prepare
+from haqjax.searchers import driver, loop, make_problem
 
 EPISODES = 10  # not a multiple of the 4 policies of a round
 
@@ -52,7 +55,7 @@ def world(tmp_path_factory):
 
 def run(out, **changes):
     asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "search": "haq"} | changes
-    config = SearchConfig(out=str(out), **asked)
+    config = SearchConfig.of(out=str(out), **asked)
     with open(f"{out}.txt", "w") as said:
         run_search(config, Console(file=said, width=100))
     return config
@@ -115,11 +118,11 @@ def test_the_folder_is_complete(finished):
 
 def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
     monkeypatch.setattr(haqjax.run.float_network, "train_network", None)  # calling it would fail
-    compiled = loop.judge._cache_size()
+    compiled = driver.evaluate_policies._cache_size()
     run(world / "again")
     assert read(world / "again") == read(finished)
     run(world / "other", seed=1)
-    assert loop.judge._cache_size() == compiled  # other seeds and other arrays are data
+    assert driver.evaluate_policies._cache_size() == compiled  # other seeds and other arrays are data
     assert read(world / "other")["layers"] != read(finished)["layers"]
 
 
@@ -159,38 +162,38 @@ def test_a_table_with_some_widths_restricts_the_search(world, finished):
 
 
 def test_ctrl_c_keeps_what_was_found(world, finished, monkeypatch):
-    played = loop.play_round
+    usual = loop.run_round
 
     def stop_in_round_2(*arguments):
         if int(arguments[2].episode) == 4:
             raise KeyboardInterrupt
-        return played(*arguments)
+        return usual(*arguments)
 
-    monkeypatch.setattr(loop, "play_round", stop_in_round_2)
+    monkeypatch.setattr(loop, "run_round", stop_in_round_2)
     run(world / "stopped")
     told = read(world / "stopped")
     assert told["interrupted"] and told["episodes"] == 4
 
 
 def test_a_stopped_search_goes_on_as_if_it_had_not_stopped(world, finished, monkeypatch):
-    played = loop.play_round
+    usual = loop.run_round
 
     def stop_in_round_2(*arguments):
         if int(arguments[2].episode) == 4:
             raise KeyboardInterrupt
-        return played(*arguments)
+        return usual(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "play_round", stop_in_round_2)
+        patch.setattr(loop, "run_round", stop_in_round_2)
         run(world / "halted")
     with pytest.raises(ValueError, match="was started with budget '0.6', not '0.5'"):
-        run_search(SearchConfig(resume=str(world / "halted"), budget="0.5"), Console(quiet=True))
-    run_search(SearchConfig(resume=str(world / "halted")), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(world / "halted"), budget="0.5"), Console(quiet=True))
+    run_search(SearchConfig.of(resume=str(world / "halted")), Console(quiet=True))
     assert read(world / "halted") == read(finished)
     for name in ("episodes.csv", "config.yaml"):
         whole, halted = ((folder / name).read_text() for folder in (finished, world / "halted"))
         assert halted.replace("halted", "first") == whole
-    run_search(SearchConfig(resume=str(world / "halted"), episodes=EPISODES + 2), Console(quiet=True))
+    run_search(SearchConfig.of(resume=str(world / "halted"), episodes=EPISODES + 2), Console(quiet=True))
     assert read(world / "halted")["episodes"] == EPISODES + 2
 
 
@@ -210,23 +213,23 @@ def test_a_race_reports_what_every_image_says(world, finished):
     assert raced["accuracies"]["search"]["policy"] == pytest.approx(best)
 
 
-def test_additions_to_the_agent_change_what_it_proposes(world, finished):
-    run(world / "improved", extensions="start, exchange")
+def test_extensions_of_the_agent_change_what_it_proposes(world, finished):
+    run(world / "improved", extensions="start, swap")
     told = read(world / "improved")
     assert told["layers"] != read(finished)["layers"] or told["best_episode"] != read(finished)["best_episode"]
     config = yaml.safe_load((world / "improved" / "config.yaml").read_text())
-    assert config["additions"] == "start, exchange"
+    assert config["extensions"] == "start, swap"
 
 
 def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
     run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
-    config = SearchConfig(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
-    task = haqjax.run.setup.prepare(config)
-    problem = make_problem(task.layers, task.table, task.bounds, task.budget, lambda policies: policies[:, 0, 0], 0.5)
-    searcher = haqjax.run.commands.search.make_searcher(config)
-    begun = haqjax.run.folder.journal.warm_start(finished, searcher, problem, jax.random.key(5)).state.agent
-    with haqjax.run.folder.journal.open_journal(finished, haqjax.run.folder.files.open_folder(finished)) as journal:
-        learned = haqjax.run.folder.journal.read_back(journal, searcher, problem).state.agent
+    config = SearchConfig.of(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
+    of = prepare(config)
+    problem = make_problem(of.layers, of.table, of.bounds, of.budget, lambda policies: policies[:, 0, 0], 0.5)
+    searcher = make_searcher(config)
+    begun = read_warm_start(finished, searcher, problem, jax.random.key(5)).state.agent
+    with open_journal(finished, open_folder(finished)) as journal:
+        learned = read_back(journal, searcher, problem).state.agent
     for new, old in zip(jax.tree.leaves(begun.actor), jax.tree.leaves(learned.actor), strict=True):
         np.testing.assert_array_equal(new, old)
     assert int(begun.updates) == 0 < int(learned.updates)
@@ -243,22 +246,22 @@ def test_checkpoints_of_another_search_or_cut_short_are_told_in_one_line(world, 
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(ValueError, match="checkpoints in .* can be read: remove it to begin anew"):
-        run_search(SearchConfig(resume=str(copy)), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(copy)), Console(quiet=True))
     copy = shutil.copytree(finished, world / "other_config")
     told = yaml.safe_load((copy / "config.yaml").read_text()) | {"seed": 3}
     (copy / "config.yaml").write_text(yaml.safe_dump(told))
     with pytest.raises(ValueError, match="are of another run: seed was 0 and is 3 now"):
-        run_search(SearchConfig(resume=str(copy)), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(copy)), Console(quiet=True))
     assert read(copy) == read(finished)
     with pytest.raises(ValueError, match="has no config.yaml"):
-        run_search(SearchConfig(resume=str(world / "nowhere")), Console(quiet=True))
+        run_search(SearchConfig.of(resume=str(world / "nowhere")), Console(quiet=True))
 
 
 def test_ctrl_c_before_the_first_round_leaves_nothing(world, finished, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "play_round", stop)
+    monkeypatch.setattr(loop, "run_round", stop)
     with pytest.raises(RuntimeError, match="nothing was found"):
         run(world / "never")
     assert not (world / "never").exists()
@@ -277,7 +280,7 @@ def test_trained_weights_serve_a_search(world, finished, weights, monkeypatch):
 
 def test_weights_of_another_network_are_refused(world, weights):
     with pytest.raises(ValueError, match="of another network"):
-        run_search(SearchConfig(model="resnet56", image_size=8, weights=str(weights), out=str(world / "no")), Console())
+        run(world / "no", model="resnet56", weights=str(weights))
     assert not (world / "no").exists()
 
 
@@ -330,11 +333,11 @@ BAD = [
     (["--layers", "no.such=4"], "'no.such' matches none of the 53 layers"),
     (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
     (
-        ["--search", "haq", "--additions", "wings"],
-        "unknown addition 'wings': there are costs, exchange, retain, start, twin",
+        ["--search", "haq", "--extensions", "wings"],
+        "unknown extension 'wings': there are costs, retain, start, swap, twin",
     ),
-    (["--additions", "twin"], "additions 'twin' are to the search 'haq', not to 'ilp'"),
-    (["--search", "haq", "--additions", "start", "--max-drop", "1"], "is for a search within one budget"),
+    (["--extensions", "twin"], "extensions 'twin' are to the search 'haq', not to 'ilp'"),
+    (["--search", "haq", "--extensions", "start", "--max-drop", "1"], "is for a search within one budget"),
     (["--search", "haq", "--race", "1"], "race is 1.0: give the chance of an error, from 0 to below 1"),
     (["--race", "0.1"], "race 0.1 is for haq, random, uniform"),
     (["--warm-start", "runs/x", "--search", "random"], "warm_start 'runs/x' is for the search 'haq'"),
@@ -351,6 +354,8 @@ BAD = [
     (["--metric", "memory", "--budget", "1KiB"], "memory budget 1 KiB is below the floor"),
     (["--modle", "resnet50"], "--modle"),
     (["--episodes", "0"], "episodes is 0"),
+    (["--episodes", "ten"], "Error parsing --episodes: invalid literal"),
+    (["--search-images", "some"], "Error parsing --search-images: no type"),
     (["--seed", "-1"], "seed is -1"),
     (["--seed", str(2**63)], "seed is 9223372036854775808"),
     (["--weights", "nowhere"], "weights 'nowhere' is no folder"),
@@ -372,9 +377,40 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+LONG = [  # options that a record's own check refuses
+    {"model": "resnet18"},
+    {"hosts": "here"},
+    {"cuts": 3, "finetune_steps": 1},
+    {"race": 0.1},
+    {"max_drop": 1.0, "budget": "0.6"},
+]
+
+
+@pytest.mark.parametrize("options", LONG, ids=lambda options: "+".join(options))
+def test_a_message_longer_than_the_terminal_is_wide_stays_one_line(options, monkeypatch, capsys):
+    with pytest.raises(ValueError) as refused:
+        SearchConfig.of(**options)
+    monkeypatch.setenv("COLUMNS", "60")
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["haqjax", "search", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert len(str(refused.value)) > 60 and capsys.readouterr() == ("", f"haqjax: {refused.value}\n")
+
+
+def test_a_process_ends_with_that_line_and_status_2(tmp_path):
+    with pytest.raises(ValueError) as refused:
+        SearchConfig.of(race=0.1)
+    words = [sys.executable, "-m", "haqjax", "search", "--race", "0.1"]
+    ended = subprocess.run(words, cwd=tmp_path, env=os.environ | {"COLUMNS": "40"}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"haqjax: {refused.value}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_budget_below_the_floor_says_what_holds_it(tmp_path):
-    with pytest.raises(ValueError, match=r"latency budget .* ms is below the floor .* ms .* held by \S+ \d+ %"):
-        haqjax.run.commands.search.prepare(SearchConfig(model="mobilenet_v2", budget=0.02))
+    with pytest.raises(ValueError, match=r"latency budget .* ms is below the floor .* ms .*, most of it in \S+ \d+ %"):
+        prepare(SearchConfig.of(model="mobilenet_v2", budget=0.02))
 
 
 def test_the_evaluator_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
@@ -394,7 +430,7 @@ def test_the_evaluator_equals_the_quantised_network_and_counts_nothing_that_is_n
 
 
 def test_the_last_batch_is_filled_up_with_images_that_do_not_count():
-    images, labels = evaluator.in_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
+    images, labels = split_into_batches(Split(np.ones((5, 1, 1, 1), np.float32), np.arange(5, dtype=np.int32)), 3)
     assert images.shape == (2, 3, 1, 1, 1) and labels.tolist() == [[0, 1, 2], [3, 4, -1]]
 
 

@@ -9,15 +9,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-import haqjax.run.folder.result
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
+import haqjax.run.answers.common
+import haqjax.run.evaluators
 import haqjax.run.folder.journal
 import haqjax.run.resumable
-import haqjax.run.setup
 from haqjax import calibrate
 from haqjax.cli import main
 from haqjax.data import Split
@@ -36,7 +36,7 @@ ASKED = dict(search="random", layers="*=2-8", rounding="nearest", episodes=EPISO
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(haqjax.run.folder.result, "write_figure", lambda *told: None)  # takes seconds
+        patch.setattr(haqjax.run.answers.common, "save", lambda *figure: None)  # takes seconds
         patch.setattr(haqjax.run.folder.journal, "EVERY", 0.0)
         install(patch)
         yield tmp_path_factory.mktemp("runs")
@@ -44,7 +44,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(world):
-    return run_search(SearchConfig(**ASKED, out=str(world / "whole")), Console(quiet=True))
+    return run_search(SearchConfig.of(**ASKED, out=str(world / "whole")), Console(quiet=True))
 
 
 def read(folder):
@@ -54,7 +54,7 @@ def read(folder):
 def resume(folder):
     """Goes on to the end; returns what was said."""
     with tempfile.TemporaryFile("w+") as said:
-        run_search(SearchConfig(resume=str(folder)), Console(file=said, width=200))
+        run_search(SearchConfig.of(resume=str(folder)), Console(file=said, width=200))
         said.seek(0)
         return said.read()
 
@@ -172,9 +172,9 @@ def read_only(world, finished):
 def test_a_folder_that_is_read_only_is_told_before_any_work(read_only, finished):
     with as_anyone():
         with pytest.raises(ValueError, match="run cannot be written to, .*: make it writable"):
-            find_folder(SearchConfig(resume=str(read_only / "run")))
+            find_folder(SearchConfig.of(resume=str(read_only / "run")))
         with pytest.raises(ValueError, match=r"new cannot be made: .* is no folder that can be written to"):
-            SearchConfig(out=str(read_only / "new")).check()
+            SearchConfig.of(out=str(read_only / "new")).check_files()
     assert read(read_only / "run") == read(finished)
 
 
@@ -199,9 +199,9 @@ def test_policies_with_outputs_that_are_not_finite_are_counted_and_never_win(wor
 
     spoilt = Evaluator(evaluate, None, None, None, None)
 
-    monkeypatch.setattr(haqjax.run.setup, "make_evaluator", lambda *rest, **options: spoilt)
+    monkeypatch.setattr(haqjax.run.evaluators, "make_evaluator", lambda *rest, **options: spoilt)
     with open(world / "said.txt", "w+") as file:
-        out = run_search(SearchConfig(**ASKED, out=str(world / "infinite")), Console(file=file, width=200))
+        out = run_search(SearchConfig.of(**ASKED, out=str(world / "infinite")), Console(file=file, width=200))
         file.seek(0)
         said = file.read()
     told, rows = read(out)

@@ -10,7 +10,7 @@ from rich.console import Console
 from haqjax.hardware import cost_table, machine
 from haqjax.models import outline
 from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
-from haqjax.run.commands.search import prepare
+from haqjax.run.setup import prepare
 from haqjax.tracing.hooks import layers
 
 OWN = """
@@ -43,10 +43,10 @@ def test_a_search_is_prepared_on_a_table_and_refuses_that_of_another_network(tmp
     out = run_table(
         TableConfig(out=str(tmp_path / "t.csv"), model="resnet20", image_size=32, classes=10), Console(quiet=True)
     )
-    edge, own = (prepare(SearchConfig(model="resnet20", hw=hw)) for hw in ("edge", str(out)))
+    edge, own = (prepare(SearchConfig.of(model="resnet20", hw=hw)) for hw in ("edge", str(out)))
     np.testing.assert_allclose(own.budget.latency, edge.budget.latency, rtol=1e-6)
     with pytest.raises(ValueError, match="the table has no layer"):
-        prepare(SearchConfig(model="resnet56", hw=str(out)))
+        prepare(SearchConfig.of(model="resnet56", hw=str(out)))
 
 
 def test_a_function_of_the_user_s_is_a_network(tmp_path, monkeypatch):

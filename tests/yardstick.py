@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).parents[1]
-FEW = ("--seed", "3", "--search-images", "120", "--report-images", "120")
+SEED = ("--seed", "3")
 RESNET, MOBILENET = ("--model", "resnet20", "--hw"), ("--model", "mobilenet_v2", "--hw")
 SEARCHES: dict[str, tuple[str, ...]] = {
     "ilp": (*MOBILENET, "edge", "--search", "ilp", "--episodes", "24", "--rounding", "nearest"),
@@ -76,7 +76,7 @@ def record(config: Record) -> None:
         if config.only and name not in config.only:
             continue
         folder = out / "runs" / name
-        run("search", *words, *FEW, "--out", str(folder))
+        run("search", *words, *SEED, "--out", str(folder))
         if name == TUNED:
             run("finetune", "--run", str(folder), "--epochs", "1", "--clip-rate", "0.001", "--seed", "3")
         (out / name).mkdir()

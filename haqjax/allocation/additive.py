@@ -1,4 +1,4 @@
-"""Losses that add up over layers: what sensitivities are, and what they say of a policy."""
+"""Sensitivities: losses that add up over layers."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from scipy.stats import spearmanr
 from haqjax.allocation.choices import allowed
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
 
-WORST = 10.0  # spreads of all other sensitivities together: what one that is no number counts as
-NAMED = 3  # of those that are no numbers, in a warning
+WORST = 10.0  # spans of all other sensitivities together: a sensitivity that is NaN counts as so much worse
+NAMED = 3  # of the NaNs, in a warning
 
 ERROR_PER_BIT = 4.0  # law of quantisation noise: a bit less has four times the squared error
 Sensitivity = Float[np.ndarray, "L 2 8"] | Float[np.ndarray, "L 8 8"]  # of each entry, or of each pair of widths
 
 
 def to_pairs(sensitivity: Sensitivity) -> Float[np.ndarray, "L 8 8"]:
-    """Sensitivities of pairs of widths: the sum of both entries', unless they are of pairs already.
+    """Computes sensitivities of pairs of widths: the sum of both entries', unless they are of pairs already.
 
     >>> to_pairs(np.ones((1, 2, 8)))[0, 3, 3]
     np.float64(2.0)
@@ -39,7 +39,7 @@ def sensitivity_by_law(layers: int) -> Float[np.ndarray, "L 2 8"]:
 
 
 def predict(sensitivity: Sensitivity, policies: Int[np.ndarray, "*n L 2"]) -> Float[np.ndarray, "*n"]:
-    """The sum of what every layer loses.
+    """Sums the losses of all layers.
 
     >>> predict(np.arange(8.0) * np.ones((3, 2, 1)), np.full((5, 3, 2), 2)).tolist()
     [6.0, 6.0, 6.0, 6.0, 6.0]
@@ -51,10 +51,10 @@ def predict(sensitivity: Sensitivity, policies: Int[np.ndarray, "*n L 2"]) -> Fl
 def rank_correlation(
     sensitivity: Sensitivity, policies: Int[np.ndarray, "N L 2"], losses: Float[np.ndarray, "N"]
 ) -> float:
-    """How well sums over layers put policies in order: Spearman's rank correlation with the losses evaluated.
+    """Measures how well sums over layers put policies in order: Spearman's rank correlation with the losses evaluated.
 
     Args:
-      losses: of the policies as they are; one that is no number counts as the greatest.
+      losses: of the policies as they are; NaN counts as the greatest.
 
     Returns:
       From -1 to 1; NaN where all losses, or all sums, are equal, or there are fewer than 3 policies.
@@ -80,12 +80,12 @@ def rank_correlation(
 def guard(
     sensitivity: Sensitivity, bounds: Bounds, names: Sequence[str] | None = None, *, factor: float = WORST
 ) -> Sensitivity:
-    """Sensitivities in which everything is finite: what is not, counts as far worse than all the rest together.
+    """Makes sensitivities finite: what is not, counts as far worse than all the rest together.
 
     A warning names what the bounds allow and is not finite; what they do not allow becomes 0.
 
     Args:
-      factor: by how much worse than the worst, in spreads of all the rest together; with 0 as bad as the worst.
+      factor: by how much worse than the worst, in spans of all the rest together; with 0 as bad as the worst.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> guard(np.where(np.arange(8) < 2, np.nan, np.ones((2, 2, 1))), make_bounds(2, low=3)).sum(axis=-1).tolist()
@@ -98,10 +98,12 @@ def guard(
     broken = np.argwhere(there & ~finite)
     if not len(broken):
         return np.where(finite, values, 0)
-    told = [describe_entry(index, values.shape, names) for index in broken[:NAMED]]
+    described = [describe_entry(index, values.shape, names) for index in broken[:NAMED]]
     more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
     warnings.warn(
-        f"sensitivities that are not finite count as the worst: {', '.join(told)}{more}", RuntimeWarning, stacklevel=3
+        f"sensitivities that are not finite count as the worst: {', '.join(described)}{more}",
+        RuntimeWarning,
+        stacklevel=3,
     )
     known = np.where(there & finite, values, 0)
     worst = known.max() + factor * max(np.abs(known).sum(), 1.0)
@@ -109,7 +111,7 @@ def guard(
 
 
 def describe_entry(index: Int[np.ndarray, "3"], shape: tuple[int, ...], names: Sequence[str] | None = None) -> str:
-    """What stands at one place of sensitivities of this shape, in words.
+    """Describes one entry of sensitivities of this shape, in words.
 
     >>> describe_entry((1, 0, 3), (2, 2, 8)), describe_entry((1, 0, 3), (2, 8, 8), ("stem", "head"))
     ('layer 1, weights at 4 bits', 'head, weights at 1 and activations at 4 bits')

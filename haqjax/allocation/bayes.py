@@ -1,4 +1,4 @@
-"""Bayesian regression of losses on widths: what evaluations say beyond the sensitivities they started from."""
+"""Bayesian linear regression of losses on widths, around given sensitivities."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,11 @@ from scipy.linalg import cho_factor, cho_solve
 
 from haqjax.types import WIDTHS
 
-TRUST = 0.5  # standard deviation of a sensitivity, in shares of what it started from
+TRUST = 0.5  # standard deviation of a sensitivity, as a fraction of what it started from
 LEVEL = 3.0  # of the common offset, in deviations of the losses
-NOISE = 0.1  # deviation from additivity near the best policy, in shares of the median policy's distance from it
+NOISE = 0.1  # deviation from additivity near the best policy, as a fraction of the median policy's distance from it
 FADING = 0.2  # how it grows with a policy's own distance: far policies say less about the best one's surroundings
-FLOOR = 1e-3  # least sensitivity to begin with, in shares of the largest
+FLOOR = 1e-3  # least sensitivity to begin with, as a fraction of the largest
 
 
 class Posterior(NamedTuple):
@@ -46,12 +46,12 @@ def fit(
 
 
 def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:
-    """The expected sensitivities."""
+    """Returns the expected sensitivities."""
     return _sensitivity(posterior, posterior.mean)
 
 
 def draw(posterior: Posterior, random: np.random.Generator) -> Float[np.ndarray, "L 2 8"]:
-    """Sensitivities from the distribution: a draw from before the evaluations, corrected by them (Matheron's rule)."""
+    """Draws sensitivities: a draw from before the evaluations, corrected by them (Matheron's rule)."""
     weights, noise = random.normal(size=posterior.rows.shape[1]), random.normal(size=len(posterior.rows))
     correction = posterior.rows.T @ cho_solve(posterior.factor, -(posterior.rows @ weights) - noise)
     return _sensitivity(posterior, posterior.mean + weights + correction)
@@ -60,7 +60,7 @@ def draw(posterior: Posterior, random: np.random.Generator) -> Float[np.ndarray,
 def _features(
     start: Float[np.ndarray, "L 2 7"], policies: Int[np.ndarray, "N L 2"], level: float
 ) -> Float[np.ndarray, "N F"]:
-    """Offset, predicted loss, and each bit that is missing, times the deviation of its weight."""
+    """Lays out offset, predicted loss, and each bit that is missing, times the deviation of its weight."""
     missing = (np.asarray(policies)[..., None] <= np.arange(1, WIDTHS)).reshape(len(policies), -1)
     offset, scale = np.full((len(policies), 1), level), (missing @ start.ravel())[:, None]
     return np.concatenate([offset, scale, missing * (TRUST * start.ravel())], axis=1)

@@ -1,4 +1,4 @@
-"""The pairs of widths that each layer may have, as the columns of a linear programme."""
+"""Choices of a linear programme: the pairs of widths that each layer may have, as columns."""
 
 from typing import NamedTuple
 
@@ -11,18 +11,18 @@ from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds, Budget, Cost, CostT
 
 
 class Choices(NamedTuple):
-    """C pairs of widths for G groups of layers that share their bits; most groups are one layer."""
+    """C pairs of widths for G groups of tied layers; most groups are one layer."""
 
     group_of: Int[np.ndarray, "L"]
     group: Int[np.ndarray, "C"]  # rising
     bits: Int[np.ndarray, "C 2"]
     loss: Float[np.ndarray, "C"]  # summed over the group
-    shares: Float[np.ndarray, "R C"]  # of what the R limited sums may cost, summed over the group
-    room: Float[np.ndarray, "R"]  # the shares that are left to the groups: 1, less what no policy changes
+    fractions: Float[np.ndarray, "R C"]  # costs as fractions of the R limits, summed over the group
+    room: Float[np.ndarray, "R"]  # the fractions that are left to the groups: 1, less what no policy changes
 
 
 def list_choices(sensitivity: Float[np.ndarray, "L 8 8"], table: CostTable, bounds: Bounds, budget: Budget) -> Choices:
-    """Every pair that the bounds allow, with what it loses and costs; pinned layers have one.
+    """Lists every pair that the bounds allow, with what it loses and costs; pinned layers have one.
 
     Args:
       sensitivity: loss of each layer at each pair of widths.
@@ -32,20 +32,20 @@ def list_choices(sensitivity: Float[np.ndarray, "L 8 8"], table: CostTable, boun
     leaders, group_of = np.unique(first, return_inverse=True)
     there = allowed(bounds)[leaders]
     group, weight, activation = np.nonzero(there[:, WEIGHT, :, None] & there[:, ACTIVATION, None, :])
-    shares, room = limited(table, budget)
+    fractions, room = limited(table, budget)
 
     def collect(values: Float[np.ndarray, "L 8 8"]) -> Float[np.ndarray, "C"]:
         total = np.zeros((len(leaders), WIDTHS, WIDTHS))
         np.add.at(total, group_of, values)
         return total[group, weight, activation]
 
-    costs = np.array([collect(values) for values in shares]).reshape(len(shares), len(group))
+    costs = np.array([collect(values) for values in fractions]).reshape(len(fractions), len(group))
     bits = np.stack([weight, activation], axis=-1) + 1
     return Choices(group_of, group, bits, collect(sensitivity), costs, room)
 
 
 def allowed(bounds: Bounds) -> Bool[np.ndarray, "L 2 8"]:
-    """Which widths each entry may have, by bits - 1."""
+    """Marks the widths that each entry may have, by bits - 1."""
     widths, _ = ladder(bounds)
     there = np.zeros((*bounds.low.shape, WIDTHS), bool)
     np.put_along_axis(there, np.asarray(widths) - 1, True, axis=-1)
@@ -53,20 +53,20 @@ def allowed(bounds: Bounds) -> Bool[np.ndarray, "L 2 8"]:
 
 
 def limited(table: CostTable, budget: Budget) -> tuple[list[Float[np.ndarray, "L 8 8"]], Float[np.ndarray, "R"]]:
-    """The tables of the resources with a limit, as shares of it, and the shares that no policy changes leave free."""
-    shares, room = [], []
+    """Divides the tables of resources by their limits, and says what is left of each limit that no policy changes."""
+    fractions, room = [], []
     for name, values in zip(Cost._fields, tables(table), strict=False):
         limit, fixed = getattr(budget, name), getattr(table.fixed, name)
         if limit is None or np.isposinf(limit):
             continue
-        shares.append(np.asarray(values, np.float64) / float(limit))
+        fractions.append(np.asarray(values, np.float64) / float(limit))
         room.append(1 - (0.0 if fixed is None else float(fixed)) / float(limit))
-    return shares, np.array(room)
+    return fractions, np.array(room)
 
 
 def without_dominated(choices: Choices) -> Choices:
-    """Without the pairs that another pair of the group beats in every respect; of equals the first stays."""
-    value = np.concatenate([choices.loss[None], choices.shares])
+    """Leaves out the pairs that another pair of the group beats in every respect; of equals the first stays."""
+    value = np.concatenate([choices.loss[None], choices.fractions])
     keep = np.ones(len(choices.group), bool)
     for group in range(choices.group[-1] + 1):
         rows = np.flatnonzero(choices.group == group)
@@ -76,10 +76,13 @@ def without_dominated(choices: Choices) -> Choices:
         beaten = no_worse & (~equal | (np.arange(len(rows))[:, None] < np.arange(len(rows))[None]))
         keep[rows] = ~beaten.any(axis=0)
     return choices._replace(
-        group=choices.group[keep], bits=choices.bits[keep], loss=choices.loss[keep], shares=choices.shares[:, keep]
+        group=choices.group[keep],
+        bits=choices.bits[keep],
+        loss=choices.loss[keep],
+        fractions=choices.fractions[:, keep],
     )
 
 
 def to_policy(choices: Choices, taken: Int[np.ndarray, "G"]) -> Int[np.ndarray, "L 2"]:
-    """The policy in which each group has the pair at these columns, in the order of groups."""
+    """Makes the policy in which each group has the pair at these columns, in the order of groups."""
     return choices.bits[taken][choices.group_of].astype(np.int32)

@@ -1,4 +1,4 @@
-"""The best policy within budgets when the losses of layers add up: an integer linear programme, solved exactly."""
+"""Integer linear programme of allocation: the best policy within budgets when the losses of layers add up."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +48,7 @@ def allocate(
     gap: float = GAP,
     seconds: float = SECONDS,
 ) -> Allocation:
-    """The policy within the budget whose layers' sensitivities add up to the least.
+    """Finds the policy within the budget whose layers' sensitivities add up to the least.
 
     There is a binary variable for each layer and pair of widths, because latency does not separate into weights and
     activations, and a row for each limited resource. Peak memory takes a row a product, and a variable a tensor that
@@ -103,12 +103,12 @@ def _write(
     table: CostTable,
     other_than: Sequence[Int[np.ndarray, "L 2"]],
     near: tuple[Int[np.ndarray, "L 2"], int] | None,
-    share: float,
+    fraction: float,
 ) -> Programme:
-    """The programme whose costs stay within a share of what is left to the layers."""
+    """Writes the programme whose costs stay within a fraction of what is left to the layers."""
     columns, groups = len(choices.group), int(choices.group[-1]) + 1
     one_each = coo_array((np.ones(columns), (choices.group, np.arange(columns))), shape=(groups, columns))
-    parts = [_rows(one_each, 1, 1), _rows(choices.shares, -np.inf, choices.room * share)]
+    parts = [_rows(one_each, 1, 1), _rows(choices.fractions, -np.inf, choices.room * fraction)]
     if len(other_than):
         parts.append(_rows(agreements(choices, np.asarray(other_than)), -np.inf, groups - 1))
     if near is not None:
@@ -116,7 +116,7 @@ def _write(
         parts.append(_rows(agreements(choices, np.asarray(policy)[None]), groups - distance, np.inf))
     if memory is not None:
         parts = [part._replace(rows=_widen(part.rows, len(memory.elements))) for part in parts]
-        parts += _memory_rows(choices, memory, budget, table, share)
+        parts += _memory_rows(choices, memory, budget, table, fraction)
     return Programme(
         vstack([part.rows for part in parts], format="csr"),
         np.concatenate([part.low for part in parts]),
@@ -125,13 +125,13 @@ def _write(
 
 
 def agreements(choices: Choices, policies: Int[np.ndarray, "N L 2"]) -> Float[np.ndarray, "N C"]:
-    """1 where a choice is what a policy has for the group."""
+    """Marks with 1 where a choice is what a policy has for the group."""
     _, leaders = np.unique(choices.group_of, return_index=True)
     return (policies[:, leaders][:, choices.group] == choices.bits[None]).all(axis=-1).astype(float)
 
 
 def _memory_rows(
-    choices: Choices, memory: Lifetimes, budget: Budget, table: CostTable, share: float
+    choices: Choices, memory: Lifetimes, budget: Budget, table: CostTable, fraction: float
 ) -> list[Programme]:
     readers, elements = np.asarray(memory.readers), np.asarray(memory.elements, np.float64)
     tensors, layers = np.nonzero(readers)
@@ -144,7 +144,7 @@ def _memory_rows(
     limit = float(np.asarray(budget.memory))
     bytes_at_8 = np.asarray(memory.alive) * elements / limit
     unread = ~readers.any(axis=1)
-    room = share * (1 - extra / limit) - bytes_at_8[:, unread].sum(axis=1) * FULL_PRECISION / WIDTHS
+    room = fraction * (1 - extra / limit) - bytes_at_8[:, unread].sum(axis=1) * FULL_PRECISION / WIDTHS
     empty = csr_array((len(bytes_at_8), len(choices.group)))
     held = _rows(hstack([empty, csr_array(np.where(unread, 0.0, bytes_at_8))]), -np.inf, room)
     return [as_wide, held]

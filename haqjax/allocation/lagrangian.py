@@ -1,4 +1,4 @@
-"""What accuracy costs: the policies that are best at some price of a resource."""
+"""Trade-off curve by Lagrangian relaxation (Shoham and Gersho 1988): the best policies at each price of a resource."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ class Curve(NamedTuple):
 
 
 def trade_off_curve(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, resource: str = "latency") -> Curve:
-    """All policies that are least in loss plus a price times the cost of one resource, for some price.
+    """Finds all policies that are least in loss plus a price times the cost of one resource, for some price.
 
     For a given price every layer chooses on its own, and as the price falls it walks along the convex hull of its own
     choices. The steps of all layers in the order of what they save, dearest first, are the whole curve: no price
@@ -47,9 +47,11 @@ def trade_off_curve(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, 
     known = dict(zip(Cost._fields, tables(table), strict=False))
     if resource not in known:
         raise ValueError(f"the table has no sum {resource!r}: there are {', '.join(known)}")
-    unit = Budget(*(jnp.asarray(1.0 if name == resource else jnp.inf) for name in Cost._fields))  # shares of 1: costs
+    unit = Budget(
+        *(jnp.asarray(1.0 if name == resource else jnp.inf) for name in Cost._fields)
+    )  # fractions of 1: costs
     choices = list_choices(to_pairs(guard(sensitivity, bounds)), table, bounds, unit)
-    cost, loss = choices.shares[0], choices.loss
+    cost, loss = choices.fractions[0], choices.loss
     groups = range(choices.group[-1] + 1)
     hulls = [np.array(_hull(np.flatnonzero(choices.group == g), cost, loss)) for g in groups]
     start = np.array([hull[0] for hull in hulls])
@@ -70,7 +72,7 @@ def trade_off_curve(sensitivity: Sensitivity, table: CostTable, bounds: Bounds, 
 
 
 def _hull(rows: Int[np.ndarray, "c"], cost: Float[np.ndarray, "C"], loss: Float[np.ndarray, "C"]) -> list[int]:
-    """The rows on the lower left convex hull, from the cheapest to the one of least loss."""
+    """Finds the rows on the lower left convex hull, from the cheapest to the one of least loss."""
     hull: list[int] = []
     for row in rows[np.lexsort((loss[rows], cost[rows]))]:
         if hull and loss[row] >= loss[hull[-1]]:
@@ -82,6 +84,6 @@ def _hull(rows: Int[np.ndarray, "c"], cost: Float[np.ndarray, "C"], loss: Float[
 
 
 def _is_above(middle: int, left: int, right: int, cost: np.ndarray, loss: np.ndarray) -> bool:
-    """Whether the middle one does not lie below the line between the others."""
+    """Tests that the middle one does not lie below the line between the others."""
     rise = (loss[middle] - loss[left]) * (cost[right] - cost[left])
     return bool(rise >= (loss[right] - loss[left]) * (cost[middle] - cost[left]))

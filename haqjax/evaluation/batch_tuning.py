@@ -79,7 +79,7 @@ def choose_batches(
     known = None if path is None else _recall(path)
     if known in tried:
         return known
-    seconds = time_candidates(apply, params, split, ranges, tried, policies=policies, clock=clock)
+    seconds = _time_candidates(apply, params, split, ranges, tried, policies=policies, clock=clock)
     best = tried[int(np.argmin(seconds))]
     if path is not None:
         _remember(path, best, tried, seconds)
@@ -99,7 +99,7 @@ def list_candidates(split: Split, policies: int) -> list[Batches]:
     return [Batches(count, at_once) for count in images for at_once in sorted({min(n, policies) for n in POLICIES})]
 
 
-def time_candidates(
+def _time_candidates(
     apply: Apply,
     params: PyTree,
     split: Split,

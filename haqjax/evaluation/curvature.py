@@ -18,7 +18,7 @@ from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
-Pairs = tuple[tuple[Array, Array], ...]  # one a layer: (of the weight, of the activation)
+_Pairs = tuple[tuple[Array, Array], ...]  # one a layer: (of the weight, of the activation)
 
 
 class _Fisher(NamedTuple):
@@ -157,7 +157,7 @@ def _measure_trace(
 
 
 def _loss(
-    apply: Apply, shifts: Pairs, params: PyTree, images: Array, labels: Int[Array, "B"]
+    apply: Apply, shifts: _Pairs, params: PyTree, images: Array, labels: Int[Array, "B"]
 ) -> tuple[Float[Array, ""], tuple[Array, ...]]:
     """Sums the cross entropy of shifted weights and activations over the images; returns activations, too."""
 
@@ -170,7 +170,7 @@ def _loss(
     return jnp.where(labels >= 0, losses, 0).sum(), activations
 
 
-def _zeros(apply: Apply, params: PyTree, images: Array) -> Pairs:
+def _zeros(apply: Apply, params: PyTree, images: Array) -> _Pairs:
     """Makes shifts of zero for every layer's weight and activation."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple[Array, Array]]:

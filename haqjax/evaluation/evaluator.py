@@ -234,7 +234,7 @@ def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:
 
 
 def _shard_batches(batches: Array, mesh: Mesh, blank: float) -> Array:
-    """Spreads micro-batches over the axis `image`, each device with as many: blank ones are added."""
+    """Cuts micro-batches along the axis `image`, as many for each device: blank ones are added."""
     missing = -len(batches) % mesh.shape[IMAGE]
     padding = ((0, missing), *((0, 0),) * (batches.ndim - 1))
     return place(np.pad(np.asarray(batches), padding, constant_values=blank), mesh, IMAGE)

@@ -18,7 +18,7 @@ from haqjax.training.finetuning_many import Tune, draw_batches, make_tuner
 from haqjax.types import Evaluation, Evaluator, Ranges
 
 
-class Proxy(NamedTuple):
+class _Proxy(NamedTuple):
     """The batches of a proxy fine-tuning, and the evaluator of what it ends at."""
 
     images: Float[Array, "S B H W C"]  # of each step
@@ -65,7 +65,7 @@ def make_finetuned_evaluator(
     """
     images, labels = draw_batches(data, tuning, steps, key)
     base = make_evaluator(apply, params, split, ranges, batch_size=batch_size)
-    proxy = Proxy(images, labels, dataclasses.replace(base, params=None, ranges=None))
+    proxy = _Proxy(images, labels, dataclasses.replace(base, params=None, ranges=None))
     function = _make_function(apply, make_tuner(apply, apply_train, tuning), policies_at_once)
     return Evaluator(function, params, None, None, ranges, proxy)
 

@@ -29,7 +29,7 @@ MOST_BYTES = 2**27  # that the activation a cut is made at may take; what is kep
 FLOAT = 4  # bytes
 
 
-class Prefix(NamedTuple):
+class _Prefix(NamedTuple):
     """A known policy, with the activations that it has at each cut."""
 
     policy: Int[Array, "L 2"]
@@ -80,7 +80,7 @@ def make_prefix_evaluator(
         raise ValueError(f"cuts {cuts}: give ascending numbers of layers, from 1 to below {len(base)}")
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     base = jnp.asarray(base, jnp.int32)
-    prefix = Prefix(base, _run_heads(apply, cuts, params, images, ranges, base))
+    prefix = _Prefix(base, _run_heads(apply, cuts, params, images, ranges, base))
     return Evaluator(_make_function(apply, cuts), params, images, labels, ranges, prefix)
 
 
@@ -156,7 +156,7 @@ def _run_heads(
 def _make_function(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluation]:
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
-        prefix: Prefix = evaluator.extra
+        prefix: _Prefix = evaluator.extra
 
         def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
             network = with_hook(apply, hook_with(operands, ranges))

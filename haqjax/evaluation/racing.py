@@ -27,7 +27,7 @@ class Tally(NamedTuple):
 def make_racing_evaluator(
     apply: Apply, params: PyTree, split: Split, ranges: Ranges, *, error: float = 0.0, batch_size: int | None = None
 ) -> Evaluator:
-    """Makes an evaluator that stops at a policy which cannot reach an accuracy.
+    """Makes an evaluator that gives up a policy which cannot have a given accuracy.
 
     The images come in an order drawn once. After each micro-batch a policy is given up where its accuracy on all images
     is below the one asked for: for certain with `error` 0, as even all images left would not suffice; otherwise with a
@@ -37,7 +37,7 @@ def make_racing_evaluator(
 
     Args:
       apply, params, split, ranges: as for `haqjax.evaluation.make_evaluator`.
-      error: chance of giving up a policy that reaches the accuracy, 0 to below 1.
+      error: chance of giving up a policy that has the accuracy, 0 to below 1.
       batch_size: images at a time at most; None picks what suits the device.
 
     Returns:

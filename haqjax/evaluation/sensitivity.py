@@ -117,13 +117,13 @@ def probe_entries(evaluator: Evaluator, bounds: Bounds) -> Float[np.ndarray, "L 
     places = np.argwhere(there)  # layer, column, width - 1
     policies = np.full((len(places) + 1, *there.shape[:2]), FULL_PRECISION, np.int32)
     policies[np.arange(len(places)), places[:, 0], places[:, 1]] = places[:, 2] + 1
-    losses = evaluate_in_turn(evaluator, policies)
+    losses = _evaluate_in_turn(evaluator, policies)
     found = np.zeros(there.shape)
     found[there] = losses[:-1] - losses[-1]
     return found
 
 
-def evaluate_in_turn(evaluator: Evaluator, policies: Int[np.ndarray, "N L 2"]) -> Float[np.ndarray, "N"]:
+def _evaluate_in_turn(evaluator: Evaluator, policies: Int[np.ndarray, "N L 2"]) -> Float[np.ndarray, "N"]:
     """Evaluates the losses of any number of policies, `AT_ONCE` in a call of one compiled program."""
     missing = -len(policies) % AT_ONCE
     rows = np.concatenate([policies, np.repeat(policies[-1:], missing, axis=0)])
@@ -186,7 +186,7 @@ def check_additive(
     >>> {kind: round(value, 3) for kind, value in found.items()}
     {'sum': 1.0}
     """
-    losses = evaluate_in_turn(evaluator, np.asarray(policies))
+    losses = _evaluate_in_turn(evaluator, np.asarray(policies))
     return {kind: rank_correlation(values, policies, losses) for kind, values in sensitivities.items()}
 
 

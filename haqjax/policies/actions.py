@@ -16,7 +16,7 @@ from haqjax.types import ACTIVATION, WEIGHT, Bounds
 def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
     """Turns actions into bits: `round(low - 0.5 + action (high - low + 1))`, clipped into the bounds.
 
-    The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal share of [0, 1]. Where only some
+    The rule is HAQ's (Wang et al. 2019, section 3.2): every width owns an equal part of [0, 1]. Where only some
     widths are allowed, each of those does. Tied layers follow the first of their group.
 
     >>> from haqjax.policies.bounds import make_bounds
@@ -33,7 +33,7 @@ def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L
 
 
 def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n L 2"]:
-    """The action in the middle of those that `to_bits` turns into these bits.
+    """Finds the action in the middle of those that `to_bits` turns into these bits.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> to_actions(jnp.asarray([[2, 8]]), make_bounds(1, low=1, pinned={})).tolist()
@@ -44,7 +44,7 @@ def to_actions(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Float[Array, "*n
 
 
 def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
-    """The same bits everywhere, as far as the bounds allow: pinned layers keep theirs.
+    """Makes a policy of the same bits everywhere, as far as the bounds allow: pinned layers keep theirs.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> uniform(4, make_bounds(3)).tolist()
@@ -54,7 +54,7 @@ def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
 
 
 def to_rows(policy: Int[Array, "L 2"], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row a layer, ready for JSON.
+    """Lists one row a layer, ready for JSON.
 
     >>> to_rows(np.array([[8, 4]]), ["stem"])
     [{'name': 'stem', 'weight_bits': 8, 'activation_bits': 4}]

@@ -82,8 +82,8 @@ def to_rank(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"
     [[1, 7]]
     """
     widths, count = ladder(bounds)
-    reached = (lead(widths, policy, 1) <= policy[..., None]).sum(axis=-1) - 1
-    return jnp.clip(reached, 0, lead(count, policy) - 1)
+    below = (lead(widths, policy, 1) <= policy[..., None]).sum(axis=-1) - 1
+    return jnp.clip(below, 0, lead(count, policy) - 1)
 
 
 def at_rank(rank: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:

@@ -17,7 +17,7 @@ def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*
     neighbouring entries, which makes every table differentiable in the bits; at integers the two agree.
 
     Args:
-      table: costs [L, 8, 8] in seconds, joules, bytes and bit operations, and what peak memory is told from.
+      table: costs [L, 8, 8] in seconds, joules, bytes and bit operations, and the lifetimes for peak memory.
       policy: bits [..., L, 2] from 1 to 8, weights first; integers, or floating for the interpolation.
 
     Returns:

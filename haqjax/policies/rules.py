@@ -1,4 +1,4 @@
-"""Rules on the names of layers: which widths some of them may have, and which of them share theirs."""
+"""Rules on the names of layers: widths that some of them may have, and layers that are tied."""
 
 import fnmatch
 import re

@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 def read_hosts(text: str) -> Place | None:
-    """Where the processes meet and which of them this one is; None leaves it to the launcher's environment.
+    """Reads where the processes meet and which of them this one is; None leaves it to the launcher's environment.
 
     Raises:
       ValueError: text of another form, or a process that is not among all.
@@ -73,17 +73,17 @@ def join(hosts: str | None) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes the run folder and prints."""
+    """Tells whether this process writes the run folder and prints."""
     return jax.process_index() == 0
 
 
-def speaker(console: Console) -> Console:
-    """The console, which is quiet in all processes but the first."""
+def make_speaker(console: Console) -> Console:
+    """Makes a console that prints in the first process alone."""
     return console if is_first() else Console(quiet=True)
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in all of them; it is called there alone.
+    """Returns what `make` returns in the first process, in all of them; it is called there alone.
 
     Args:
       make: its answer can be pickled once arrays are on the host; random keys cannot.
@@ -106,13 +106,13 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def make_evaluation_mesh(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
-    """A mesh of all devices of all processes, to judge so many policies at once by a split; None on one device."""
+    """Makes a mesh of all devices of all processes to evaluate so many policies at once; None on one device."""
     count, batches = jax.device_count(), -(-len(split) // balance_batch_size(split, batch_size))
     return None if count == 1 else make_mesh(policies=suggest_policy_devices(count, policies, batches))
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process. Where others wait for it, at once: they are then told that it is gone."""
+    """Ends the process. Where others wait for it, at once: they then hear that it is gone."""
     if jax.distributed.is_initialized() and jax.process_count() > 1 and status:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Evaluators of a run, which all devices of all hosts share."""
+"""Evaluators of a run, on all devices of all hosts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ def make_search_evaluator(
 
 
 def measure(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Evaluation]:
-    """Evaluates policies by name, four at a time, so that all splits and numbers of policies share one program."""
+    """Evaluates policies by name, four at a time, so that one program serves all splits and numbers of policies."""
     names = {name: np.asarray(policy).tobytes() for name, policy in policies.items()}
     distinct = {names[name]: policy for name, policy in policies.items()}
     rows, found = list(distinct.values()), []

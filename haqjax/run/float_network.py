@@ -63,6 +63,6 @@ def train_network(network: Network, data: Dataset, seed: int, console: Console) 
 
 def _cache_name(network: Network, data: Dataset) -> str:
     shape, sample = (len(data.train), *data.search.images.shape[1:]), fingerprint(data.search.images)
-    told = f"{VERSION} {data.name} {shape} {sample} {data.classes} {RECIPES[network.name]}"
+    text = f"{VERSION} {data.name} {shape} {sample} {data.classes} {RECIPES[network.name]}"
     name = data.name.replace(":", "-").replace("/", "-")
-    return f"{network.name}-{name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    return f"{network.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -52,7 +52,7 @@ def run_resumable(
                 advance(len(result.records.accuracy), _describe_progress(result, prepared, config))
                 journal.write(result)
 
-            result = answer(problem, searcher, question, key, on_round=on_round, resume=before)
+            result = answer(problem, searcher, question, on_round=on_round, resume=before)
             journal.write(result, last=True)
     return result
 
@@ -66,8 +66,8 @@ def _make_question(
         each = episodes // len(prepared.budgets)
         return make_front(problem, config.method.search, prepared.budgets, each, key), each * len(prepared.budgets)
     if isinstance(aim, CheapestAim):
-        return Cheapest(aim.max_drop, aim.resource, episodes), episodes
-    return Within(episodes, before), episodes
+        return Cheapest(aim.max_drop, aim.resource, episodes, jax.random.split(key, PROBES)), episodes
+    return Within(episodes, key, before), episodes
 
 
 def _describe_progress(result: SearchResult, prepared: PreparedSearch, config: SearchConfig) -> str:

@@ -1,4 +1,4 @@
-"""Searches for a policy: what all share, and one file for each method."""
+"""Searchers: the loop of stages, and one file for each method."""
 
 from haqjax.searchers.base import Evaluation, Problem, Record, Searcher, SearchResult, make_problem
 from haqjax.searchers.greedy import make_greedy

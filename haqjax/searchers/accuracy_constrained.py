@@ -35,6 +35,7 @@ class Cheapest:
     max_drop: float  # points of accuracy
     resource: str
     episodes: int  # all in all
+    keys: PRNGKeyArray  # [PROBES]
     opening = 1
 
     def least(self, problem: Problem) -> float:
@@ -48,7 +49,7 @@ class Cheapest:
         reward = compute_rewards(searcher, problem, evaluation)
         return record_episodes(to_actions(widest.policy, problem.bounds), widest, evaluation, reward)
 
-    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+    def next_stage(self, problem: Problem, index: int, records: Record | None) -> Stage | None:
         assert records is not None
         low = exact_cost(problem.table, np.asarray(problem.bounds.low))[self.resource]
         high = float(getattr(records.cost, self.resource)[0])
@@ -60,7 +61,7 @@ class Cheapest:
             limit = math.sqrt(low * high)
             if probe == index:
                 budget = problem.budget._replace(**{self.resource: jnp.float32(limit)})
-                return Stage(budget, episodes, jax.random.split(key, PROBES)[index])
+                return Stage(budget, episodes, self.keys[index])
             first += episodes
             low, high = self._narrow(problem, first_episodes(records, first), low, high, limit)
         return None
@@ -125,8 +126,8 @@ def search_cheapest(
     if not math.isfinite(exact_cost(problem.table, np.asarray(problem.bounds.low))[resource]):
         raise ValueError(f"the table has no {resource}: choose another resource or machine")
     check_reachable(problem.table, problem.bounds, problem.budget, problem.layers.names)
-    question = Cheapest(max_drop, resource, episodes)
-    return answer(problem, find_searcher(searcher, parallel), question, key, on_round=on_round, resume=resume)
+    question = Cheapest(max_drop, resource, episodes, jax.random.split(key, PROBES))
+    return answer(problem, find_searcher(searcher, parallel), question, on_round=on_round, resume=resume)
 
 
 def choose_cheapest(records: Record, least_accuracy: float, resource: str = "latency") -> int | None:

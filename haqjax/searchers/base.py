@@ -131,7 +131,7 @@ class Question(Protocol):
     def open(self, searcher: Searcher, problem: Problem) -> Record | None:
         """Evaluates the opening episodes."""
 
-    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+    def next_stage(self, problem: Problem, index: int, records: Record | None) -> Stage | None:
         """Gives stage `index` from the records of all before it, always the same for the same ones; None at the end."""
 
     def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:

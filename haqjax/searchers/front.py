@@ -30,19 +30,19 @@ class Front:
 
     budgets: tuple[Budget, ...]
     episodes: int  # for each budget
+    keys: tuple[PRNGKeyArray, ...]  # one for each budget
     solutions: Float[Array, "B L 2"] | None = None  # where a search by gradients begins, in ranks
     opening = 0
 
     def open(self, searcher: Searcher, problem: Problem) -> None:
         return None
 
-    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+    def next_stage(self, problem: Problem, index: int, records: Record | None) -> Stage | None:
         if index == len(self.budgets):
             return None
-        _, *keys = jax.random.split(key, 1 + len(self.budgets))
-        posed = dataclasses.replace(problem, budget=self.budgets[index])
-        state = None if self.solutions is None else begin(posed, jnp.asarray(self.solutions[index]))
-        return Stage(self.budgets[index], self.episodes, keys[index], state)
+        problem_within = dataclasses.replace(problem, budget=self.budgets[index])
+        state = None if self.solutions is None else begin(problem_within, jnp.asarray(self.solutions[index]))
+        return Stage(self.budgets[index], self.episodes, self.keys[index], state)
 
     def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
         return tuple(choose_within(records, budget) for budget in self.budgets)
@@ -94,17 +94,16 @@ def search_front(
     for budget in budgets:
         check_reachable(problem.table, problem.bounds, budget, problem.layers.names)
     question = make_front(problem, searcher, budgets, episodes, key)
-    return answer(problem, find_searcher(searcher, parallel), question, key, on_round=on_round, resume=resume)
+    return answer(problem, find_searcher(searcher, parallel), question, on_round=on_round, resume=resume)
 
 
 def make_front(
     problem: Problem, searcher: str | Searcher, budgets: Sequence[Budget], episodes: int, key: PRNGKeyArray
 ) -> Front:
     """Makes the question of a front; "gradient", by name, begins at the relaxation of all budgets."""
-    if searcher != "gradient":
-        return Front(tuple(budgets), episodes)
-    start_key, *_ = jax.random.split(key, 1 + len(budgets))
-    return Front(tuple(budgets), episodes, solve_relaxation(problem, budgets, start_key))
+    start_key, *keys = jax.random.split(key, 1 + len(budgets))
+    solutions = solve_relaxation(problem, budgets, start_key) if searcher == "gradient" else None
+    return Front(tuple(budgets), episodes, tuple(keys), solutions)
 
 
 def budget_fractions(table: CostTable, bounds: Bounds, resource: str, count: int = BUDGETS) -> tuple[float, ...]:
@@ -167,6 +166,6 @@ def hypervolume(
     2.0
     """
     order = np.argsort(cost, kind="stable")
-    reached = np.maximum.accumulate(np.maximum(np.asarray(accuracy)[order] - least_accuracy, 0))
+    best = np.maximum.accumulate(np.maximum(np.asarray(accuracy)[order] - least_accuracy, 0))
     ends = np.minimum(np.append(np.asarray(cost)[order], most_cost), most_cost)
-    return float((reached * np.diff(ends)).sum())
+    return float((best * np.diff(ends)).sum())

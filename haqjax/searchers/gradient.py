@@ -32,7 +32,7 @@ class Gradient:
 
     parallel: int = 1  # policies a round
     steps: int = STEPS  # of the descent, before the first round; each goes forward and back over one batch
-    roundings: int = 8  # policies from randomised rounding, before exchanges around the best begin
+    roundings: int = 8  # policies from randomised rounding, before swaps around the best begin
 
     def __post_init__(self) -> None:
         if min(self.parallel, self.steps, self.roundings) < 1:
@@ -55,7 +55,7 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
     """Makes the searcher.
 
     `init` descends for `steps` steps. The first policy is the solution rounded; then come randomised roundings of it,
-    then exchanges around the best policy so far: some entries move by a width, and the entries that the solution has
+    then swaps around the best policy so far: some entries move by a width, and the entries that the solution has
     nearest to another width make up for it.
 
     What it spends before its first policy: `steps` passes forward and back, each over one batch of `soft_loss`, with

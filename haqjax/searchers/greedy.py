@@ -25,7 +25,7 @@ class GreedyState(NamedTuple):
     reward: Float[np.ndarray, ""]  # of the policy; NaN until it was evaluated
     loss: Float[np.ndarray, "L 2"]
     fresh: Bool[np.ndarray, "L 2"]  # whether that was measured
-    played: Int[np.ndarray, ""]  # episodes
+    evaluated: Int[np.ndarray, ""]  # episodes
     there: Bool[np.ndarray, "L 2 8"]  # the widths that each entry may have
     tied: Int[np.ndarray, "L"]
     table: CostTable
@@ -35,7 +35,7 @@ class GreedyState(NamedTuple):
 
 @functools.cache
 def make_greedy(parallel: int = 1) -> Searcher:
-    """Lowers one entry after another: the one with the least measured loss for the share of the budgets it saves.
+    """Lowers one entry after another: the one with the least measured loss for the fraction of the budgets it frees.
 
     What an entry's next bit loses is measured once, from the policy of the moment, before it can be taken. The first
     episode walks all the way by the law that a bit less has four times the squared error, so that there is a policy
@@ -53,39 +53,39 @@ def make_greedy(parallel: int = 1) -> Searcher:
         return GreedyState(*start, problem.table, limits, problem.budget)
 
     def ask(state: GreedyState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
-        proposed = [] if state.played else [_descend(state)]
+        proposed = [] if state.evaluated else [_descend(state)]
         proposed += [state.policy] if np.isnan(state.reward) else []
         proposed += [_lower(state, *entry) for entry in _order(state) if not state.fresh[entry]]
         proposed = (proposed + [state.policy] * parallel)[:parallel]
         return to_actions(jnp.asarray(np.stack(proposed)), state.bounds)
 
     def tell(state: GreedyState, actions: Array, policies: Array, rewards: Array) -> GreedyState:
-        reached = {
+        rewards_by_policy = {
             np.asarray(policy).tobytes(): float(reward) for policy, reward in zip(policies, rewards, strict=True)
         }
-        state = state._replace(played=np.asarray(state.played + len(rewards), np.int32))
+        state = state._replace(evaluated=np.asarray(state.evaluated + len(rewards), np.int32))
         if np.isnan(state.reward):
-            state = state._replace(reward=np.asarray(reached.get(state.policy.tobytes(), np.nan)))
+            state = state._replace(reward=np.asarray(rewards_by_policy.get(state.policy.tobytes(), np.nan)))
         if np.isnan(state.reward):
             return state
         loss, fresh = state.loss.copy(), state.fresh.copy()
         for entry in _order(state):
-            reward = reached.get(_lower(state, *entry).tobytes())
+            reward = rewards_by_policy.get(_lower(state, *entry).tobytes())
             if reward is not None:
                 loss[entry], fresh[entry] = float(state.reward) - reward, True
-        return _walk(state._replace(loss=loss, fresh=fresh), reached)
+        return _walk(state._replace(loss=loss, fresh=fresh), rewards_by_policy)
 
     return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
 
 
-def _walk(state: GreedyState, reached: dict[bytes, float]) -> GreedyState:
-    """Takes steps for as long as the best one was measured; the policy's gain may then have to be."""
+def _walk(state: GreedyState, rewards_by_policy: dict[bytes, float]) -> GreedyState:
+    """Takes steps for as long as the best one was measured; the policy's reward may then have to be."""
     while (order := _order(state)) and state.fresh[order[0]]:
         entry, loss, fresh = order[0], state.loss.copy(), state.fresh.copy()
         loss[entry] = max(loss[entry], 0) * ERROR_PER_BIT
         fresh[entry] = False
         policy = _lower(state, *entry)
-        reward = np.asarray(reached.get(policy.tobytes(), np.nan))
+        reward = np.asarray(rewards_by_policy.get(policy.tobytes(), np.nan))
         state = state._replace(policy=policy, reward=reward, loss=loss, fresh=fresh)
     return state
 
@@ -101,24 +101,24 @@ def _descend(state: GreedyState) -> Int[np.ndarray, "L 2"]:
 
 
 def _order(state: GreedyState) -> list[tuple[int, int]]:
-    """Entries that can fall, by loss for what is saved; none once the budget is kept."""
+    """Entries that can fall, by loss for what is freed; none once the budget is kept."""
     if fits_exactly(state.table, state.policy, state.budget):
         return []
-    shares, room = limited(state.table, state.budget)
+    fractions, room = limited(state.table, state.budget)
     over = [
-        max(float(_spent(values, state.policy).sum()) - left, 0.0) for values, left in zip(shares, room, strict=True)
+        max(float(_costs(values, state.policy).sum()) - left, 0.0) for values, left in zip(fractions, room, strict=True)
     ]
     scores: dict[tuple[int, int], float] = {}
     for layer, column in np.argwhere(np.asarray(state.policy) > np.asarray(state.bounds.low)).tolist():
         if state.tied[layer] != layer:
             continue
         lowered = _lower(state, layer, column)
-        saved = sum(
-            excess * float((_spent(values, state.policy) - _spent(values, lowered)).sum())
-            for excess, values in zip(over, shares, strict=True)
+        freed = sum(
+            excess * float((_costs(values, state.policy) - _costs(values, lowered)).sum())
+            for excess, values in zip(over, fractions, strict=True)
         )
         loss = float(state.loss[layer, column])
-        scores[layer, column] = loss if loss < 0 else (loss + LEAST) / max(saved, TINY)
+        scores[layer, column] = loss if loss < 0 else (loss + LEAST) / max(freed, TINY)
     return sorted(scores, key=scores.__getitem__)
 
 
@@ -130,5 +130,5 @@ def _lower(state: GreedyState, layer: int, column: int) -> Int[np.ndarray, "L 2"
     return policy
 
 
-def _spent(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
+def _costs(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
     return values[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]

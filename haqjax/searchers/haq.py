@@ -43,7 +43,7 @@ class HAQ:
     """
 
     agent: DDPG = DDPG()
-    parallel: int = 1  # explorers a round; they share one agent, which learns after the round
+    parallel: int = 1  # explorers a round; they have one agent, which learns after the round
     updates: float = 1.0  # of the agent, per decision
     start: tuple[tuple[int, int], ...] | None = None  # a policy that the warm-up stays near, such as an allocation
     retain: int = 0  # best episodes that the memory never forgets

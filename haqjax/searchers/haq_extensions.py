@@ -12,7 +12,7 @@ from haqjax.policies.actions import to_actions
 from haqjax.policies.bounds import at_rank, to_rank
 from haqjax.types import Bounds, Transition
 
-LOWEST = -1e9  # gain of no policy
+LOWEST = -1e9  # reward of no policy
 SPREAD = 0.15  # of actions around the policy that a search starts near
 
 

@@ -60,12 +60,14 @@ def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
             continue
         each, wide, few = jnp.asarray(costs, jnp.float32), WIDTHS - 1, FEWER - 1
         whole = each[:, wide, wide]
-        saved = whole[:, None] - jnp.stack([each[:, few, wide], each[:, wide, few]], axis=1)
-        told = jnp.stack([jnp.repeat(whole, 2), saved.ravel()], axis=1)
-        told = jnp.where(jnp.isfinite(told), told, 0)
-        told = told / jnp.maximum(jnp.abs(told).max(axis=0, keepdims=True), jnp.finfo(jnp.float32).tiny)
+        freed = whole[:, None] - jnp.stack([each[:, few, wide], each[:, wide, few]], axis=1)
+        columns_of = jnp.stack([jnp.repeat(whole, 2), freed.ravel()], axis=1)
+        columns_of = jnp.where(jnp.isfinite(columns_of), columns_of, 0)
+        columns_of = columns_of / jnp.maximum(
+            jnp.abs(columns_of).max(axis=0, keepdims=True), jnp.finfo(jnp.float32).tiny
+        )
         limited = jnp.isfinite(limit)
-        columns, count = columns + jnp.where(limited, told, 0), count + limited
+        columns, count = columns + jnp.where(limited, columns_of, 0), count + limited
     return columns / jnp.maximum(count, 1)
 
 
@@ -87,5 +89,5 @@ def observe(features: Float[Array, "2L f"], policy: Int[Array, "*n L 2"]) -> Flo
 
 def _scale(rows: Float[np.ndarray, "d f"]) -> Float[np.ndarray, "d f"]:
     least, most = rows.min(axis=0), rows.max(axis=0)
-    spread = np.where(most > least, most - least, 1.0)
-    return np.where(most > least, (rows - least) / spread, np.clip(rows, 0, 1))
+    span = np.where(most > least, most - least, 1.0)
+    return np.where(most > least, (rows - least) / span, np.clip(rows, 0, 1))

@@ -109,7 +109,7 @@ def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> F
 
 
 class Round(NamedTuple):
-    """Knowledge that the phases of a round share."""
+    """Knowledge common to the phases of a round."""
 
     state: ILPState
     policies: Int[np.ndarray, "N L 2"]  # evaluated

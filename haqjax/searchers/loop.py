@@ -48,15 +48,16 @@ class Within:
     """Asks for the most accurate policy within the problem's budget: one stage."""
 
     episodes: int
+    key: PRNGKeyArray
     start: SearchResult | None = None  # whose searcher's state is begun with, such as a warm start's
     opening = 0
 
     def open(self, searcher: Searcher, problem: Problem) -> None:
         return None
 
-    def next_stage(self, problem: Problem, index: int, records: Record | None, key: PRNGKeyArray) -> Stage | None:
+    def next_stage(self, problem: Problem, index: int, records: Record | None) -> Stage | None:
         state = None if self.start is None else self.start.state
-        return None if index else Stage(problem.budget, self.episodes, key, state)
+        return None if index else Stage(problem.budget, self.episodes, self.key, state)
 
     def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
         return (choose_best(records, problem.budget),)
@@ -105,7 +106,8 @@ def search(
         raise ValueError(f"a search of {episodes} episodes finds nothing: it needs at least 1")
     check_reachable(problem.table, problem.bounds, problem.budget, problem.layers.names)
     searcher = find_searcher(searcher, parallel)
-    return answer(problem, searcher, Within(episodes, resume), key, on_round=on_round, resume=resume, known=known)
+    question = Within(episodes, key, resume)
+    return answer(problem, searcher, question, on_round=on_round, resume=resume, known=known)
 
 
 def find_searcher(searcher: str | Searcher, parallel: int = 1) -> Searcher:
@@ -133,7 +135,6 @@ def answer(
     problem: Problem,
     searcher: Searcher,
     question: Question,
-    key: PRNGKeyArray,
     *,
     on_round: OnRound | None = None,
     resume: SearchResult | None = None,
@@ -143,15 +144,15 @@ def answer(
 
     Args:
       problem: its own budget is read by the question alone.
-      key, on_round, known: as for `search`.
-      resume: records and the searcher's state of the same question, searcher and key, to go on from.
+      on_round, known: as for `search`.
+      resume: records and the searcher's state of the same question and searcher, to go on from.
 
     Raises:
       RuntimeError: interrupted before the first round ended, or the question has no answer.
     """
     result = None
     try:
-        for result in _run_stages(problem, searcher, question, key, resume, {} if known is None else known):
+        for result in _run_stages(problem, searcher, question, resume, {} if known is None else known):
             if on_round is not None:
                 on_round(result)
     except KeyboardInterrupt:
@@ -167,7 +168,6 @@ def _run_stages(
     problem: Problem,
     searcher: Searcher,
     question: Question,
-    key: PRNGKeyArray,
     resume: SearchResult | None,
     known: Evaluated,
 ) -> Iterator[SearchResult]:
@@ -178,16 +178,16 @@ def _run_stages(
         remember(known, records)
     stages: list[Stage] = []
     first = question.opening  # episode of the stage
-    while (stage := question.next_stage(problem, len(stages), first_episodes(records, first), key)) is not None:
+    while (stage := question.next_stage(problem, len(stages), first_episodes(records, first))) is not None:
         stages.append(stage._replace(first=first))
-        posed = dataclasses.replace(problem, budget=stage.budget)
+        stage_problem = dataclasses.replace(problem, budget=stage.budget)
         start_key, round_key = jax.random.split(stage.key)
         done = count_episodes(records) - first
         if not done:
-            state = searcher.init(posed, start_key) if stage.state is None else stage.state
+            state = searcher.init(stage_problem, start_key) if stage.state is None else stage.state
         while done < stage.episodes:
             least = _best_accuracy(records, stage.budget) if problem.evaluator.races else 0.0
-            state, record = run_round(searcher, posed, state, jax.random.fold_in(round_key, done), known, least)
+            state, record = run_round(searcher, stage_problem, state, jax.random.fold_in(round_key, done), known, least)
             records = join_records(records, first_episodes(record, stage.episodes - done))
             done = count_episodes(records) - first
             yield SearchResult(records, tuple(stages), question.choose(problem, records), state)

@@ -1,4 +1,4 @@
-"""Non-dominated sorting: the order of survival where two things are wanted at once."""
+"""Non-dominated sorting and crowding distance (Deb et al. 2002)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ EDGE = 1e9  # crowding distance at the ends of a front: kept before all others
 
 
 def sort_fronts(values: Float[Array, "M K"]) -> Int[Array, "M"]:
-    """Which front each row belongs to: 0 where no other row is better, 1 where none is once those are gone, and so on.
+    """Sorts rows into fronts: 0 where no other row is better, 1 where none is once those are gone, and so on.
 
     One row beats another if no value of it is greater and one is less (Deb et al. 2002, section III A).
 
@@ -29,9 +29,9 @@ def sort_fronts(values: Float[Array, "M K"]) -> Int[Array, "M"]:
 
 
 def crowding(values: Float[Array, "M K"], front: Int[Array, "M"]) -> Float[Array, "M"]:
-    """How far apart the neighbours of each row are on its front, summed over values (Deb et al. 2002, section III B).
+    """Computes how far apart the neighbours of each row on its front are, summed over values (section III B).
 
-    Each value counts as a share of its span on the front; the ends of a front are farther apart than all others.
+    Each value counts as a fraction of its span on the front; the ends of a front are farther apart than all others.
 
     >>> crowding(jnp.array([[0.0, 4.0], [1.0, 2.0], [4.0, 0.0]]), jnp.zeros(3, int))[1].item()
     2.0

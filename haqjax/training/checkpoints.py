@@ -69,17 +69,17 @@ class Checkpoints:
         reasons = []
         for step in steps:
             try:
-                saved = self._read_configuration(step)
-                same = not self._differing(saved)
+                stored = self._read_configuration(step)
+                same = not self._differing(stored)
                 found = self._read_leaves(step) if same else []
             except Exception as error:  # Orbax and what is below it raise many kinds
                 reasons.append(_reason(error))
                 self.unreadable.append(step)
                 continue
             if not same:
-                name = min(self._differing(saved))
+                name = min(self._differing(stored))
                 raise ValueError(
-                    f"the checkpoints in '{self.folder}' are of another run: {name} was {saved.get(name)!r} and is "
+                    f"the checkpoints in '{self.folder}' are of another run: {name} was {stored.get(name)!r} and is "
                     f"{self.configuration.get(name)!r} now; remove the folder or choose another"
                 )
             return found, step
@@ -107,10 +107,10 @@ class Checkpoints:
         found = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
         return [leaf for _, leaf in sorted((_unpack(*item) for item in found.items()), key=lambda pair: pair[0])]
 
-    def _differing(self, saved: Mapping[str, Any]) -> list[str]:
+    def _differing(self, stored: Mapping[str, Any]) -> list[str]:
         """Lists the names of values that differ; a missing one is None."""
-        names = {*saved, *self.configuration}
-        return [name for name in names if saved.get(name) != self.configuration.get(name)]
+        names = {*stored, *self.configuration}
+        return [name for name in names if stored.get(name) != self.configuration.get(name)]
 
 
 def _pack(place: int, leaf: np.ndarray) -> tuple[str, np.ndarray]:
@@ -155,7 +155,7 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
     others = {} if jax.process_count() == 1 else {"multiprocessing_options": alone, "create": False}
     options = ocp.CheckpointManagerOptions(**{"max_to_keep": KEPT, "create": True} | others)
     folder = Path(folder)
-    with silence_orbax():
+    with _silence_orbax():
         with shorten_disk_errors(folder, Exception):
             folder.mkdir(parents=True, exist_ok=True)
             manager = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -197,7 +197,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def silence_orbax() -> Iterator[None]:
+def _silence_orbax() -> Iterator[None]:
     """Keeps off the screen what Orbax logs of an error that it raises, and its event loop's last words after it."""
     log, hook = logging.getLogger("absl"), sys.unraisablehook
 

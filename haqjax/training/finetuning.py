@@ -155,7 +155,7 @@ def finetune_all(
     """
     _check_trainable(params)
     policy = jnp.asarray(policy)
-    objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.steps(len(data)))
+    objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.count_steps(len(data)))
     start, context = begin(params, policy, ranges), (policy, ranges, params if tuning.distill else None)
     program = (objective, optimiser, start, data, tuning.passes)
     run = functools.partial(run_steps, *program, key=key, context=context, mesh=mesh, on_epoch=on_epoch)

@@ -63,7 +63,7 @@ def draw_batches(
     """
     if steps < 1:
         raise ValueError(f"fine-tuning for {steps} steps does nothing: give at least 1")
-    each = tuning.passes.steps(len(data)) // tuning.epochs
+    each = tuning.passes.count_steps(len(data)) // tuning.epochs
     order_key, vary_key = jax.random.split(key)
     drawn = batches(data, tuning.batch_size, seed=int(jax.random.bits(order_key)), epochs=-(-steps // each))
     taken = [batch for _, batch in zip(range(steps), drawn, strict=False)]

@@ -92,7 +92,7 @@ def fit(
     """
     apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
     passes = Passes(epochs, batch_size, shift, flip)
-    sgd = make_sgd(learning_rate, passes.steps(len(split)))
+    sgd = make_sgd(learning_rate, passes.count_steps(len(split)))
     optimiser = optax.chain(optax.add_decayed_weights(weight_decay, mask=mask_kernels), sgd)
     options = dict(key=key, mesh=mesh, on_epoch=on_epoch)
     return run_steps(_make_objective(apply), optimiser, network.params, split, passes, **options)  # type: ignore[arg-type]

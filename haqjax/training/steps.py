@@ -47,7 +47,7 @@ class Passes:
     shift: int  # images are moved by up to so many pixels
     flip: bool  # whether images are mirrored at random
 
-    def steps(self, count: int) -> int:
+    def count_steps(self, count: int) -> int:
         """Counts the steps over all epochs of `count` images.
 
         Raises:
@@ -89,9 +89,10 @@ def run_steps(
       on_epoch: called after each epoch.
 
     Raises:
-      ValueError: as `Passes.steps`; a batch that is not a multiple of the devices; checkpoints of another training.
+      ValueError: as `Passes.count_steps`; a batch that is not a multiple of the devices; checkpoints of another
+        training.
     """
-    each = passes.steps(len(split)) // passes.epochs
+    each = passes.count_steps(len(split)) // passes.epochs
     mesh = make_mesh(1) if mesh is None else mesh
     step = make_step(objective, optimiser, passes.shift, passes.flip)
     context, learned = replicate((context, learned), mesh)

@@ -38,11 +38,11 @@ def front_figure(
     Args:
       resource: of the cost, a field of `haqjax.types.Cost`.
       found, uniform: policies of the search, and with the same bits everywhere, measured on the report split.
-      evaluated: all policies that the search evaluated, on the images that it selects with.
+      evaluated: all policies that the search evaluated, on the search split.
       images: of the report split; accuracies measured on it have bars of one standard error.
       float_accuracy: that of the network before quantisation, on the report split.
       named: which of the found policies is ringed.
-      least: the accuracy that was asked for, on the images that the search selects with.
+      least: the accuracy that was asked for, on the search split.
       title: a line above the figure.
 
     Returns:

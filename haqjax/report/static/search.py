@@ -34,7 +34,7 @@ def search_figure(
     """Draws the accuracy of each episode's policy, the best so far, and what it is compared with.
 
     Args:
-      accuracy: in 0..1, on the images that the search selects with.
+      accuracy: in 0..1, on the search split.
       feasible: whether the episode's policy fits the budget.
       best_so_far: the best accuracy of a policy that fits, NaN before there is one.
       float_accuracy: that of the network before quantisation, on the same images.
@@ -98,7 +98,7 @@ def policies_figure(
     """Draws the accuracy of every evaluated policy over its cost, and marks the front of those that no other one beats.
 
     Args:
-      accuracy: in 0..1, on the images that the search selects with.
+      accuracy: in 0..1, on the search split.
       feasible: whether a policy fits the budget.
       costs: by resource, a field of `Cost`; a panel each.
       title: a line above the figure.

@@ -16,7 +16,7 @@ from haqjax.policies.cost import policy_cost
 from haqjax.report.static.front import Marks, front_figure
 from haqjax.run.answers.common import (
     Measured,
-    Posed,
+    SearchRun,
     as_evaluated,
     make_title,
     measure_policy,
@@ -56,25 +56,25 @@ def find_uniform(
     return policies[int(np.argmin(amounts))]  # the widest, where none is accurate enough
 
 
-def conclude(posed: Posed, result: SearchResult, out: Path, console: Console) -> None:
+def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
     """Measures the policy, writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
-    measured = measure_policy(posed, as_evaluated(posed.config, result.policy), result.accuracy)
+    measured = measure_policy(run, as_evaluated(run.config, result.policy), result.accuracy)
     if is_first():
-        resource, title = posed.config.aim.resource, make_title(posed)
+        resource, title = run.config.aim.resource, make_title(run)
         write_episodes(out, result.records, resource, result.limits(str(resource)))
-        write_bits(out, posed.prepared, measured.policies["policy"], title)
-        write_figure(out, "front", lambda: _draw(posed, result, measured, title))
-        write_json(out / "policy.json", summarise(posed, posed.prepared.budget, result, result.best, measured))
-    show_policy(posed, result, measured, out, console)
+        write_bits(out, run.prepared, measured.policies["policy"], title)
+        write_figure(out, "front", lambda: _draw(run, result, measured, title))
+        write_json(out / "policy.json", summarise(run, run.prepared.budget, result, result.best, measured))
+    show_policy(run, result, measured, out, console)
 
 
-def _draw(posed: Posed, result: SearchResult, measured: Measured, title: str) -> Figure:
+def _draw(run: SearchRun, result: SearchResult, measured: Measured, title: str) -> Figure:
     """Draws all policies in the plane of accuracy and cost, with the one that was chosen."""
-    aim = posed.config.aim
+    aim = run.config.aim
     assert isinstance(aim, CheapestAim)
 
     def mark(name: str) -> Marks:
-        cost = cost_of(posed.prepared.table, measured.policies[name])
+        cost = cost_of(run.prepared.table, measured.policies[name])
         return Marks([float(getattr(cost, aim.resource))], [measured.reported[name]])
 
     evaluated = Marks(np.asarray(getattr(result.records.cost, aim.resource)), np.asarray(result.records.accuracy))
@@ -85,6 +85,6 @@ def _draw(posed: Posed, result: SearchResult, measured: Measured, title: str) ->
         evaluated,
         measured.images[1],
         float_accuracy=measured.reported["float"],
-        least=float(posed.problem.reference) - aim.max_drop / 100,
+        least=float(run.problem.reference) - aim.max_drop / 100,
         title=title,
     )

@@ -1,4 +1,4 @@
-"""Parts that all answers share: what was measured, the figures of a policy, `policy.json`, the last lines."""
+"""Parts of all answers: what was measured, the figures of a policy, `policy.json`, the last lines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +32,8 @@ class Measured(NamedTuple):
     weights: str  # fingerprint of the float parameters
 
 
-class Posed(NamedTuple):
-    """A search that is ready to run, with what its policy is compared with."""
+class SearchRun(NamedTuple):
+    """A search that is ready to run, with the policies that its own is compared with."""
 
     config: SearchConfig
     prepared: PreparedSearch
@@ -42,15 +42,15 @@ class Posed(NamedTuple):
     baselines: Measured  # float, 8_bits, uniform; not yet reported
 
 
-def measure_policy(posed: Posed, policy: Int[np.ndarray, "L 2"], accuracy: float) -> Measured:
+def measure_policy(run: SearchRun, policy: Int[np.ndarray, "L 2"], accuracy: float) -> Measured:
     """Measures the baselines and a policy on the report split.
 
     Args:
       accuracy: of the policy, on the search split.
     """
-    baselines = posed.baselines
+    baselines = run.baselines
     policies = baselines.policies | {"policy": policy}
-    reported = measure_accuracies(posed.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()})
+    reported = measure_accuracies(run.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()})
     return baselines._replace(policies=policies, searched=baselines.searched | {"policy": accuracy}, reported=reported)
 
 
@@ -77,13 +77,13 @@ def write_figure(out: Path, name: str, draw: Callable[[], Figure]) -> None:
         save(draw(), folder / f"{name}.{end}")
 
 
-def make_title(posed: Posed) -> str:
+def make_title(run: SearchRun) -> str:
     """Says in a line what was asked."""
-    return f"{posed.config.network.model} on {posed.prepared.machine}, {posed.config.aim.text}"
+    return f"{run.config.network.model} on {run.prepared.machine}, {run.config.aim.text}"
 
 
 def summarise(
-    posed: Posed, budget: Budget, result: SearchResult, best: int | None, measured: Measured
+    run: SearchRun, budget: Budget, result: SearchResult, best: int | None, measured: Measured
 ) -> dict[str, Any]:
     """Makes the document `policy.json`.
 
@@ -91,7 +91,7 @@ def summarise(
       budget: that the policy keeps to.
       best: its episode.
     """
-    config, prepared, policies = posed.config, posed.prepared, measured.policies
+    config, prepared, policies = run.config, run.prepared, measured.policies
     max_drop = config.target.max_drop
     return {
         "network": config.network.model,
@@ -134,9 +134,9 @@ def uniform_bits(measured: Measured) -> int:
     return int(measured.policies["uniform"].min())
 
 
-def show_policy(posed: Posed, result: SearchResult, measured: Measured, out: Path, console: Console) -> None:
+def show_policy(run: SearchRun, result: SearchResult, measured: Measured, out: Path, console: Console) -> None:
     """Prints the last lines of a search for one policy: beside 8 bits and the uniform policy."""
-    config, prepared = posed.config, posed.prepared
+    config, prepared = run.config, run.prepared
     names = {
         "8_bits": "8 bits",
         "uniform": f"uniform {uniform_bits(measured)}",

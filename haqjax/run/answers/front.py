@@ -18,7 +18,7 @@ from haqjax.report import standard_error
 from haqjax.report.static.front import Marks, front_figure
 from haqjax.run.answers.common import (
     Measured,
-    Posed,
+    SearchRun,
     as_evaluated,
     make_title,
     show_end,
@@ -57,35 +57,35 @@ def find_uniform(
     return best_uniform(prepared.table, prepared.bounds, prepared.budget).policy
 
 
-def conclude(posed: Posed, result: SearchResult, out: Path, console: Console) -> None:
+def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
     """Measures the policies, writes the files of a front, and prints the last lines."""
-    choices = _measure_choices(posed, result)
-    resource = posed.config.aim.metrics[0]
-    named = _name_one(choices, resource, posed.baselines.images[0])
-    baselines, one = posed.baselines, choices[named]
+    choices = _measure_choices(run, result)
+    resource = run.config.aim.metrics[0]
+    named = _name_one(choices, resource, run.baselines.images[0])
+    baselines, one = run.baselines, choices[named]
     policies = baselines.policies | one.policies
     measured = baselines._replace(
         policies=policies,
         searched=baselines.searched | one.searched,
-        reported=measure_accuracies(posed.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()}),
+        reported=measure_accuracies(run.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()}),
     )
     if is_first():
-        _write(out, posed, result, choices, measured, named)
-    _show(posed, result, choices, measured, named, out, console)
+        _write(out, run, result, choices, measured, named)
+    _show(run, result, choices, measured, named, out, console)
 
 
-def _measure_choices(posed: Posed, result: SearchResult) -> list[Choice]:
+def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
     """Measures the policies of a front, and the uniform policies within the same budgets, the tightest budget first."""
-    prepared, resource = posed.prepared, posed.config.aim.metrics[0]
+    prepared, resource = run.prepared, run.config.aim.metrics[0]
     full = float(getattr(cost_of(prepared.table, np.full((len(prepared.table), 2), WIDTHS)), resource))
     policies: dict[str, np.ndarray] = {}
     found = [(at, budget) for at, budget in enumerate(prepared.budgets) if result.chosen[at] is not None]
     for at, budget in found:
         uniform = np.asarray(best_uniform(prepared.table, prepared.bounds, budget).policy)
-        policies[f"policy {at}"] = as_evaluated(posed.config, result.policy_of(at))
-        policies[f"uniform {at}"] = as_evaluated(posed.config, uniform)
+        policies[f"policy {at}"] = as_evaluated(run.config, result.policy_of(at))
+        policies[f"uniform {at}"] = as_evaluated(run.config, uniform)
     on_device = {name: jnp.asarray(policy) for name, policy in policies.items()}
-    searched, reported = (measure_accuracies(evaluator, on_device) for evaluator in posed.evaluators)
+    searched, reported = (measure_accuracies(evaluator, on_device) for evaluator in run.evaluators)
 
     def pick(values: dict[str, Any], at: int) -> dict[str, Any]:
         return {name: values[f"{name} {at}"] for name in ("policy", "uniform")}
@@ -113,14 +113,14 @@ def _name_one(choices: Sequence[Choice], resource: str, images: int) -> int:
 
 
 def _write(
-    out: Path, posed: Posed, result: SearchResult, choices: Sequence[Choice], measured: Measured, named: int
+    out: Path, run: SearchRun, result: SearchResult, choices: Sequence[Choice], measured: Measured, named: int
 ) -> None:
     """Writes `episodes.csv`, `front.json`, `front.csv`, `figures/` and, last, `policy.json`."""
-    resource, records, title = posed.config.aim.metrics[0], result.records, make_title(posed)
+    resource, records, title = run.config.aim.metrics[0], result.records, make_title(run)
     write_episodes(out, records, resource, result.limits(resource))
-    write_json(out / "front.json", _as_document(posed, result, choices, measured, named))
+    write_json(out / "front.json", _as_document(run, result, choices, measured, named))
     write_csv(out / "front.csv", [_as_row(choice, resource, at == named) for at, choice in enumerate(choices)])
-    write_bits(out, posed.prepared, measured.policies["policy"], title)
+    write_bits(out, run.prepared, measured.policies["policy"], title)
     evaluated = Marks(np.asarray(getattr(records.cost, resource)), np.asarray(records.accuracy))
 
     def mark(name: str) -> Marks:
@@ -141,13 +141,13 @@ def _write(
             title=title,
         ),
     )
-    document = summarise(posed, choices[named].budget, result, choices[named].episode, measured)
+    document = summarise(run, choices[named].budget, result, choices[named].episode, measured)
     document["budget"]["fraction"] = choices[named].fraction
     write_json(out / "policy.json", document | {"front": {"resource": resource, "named": named, "rule": RULE}})
 
 
 def _show(
-    posed: Posed,
+    run: SearchRun,
     result: SearchResult,
     choices: Sequence[Choice],
     measured: Measured,
@@ -156,14 +156,14 @@ def _show(
     console: Console,
 ) -> None:
     """Prints the last lines: a row for each budget."""
-    resource, images = posed.config.aim.metrics[0], measured.images[1]
+    resource, images = run.config.aim.metrics[0], measured.images[1]
     unit = RESOURCES[resource].usual
     size = RESOURCES[resource].sizes[unit]
-    title = f"{make_title(posed)}, found by {posed.config.method.search}"
+    title = f"{make_title(run)}, found by {run.config.method.search}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     for heading in ("budget", f"{resource} ({unit})", "found (%)", "uniform (%)", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    full = float(getattr(cost_of(posed.prepared.table, measured.policies["8_bits"]), resource))
+    full = float(getattr(cost_of(run.prepared.table, measured.policies["8_bits"]), resource))
     for at, choice in enumerate(choices):
         cost = float(getattr(choice.costs["policy"], resource))
         bits = int(choice.policies["uniform"].min())
@@ -181,24 +181,24 @@ def _show(
         f"report split; float {100 * reported['float']:.1f} %, 8 bits {100 * reported['8_bits']:.1f} %.",
         f"* is in policy.json: {RULE}, {100 * searched['policy']:.1f} % there (float {100 * searched['float']:.1f} %).",
     ]
-    missing = len(posed.prepared.budgets) - len(choices)
+    missing = len(run.prepared.budgets) - len(choices)
     if missing:
         lines.append(f"No policy was found within {missing} of the budgets.")
     show_end(lines, result, out, console)
 
 
 def _as_document(
-    posed: Posed, result: SearchResult, choices: Sequence[Choice], measured: Measured, named: int
+    run: SearchRun, result: SearchResult, choices: Sequence[Choice], measured: Measured, named: int
 ) -> dict[str, Any]:
     """Makes the document `front.json`."""
-    config, eight = posed.config, cost_of(posed.prepared.table, measured.policies["8_bits"])
+    config, eight = run.config, cost_of(run.prepared.table, measured.policies["8_bits"])
 
     def accuracies(name: str) -> dict[str, float]:
         return {"search": measured.searched[name], "report": measured.reported[name]}
 
     return {
         "network": config.network.model,
-        "hardware": posed.prepared.machine,
+        "hardware": run.prepared.machine,
         "weights": measured.weights,
         "data": config.data.data,
         "resource": config.aim.metrics[0],
@@ -211,7 +211,7 @@ def _as_document(
         "8_bits": {"costs": as_fields(eight), "accuracies": accuracies("8_bits")},
         "named": named,
         "rule": RULE,
-        "policies": [_choice_document(choice, posed.prepared.layers.names) for choice in choices],
+        "policies": [_choice_document(choice, run.prepared.layers.names) for choice in choices],
     }
 
 

@@ -10,7 +10,7 @@ from haqjax.files import write_json
 from haqjax.policies.projection import best_uniform
 from haqjax.report import search_figure
 from haqjax.run.answers.common import (
-    Posed,
+    SearchRun,
     as_evaluated,
     make_title,
     measure_policy,
@@ -34,15 +34,15 @@ def find_uniform(
     return best_uniform(prepared.table, prepared.bounds, prepared.budget).policy
 
 
-def conclude(posed: Posed, result: SearchResult, out: Path, console: Console) -> None:
+def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
     """Measures the policy, writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
-    measured = measure_policy(posed, as_evaluated(posed.config, result.policy), result.accuracy)
+    measured = measure_policy(run, as_evaluated(run.config, result.policy), result.accuracy)
     if is_first():
-        title, records = make_title(posed), result.records
+        title, records = make_title(run), result.records
         write_episodes(out, records)
-        write_bits(out, posed.prepared, measured.policies["policy"], title)
+        write_bits(out, run.prepared, measured.policies["policy"], title)
         curves = (np.asarray(records.accuracy), np.asarray(records.feasible), best_so_far(records))
         levels = (measured.searched["float"], measured.searched["uniform"])
         write_figure(out, "search", lambda: search_figure(*curves, *levels, title))
-        write_json(out / "policy.json", summarise(posed, posed.prepared.budget, result, result.best, measured))
-    show_policy(posed, result, measured, out, console)
+        write_json(out / "policy.json", summarise(run, run.prepared.budget, result, result.best, measured))
+    show_policy(run, result, measured, out, console)

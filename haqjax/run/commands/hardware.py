@@ -21,11 +21,11 @@ from haqjax.types import LayerTable
 WIDTHS = (8, 4)  # bits compared
 TABLE_WIDTH = 110  # characters that the table needs
 
-Parts = dict[int, tuple[np.ndarray, ...]]  # by bits: share of the latency, limit, intensity, utilisation
+Parts = dict[int, tuple[np.ndarray, ...]]  # by bits: fraction of the latency, limit, intensity, utilisation
 
 
 def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
-    """Prints, for each machine, every layer's share of the latency at 8 and 4 bits and what limits it.
+    """Prints, for each machine, every layer's fraction of the latency at 8 and 4 bits and what limits it.
 
     Returns:
       The folder of figures, where one was asked for.
@@ -68,7 +68,7 @@ def _explain(accelerator: Machine, table_of: LayerTable) -> Parts:
 
 
 def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> Table:
-    title = f"{model} on {accelerator.name}: share of the latency, its limit, operations per byte, use of the peak"
+    title = f"{model} on {accelerator.name}: part of the latency, its limit, operations per byte, use of the peak"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
     table.add_column("layer", no_wrap=True)
     table.add_column("kind", no_wrap=True)
@@ -77,8 +77,8 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
             table.add_column(heading, justify="left" if heading == "limit" else "right", no_wrap=True)
     for at, name in enumerate(table_of.names):
         cells = [name, _kind(table_of, at)]
-        for share, limit, intensity, use in parts.values():
-            cells += [f"{share[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{use[at]:.0%}"]
+        for fraction, limit, intensity, use in parts.values():
+            cells += [f"{fraction[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{use[at]:.0%}"]
         table.add_row(*cells)
     return table
 
@@ -93,7 +93,7 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": latency_figure(
-            {f"{bits} bits": share for bits, (share, *_) in parts.items()}, *kinds, f"{model} on {accelerator.name}"
+            {f"{bits} bits": fraction for bits, (fraction, *_) in parts.items()}, *kinds, f"{model} on {accelerator.name}"
         )
     }
     for bits, (_, _, intensity, use) in parts.items():

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from haqjax.models import Network
 from haqjax.run.answers import answers_to
-from haqjax.run.answers.common import Measured, Posed, count_not_finite
+from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
 from haqjax.run.config.aim import USUAL_BUDGET
 from haqjax.run.config.commands import free_folder
 from haqjax.run.config.options import to_options, with_options
 from haqjax.run.config.search import SearchConfig
-from haqjax.run.distributed import from_first, join, speaker
+from haqjax.run.distributed import from_first, join, make_speaker
 from haqjax.run.evaluators import (
     choose_batch_sizes,
     leave_activations,
@@ -48,7 +48,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
     join(config.run.hosts)
-    console = speaker(console)
+    console = make_speaker(console)
     config, out = from_first(lambda: find_folder(config))
     config.check_files()
     prepared = prepare(config)
@@ -62,12 +62,12 @@ def run_search(config: SearchConfig, console: Console) -> Path:
         ranges = from_first(lambda: find_ranges(config.quantizer, config.by_codebook, network, prepared.data))
     config = choose_batch_sizes(config, network, prepared.data.search, ranges)
     with show_phase(console, "measuring float, 8 bits, uniform"):
-        posed = _pose(config, prepared, network, ranges)
-    result = run_resumable(config, prepared, posed.problem, out, console)
+        run = _pose(config, prepared, network, ranges)
+    result = run_resumable(config, prepared, run.problem, out, console)
     if count := count_not_finite(result.records):
         line = f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."
         console.print(line, highlight=False, soft_wrap=True)
-    answers_to(config.aim).conclude(posed, result, out, console)
+    answers_to(config.aim).conclude(run, result, out, console)
     return out
 
 
@@ -95,7 +95,7 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
     if before.aim.resource is not None and episodes != started["episodes"]:
         raise ValueError(
-            f"{run.resume} was started with episodes {started['episodes']}, which its budgets share: leave it out"
+            f"{run.resume} was started with episodes {started['episodes']}, which are divided among its budgets: leave it out"
         )
     changes = {"resume": run.resume, "episodes": episodes, "out": None, "hosts": run.hosts}
     return with_options(before, changes), Path(run.resume)
@@ -106,7 +106,7 @@ def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
     return f"runs/{config.network.model}-{prepared.machine}-{config.aim.slug}-{method.search}-seed{method.seed}"
 
 
-def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> Posed:
+def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> SearchRun:
     """Makes the problem, and the policies that a search is compared with, measured on the search split."""
     data = prepared.data
     evaluator, unseen = (
@@ -138,4 +138,4 @@ def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, rang
         images=(len(data.search), len(data.report)),
         weights=fingerprint(network.params),
     )
-    return Posed(config, prepared, problem, (evaluator, unseen), measured)
+    return SearchRun(config, prepared, problem, (evaluator, unseen), measured)

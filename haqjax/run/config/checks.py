@@ -1,4 +1,4 @@
-"""Checks that the configurations of several commands share."""
+"""Checks that the options of several commands have in common."""
 
 from collections.abc import Iterable
 

@@ -118,7 +118,7 @@ class EvaluationOptions:
     """Evaluation of policies."""
 
     batch_size: int | None = None
-    """Images evaluated at a time. Default of this and the next: on one accelerator what a short trial finds fastest,
+    """Images evaluated at a time. Default of this and the next: on one accelerator what a short timing finds fastest,
     remembered for its kind; else what suits the kind of device, and one policy."""
     policies_at_once: int | None = None
     """Policies evaluated side by side. Accuracies differ in their last bits from one number to another."""

@@ -110,7 +110,7 @@ def open_journal(out: Path, config: SearchConfig, episodes: int = 0) -> Iterator
         try:
             yield Journal(out, checkpoints, curves, config.aim.resource, drawn=episodes)
         except BaseException:
-            with contextlib.suppress(Exception):  # what went wrong first is what is told
+            with contextlib.suppress(Exception):  # the first error is the one to report
                 curves.close()
             raise
         with shorten_disk_errors(out):

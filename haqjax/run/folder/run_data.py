@@ -193,7 +193,7 @@ def _configure(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
     best = document.get("best_episode")
     used = {
         "machine": document["hardware"],
-        "episodes played": document.get("episodes"),
+        "episodes searched": document.get("episodes"),
         "episode of the policy": None if best is None else best + 1,  # from 1, as in the figures
         "fingerprint of the weights": document.get("weights"),
     }

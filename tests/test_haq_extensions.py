@@ -1,4 +1,4 @@
-"""HAQ with additions: what each one sets, and that a search with them keeps what a search keeps."""
+"""HAQ with extensions: what each one sets, and that a search with them keeps what a search keeps."""
 
 import itertools
 
@@ -6,24 +6,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from haqjax.searchers.improve import EXTENSIONS, extend, find_start
 
 from haqjax.agent import DDPG
 from haqjax.searchers import HAQ, make_haq, search
+from haqjax.searchers.haq import EXTENSIONS, extend
 from haqjax.searchers.haq_features import describe_costs
 from haqjax.searchers.warm_start import start_warm
 from haqjax.types import Budget, Cost, CostTable
 from search_world import BITS, every_policy, make_world
 
 
-def test_each_addition_is_had_alone():
+def test_each_extension_is_had_alone():
     problem, plain = make_world(), HAQ(DDPG(warmup=12))
     assert extend(plain, [], problem, 40) == plain
     for one in EXTENSIONS:
         found = extend(plain, [one], problem, 40)
         changed = {
             "costs": found.costs,
-            "exchange": found.swap == 20,
+            "swap": found.swap == 20,
             "retain": found.retain == 8,
             "start": found.start is not None,
             "twin": found.agent.twin,
@@ -35,7 +35,7 @@ def test_the_start_loses_least_by_the_law_of_squared_errors():
     problem = make_world(count=2)
     policies, _ = every_policy(problem)
     losses = (4.0**-policies).sum((1, 2))
-    start = np.array(find_start(problem))
+    start = np.array(extend(HAQ(), ["start"], problem, 40).start)
     assert (4.0**-start).sum() == pytest.approx(losses.min(), rel=1e-5)
     assert start.shape == (2, 2) and set(start.ravel()) <= set(BITS.astype(int))
 
@@ -58,8 +58,8 @@ def test_an_agent_of_another_size_is_refused():
             start_warm(learned, other, problem, jax.random.key(1))
 
 
-def test_an_unknown_addition_is_named():
-    with pytest.raises(ValueError, match="unknown addition 'wings': there are costs, exchange, retain, start, twin"):
+def test_an_unknown_extension_is_named():
+    with pytest.raises(ValueError, match="unknown extension 'wings': there are costs, retain, start, swap, twin"):
         extend(HAQ(), ["twin", "wings"], make_world(), 40)
 
 
