@@ -17,7 +17,7 @@ from haqjax.evaluation.evaluator import only_weights
 from haqjax.hardware import Machine
 from haqjax.models import Network, build, outline, restore_batchnorm
 from haqjax.policies.bounds import make_bounds
-from haqjax.policies.cost import exact_cost
+from haqjax.policies.cost import exact_cost, layer_costs
 from haqjax.policies.projection import best_uniform
 from haqjax.quantizers.codebook import make_codebook
 from haqjax.report import standard_error
@@ -31,7 +31,6 @@ from haqjax.training import RECIPES, Tuning, finetune_all, fit, load_params, sav
 from haqjax.types import (
     ACTIVATION,
     FULL_PRECISION,
-    WEIGHT,
     Bounds,
     Budget,
     Cost,
@@ -180,14 +179,12 @@ def tune(subject: Subject, policy: np.ndarray, tuning: Tuning, seed: int = 0) ->
 
 def cost(table: CostTable, policy: np.ndarray) -> Cost:
     """Computes what a policy costs, in 64 bits."""
-    return Cost(*exact_cost(table, np.asarray(policy)))
+    return Cost(**exact_cost(table, np.asarray(policy)))
 
 
 def inner_latency(table: CostTable, policy: np.ndarray) -> float:
     """Adds up the seconds of all layers but the first and the last, as HAQ's published figures count."""
-    policy = np.asarray(policy)
-    each = np.asarray(table.latency)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
-    return float(each[1:-1].sum())
+    return float(layer_costs(table.latency, np.asarray(policy))[1:-1].sum())
 
 
 def differs(subject: Subject, config: Options, more: str = "", of: str = "") -> str:

@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def read_config() -> Any:
-    """The configuration that the command line asks for.
+    """Reads the configuration that the command line asks for.
 
     Raises:
       ValueError: a command or option that does not exist, or a value that is none of its kind.

@@ -1,5 +1,6 @@
-"""What holds in every test: four lines of law, and where external data is."""
+"""Laws of every test, the place of external data, and a count of compilations: `pytest --compilations`."""
 
+import collections
 from pathlib import Path
 
 import jax
@@ -22,3 +23,38 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the external data in {folder}")
     return folder
+
+
+STAGES = ("jaxpr_trace", "jaxpr_to_mlir_module", "backend_compile")  # of a compilation, as JAX times them
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compilations", action="store_true", help="list the tests that compile most, and for how long")
+
+
+def pytest_configure(config):
+    if not config.getoption("--compilations"):
+        return
+    config.compilations, config.running = collections.defaultdict(collections.Counter), "collection"
+
+    def note(event: str, seconds: float, **_) -> None:
+        for stage in STAGES:
+            if event.endswith(f"/{stage}_duration"):
+                config.compilations[config.running][stage] += seconds
+                config.compilations[config.running]["count"] += stage == STAGES[-1]
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.config.running = item.nodeid
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--compilations"):
+        rows = sorted(config.compilations.items(), key=lambda row: -sum(row[1][stage] for stage in STAGES))
+        total = sum((one for _, one in rows), collections.Counter())
+        for name, one in [("all tests", total), *rows[:30]]:
+            times = ", ".join(f"{stage} {one[stage]:.1f} s" for stage in STAGES)
+            terminalreporter.write_line(f"{one['count']:5d} programs, {times}  {name}")

@@ -151,7 +151,7 @@ def test_the_floor_is_the_price_of_the_lowest_bits():
     np.testing.assert_array_equal(floor(table, limits), references.total(table, np.asarray(limits.low)))
 
 
-def test_a_budget_below_the_floor_is_refused_with_the_layers_that_hold_it():
+def test_a_budget_below_the_floor_is_refused_with_its_largest_contributors():
     latency = np.zeros((4, 8, 8))
     latency[:, 1, 1] = [4e-3, 1e-3, 3e-3, 2e-3]
     latency[:, 7, 7] = 1.0
@@ -160,7 +160,7 @@ def test_a_budget_below_the_floor_is_refused_with_the_layers_that_hold_it():
     names = ["stem", "first", "second", "head"]
     expected = (
         r"latency budget 9 ms is below the floor 10 ms \(all layers at their lowest bits\), "
-        r"held by stem 40 %, second 30 %, head 20 %"
+        r"most of it in stem 40 %, second 30 %, head 20 %"
     )
     with pytest.raises(ValueError, match=expected):
         check_reachable(table, limits, budget(table, latency_s=9e-3), names)

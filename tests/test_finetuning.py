@@ -124,7 +124,7 @@ def test_running_statistics_move_with_apply_train_alone():
     [
         (dict(learning_rate=-1.0), "learning rates .* must be at least 0, and one of them more"),
         (dict(learning_rate=0.0), "learning rates .* must be at least 0, and one of them more"),
-        (dict(distill=1.5), "distill 1.5 must be a share in 0..1"),
+        (dict(distill=1.5), "distill 1.5 must be in 0..1"),
         (dict(temperature=0.0), "temperature 0.0 more than 0"),
     ],
 )

@@ -224,7 +224,10 @@ BAD = [
     (["--front", "latency", "--budget", "0.5,0.5"], "names a limit of the front twice"),
     (["--front", "latency", "--budget", "0.5,3KiB"], "latency is measured in s, ms, us, ns, not KiB"),
     (["--front", "latency", "--budget", "0.5,0.001"], "is below the floor"),
-    (["--front", "latency", "--warm-start", "runs/x"], "warm_start is for a search within one budget"),
+    (
+        ["--front", "latency", "--search", "haq", "--warm-start", "runs/x"],
+        "warm_start is for a search within one budget",
+    ),
     (["--front", "energy", "--hw", "bitfusion", "--layers", "*=8"], "a front of energy has no room"),
     (["--max-drop", "-1"], "max_drop is -1"),
     (["--max-drop", "nan"], "max_drop is nan"),

@@ -138,13 +138,13 @@ def test_a_tensor_that_is_left_alone_stands_above_8(run_data):
 
 
 def test_a_layer_tells_its_numbers_when_pointed_at(run_data):
-    told = describe_layers(run_data)[1]
+    text = describe_layers(run_data)[1]
     before, after = (1e6 * values[1] for values in run_data.layer_costs["latency"])
-    assert run_data.layers.names[1] in told and f"latency {before:.3g} → {after:.3g} us" in told
-    assert f"weights {run_data.policy[1, 0]} bits, activations {run_data.policy[1, 1]} bits" in told
+    assert run_data.layers.names[1] in text and f"latency {before:.3g} → {after:.3g} us" in text
+    assert f"weights {run_data.policy[1, 0]} bits, activations {run_data.policy[1, 1]} bits" in text
     assert describe_layers(run_data)[0].count(", first") == 1 and ", last" in describe_layers(run_data)[-1]
     for figure in (bits_chart(run_data), cost_chart(run_data)):
-        assert sum(told in (trace.hovertext or ()) for trace in figure.data) == 2 * (1 + (figure.data[0].width == 0.92))
+        assert sum(text in (trace.hovertext or ()) for trace in figure.data) == 2 * (1 + (figure.data[0].width == 0.92))
 
 
 def test_before_and_after_are_both_drawn(run_data):

@@ -70,12 +70,12 @@ def test_costs_of_the_layers_add_up_to_those_of_the_network(world, run_data):
 
 
 def test_rows_are_those_of_policy_json(folder, run_data):
-    told = json.loads((folder / "policy.json").read_text())
+    document = json.loads((folder / "policy.json").read_text())
     assert [row.name for row in run_data.rows] == ["8 bits", "uniform 4", "found by ilp", "float"]
     for name, row in zip(("8_bits", "uniform", "policy", "float"), run_data.rows, strict=True):
-        assert row.accuracy == told["accuracies"]["report"][name] and row.images == 100
-    assert run_data.rows[2].cost.energy == told["costs"]["policy"]["energy_j"]
-    assert run_data.budget == {"latency": told["budget"]["latency_s"]}
+        assert row.accuracy == document["accuracies"]["report"][name] and row.images == 100
+    assert run_data.rows[2].cost.energy == document["costs"]["policy"]["energy_j"]
+    assert run_data.budget == {"latency": document["budget"]["latency_s"]}
 
 
 def test_the_front_is_what_no_other_policy_beats(run_data):
@@ -178,8 +178,8 @@ def test_episodes_of_something_else_are_an_error_of_one_line(folder, tmp_path):
 
 def test_without_its_data_a_run_is_shown_as_far_as_it_goes(folder, tmp_path, quick):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    told = yaml.safe_load((copy / "config.yaml").read_text())
-    (copy / "config.yaml").write_text(yaml.safe_dump(told | {"data": "npz:gone.npz"}))
+    document = yaml.safe_load((copy / "config.yaml").read_text())
+    (copy / "config.yaml").write_text(yaml.safe_dump(document | {"data": "npz:gone.npz"}))
     found = read_run_data(copy)
     assert "gone.npz" in found.notes[0] and not found.layer_costs and found.rooflines is None
     assert set(found.layers.names) and len(found.policy) == 28
@@ -234,9 +234,9 @@ def test_a_measured_table_has_no_roofline_and_perhaps_no_energy(world, tmp_path,
 
 
 def test_a_front_is_a_table_of_its_own(folder, run_data, tmp_path, quick):
-    copy, told = shutil.copytree(folder, tmp_path / "copy"), json.loads((folder / "policy.json").read_text())
-    some = {"costs": told["costs"]["policy"], "accuracies": {"search": 0.5, "report": 0.61}}
-    even = {"bits": 4, "costs": told["costs"]["uniform"], "accuracies": {"search": 0.5, "report": 0.52}}
+    copy, document = shutil.copytree(folder, tmp_path / "copy"), json.loads((folder / "policy.json").read_text())
+    some = {"costs": document["costs"]["policy"], "accuracies": {"search": 0.5, "report": 0.61}}
+    even = {"bits": 4, "costs": document["costs"]["uniform"], "accuracies": {"search": 0.5, "report": 0.52}}
     policies = [some | {"budget": {"fraction": fraction}, "uniform": even} for fraction in (0.5, 0.75)]
     (copy / "front.json").write_text(json.dumps({"policies": policies}))
     rows = [(row.name, row.accuracy) for row in read_run_data(copy).front]

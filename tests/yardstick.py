@@ -29,7 +29,7 @@ SEARCHES: dict[str, tuple[str, ...]] = {
     "ilp": (*MOBILENET, "edge", "--search", "ilp", "--episodes", "24", "--rounding", "nearest"),
     "haq": (*RESNET, "cloud", "--search", "haq", "--episodes", "24"),
     "gradient": (*RESNET, "edge", "--search", "gradient", "--episodes", "8", "--metric", "energy"),
-    "front": (*RESNET, "bitfusion", "--search", "ilp", "--episodes", "16", "--front", "latency", "--budget", "0.3,0.5"),
+    "front": (*RESNET, "cloud", "--search", "ilp", "--episodes", "16", "--front", "latency", "--budget", "0.3,0.5"),
     "drop": (*MOBILENET, "edge", "--search", "ilp", "--episodes", "24", "--max-drop", "1", "--rounding", "nearest"),
     "size": (*RESNET, "edge", "--search", "evolution", "--episodes", "24", "--metric", "size", "--budget", "0.4"),
 }
@@ -43,7 +43,7 @@ class Record:
     """Run everything and keep what must stay equal."""
 
     out: tyro.conf.Positional[str]
-    """Folder to write; made anew."""
+    """Folder to write; what it holds of the same names is made anew."""
     checkout: str = str(ROOT)
     """The code to run, with its own .venv where it has one."""
     cache: str | None = None
@@ -63,8 +63,10 @@ class Compare:
 def record(config: Record) -> None:
     """Runs the searches, the fine-tuning, and the tables."""
     out, checkout = Path(config.out).resolve(), Path(config.checkout).resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    for name in config.only or (".",):
+        for part in (out / name, out / "runs" / name):
+            shutil.rmtree(part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"HAQJAX_CACHE": str(Path(config.cache or out / "cache").resolve())}
     python = checkout / ".venv/bin/python"
     start = [str(python) if python.exists() else sys.executable, "-m", "haqjax"]

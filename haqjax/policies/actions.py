@@ -69,7 +69,7 @@ def to_rows(policy: Int[Array, "L 2"], names: Sequence[str]) -> list[dict[str, A
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Int[Array, "L 2"]:
-    """The policy that `to_rows` wrote, for the network with these layers.
+    """Reads the policy that `to_rows` wrote, for the network with these layers.
 
     Raises:
       ValueError: the rows belong to another network, lack an entry, or hold something else than bits.

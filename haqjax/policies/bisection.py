@@ -23,6 +23,8 @@ def bisect(holds: Callable[[Any], Any], yes: Any, no: Any, steps: int) -> Any:
     1.414
     >>> bisect(lambda n: n * n > 50, jnp.array([100]), jnp.array([0]), 7).tolist()
     [8]
+    >>> bisect(lambda n: n > -9, jnp.array([100]), jnp.array([-1]), 20).tolist()
+    [0]
     """
     if isinstance(yes, float):
         for _ in range(steps):
@@ -33,7 +35,7 @@ def bisect(holds: Callable[[Any], Any], yes: Any, no: Any, steps: int) -> Any:
     def cut(_: int, ends: tuple[Any, Any]) -> tuple[Any, Any]:
         yes, no = ends
         middle = (yes + no) // 2 if jnp.issubdtype(yes.dtype, jnp.integer) else (yes + no) / 2
-        held = holds(middle)
+        held = holds(middle) & (middle != no)  # between neighbours there is no whole number
         return jnp.where(held, middle, yes), jnp.where(held, no, middle)
 
     return jax.lax.fori_loop(0, steps, cut, (yes, no))[0]

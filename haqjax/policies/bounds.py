@@ -19,7 +19,7 @@ def make_bounds(
     allowed: Bool[np.ndarray, "L 2 8"] | None = None,
     tied: Sequence[Sequence[int]] = (),
 ) -> Bounds:
-    """The bits that a search may give each layer.
+    """Makes the bounds of the bits that a search may give each layer.
 
     Args:
       layers: the network's layers, or how many there are.
@@ -61,7 +61,7 @@ def make_bounds(
 
 
 def ladder(bounds: Bounds) -> tuple[Int[Array, "L 2 8"], Int[Array, "L 2"]]:
-    """The widths that each entry may have, fewest first, and how many; the rest of a row repeats the last.
+    """Lists the widths of each entry, fewest first, and counts them; the rest of a row repeats the last.
 
     >>> widths, count = ladder(make_bounds(1, low=2, high=4, pinned={}))
     >>> widths[0, 0].tolist(), int(count[0, 0])
@@ -76,7 +76,7 @@ def ladder(bounds: Bounds) -> tuple[Int[Array, "L 2 8"], Int[Array, "L 2"]]:
 
 
 def to_rank(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
-    """How many allowed widths are narrower than each entry's; a width between two counts as the narrower.
+    """Counts the allowed widths below each entry's; a width between two counts as the narrower.
 
     >>> to_rank(jnp.asarray([[2, 8]]), make_bounds(1, low=1, pinned={})).tolist()
     [[1, 7]]
@@ -87,7 +87,7 @@ def to_rank(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"
 
 
 def at_rank(rank: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
-    """The width that has so many allowed ones below it.
+    """Finds the width that has so many allowed ones below it.
 
     >>> at_rank(jnp.asarray([[1, 7]]), make_bounds(1, low=1, pinned={})).tolist()
     [[2, 8]]
@@ -106,7 +106,7 @@ def follow(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]
 
 
 def clip_policy(policy: Int[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
-    """The nearest bits within the bounds, of two the fewer.
+    """Clips bits to the nearest ones within the bounds, of two the fewer.
 
     >>> clip_policy(jnp.asarray([[1, 9]]), make_bounds(1, pinned={})).tolist()
     [[2, 8]]

@@ -72,7 +72,7 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
 
 
 def best_uniform(table: CostTable, bounds: Bounds, budget: Budget) -> Projection:
-    """The policy with the most bits that are the same everywhere, within the budget; pinned layers keep theirs.
+    """Finds the policy with the most bits that are the same everywhere, within the budget; pinned layers keep theirs.
 
     Returns:
       The policy [L, 2], its cost, and whether it fits. Where none fits, the lowest one with `feasible` false.

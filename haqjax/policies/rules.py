@@ -22,7 +22,7 @@ def bounds_by_rules(
     high: tuple[int, int] = (WIDTHS, WIDTHS),
     available: Bool[np.ndarray, "L 2 8"] | None = None,
 ) -> Bounds:
-    """The bits that a search may give each layer, by rules that people write.
+    """Makes the bounds of a search from rules that people write.
 
     Args:
       names: of the layers.
@@ -90,7 +90,7 @@ def _read_widths(rule: str, text: str) -> Bool[np.ndarray, "2 8"]:
 
 
 def _read_column(text: str) -> Bool[np.ndarray, "8"]:
-    """The widths that a text names; none where it cannot be read."""
+    """Reads the widths that a text names; none where it cannot be read."""
     mask = np.zeros(WIDTHS, bool)
     for part in text.split(","):
         found = WIDTH.fullmatch(part.strip())

@@ -121,8 +121,8 @@ def leave(status: int) -> NoReturn:
 
 
 def _try(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    to_host = lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+    """Calls a function; gives its answer with arrays on the host, or else its error."""
     try:
-        return jax.tree.map(to_host, make()), None
+        return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, make()), None
     except Exception as error:
         return None, error

@@ -18,13 +18,13 @@ VERSION = 1  # of the cache: raise it when training or a network changes
 
 
 def cache_folder() -> Path:
-    """Where trained networks and compiled programs are kept: `HAQJAX_CACHE`, else the user's cache folder."""
+    """Returns the folder of trained networks and compiled programs: `HAQJAX_CACHE`, else the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("HAQJAX_CACHE") or Path(base) / "haqjax")
 
 
 def empty_network(model: str, data: Dataset) -> Network:
-    """The network of a run with shapes for parameters: enough to read its layers."""
+    """Makes the network of a run with shapes for parameters: enough to read its layers."""
     _, height, width, _ = data.search.images.shape
     if height != width:
         raise ValueError(f"the images of {data.name} are {height} x {width} pixels: the networks here need square ones")

@@ -41,10 +41,12 @@ def _compiled(searcher: Searcher) -> Driver:
 
 
 def _on_host(searcher: Searcher) -> Driver:
-    """The driver of plain Python functions: they read NumPy arrays, and random keys as they are."""
+    """Makes the driver of plain Python functions, which read NumPy arrays, and random keys as they are."""
+
+    def is_key(x: Any) -> bool:
+        return isinstance(x, jax.Array) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
     def to_host(state: Any) -> Any:
-        is_key = lambda x: isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
         return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
 
     def ask(problem: Problem, state: Any, key: PRNGKeyArray) -> tuple[Float[Array, "N L 2"], Projection]:

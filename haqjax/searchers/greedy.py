@@ -91,7 +91,7 @@ def _walk(state: GreedyState, rewards_by_policy: dict[bytes, float]) -> GreedySt
 
 
 def _descend(state: GreedyState) -> Int[np.ndarray, "L 2"]:
-    """The walk by predicted losses alone, to the first policy within the budget."""
+    """Walks by predicted losses alone, to the first policy within the budget."""
     state = state._replace(loss=ERROR_PER_BIT ** -state.policy.astype(float))
     while order := _order(state):
         loss = state.loss.copy()
@@ -123,7 +123,7 @@ def _order(state: GreedyState) -> list[tuple[int, int]]:
 
 
 def _lower(state: GreedyState, layer: int, column: int) -> Int[np.ndarray, "L 2"]:
-    """The policy with one entry, and those tied to it, at the next width below."""
+    """Moves one entry, and those tied to it, to the next width below."""
     policy = np.array(state.policy, np.int32)
     below = np.flatnonzero(state.there[layer, column, : policy[layer, column] - 1])[-1] + 1
     policy[state.tied == state.tied[layer], column] = below

@@ -31,13 +31,13 @@ class Best(NamedTuple):
 
 
 def near(policy: Int[Array, "L 2"], bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
-    """The policy's actions, strayed from."""
+    """Draws actions near those of a policy."""
     actions = to_actions(policy, bounds)
     return truncated_normal(key, jnp.broadcast_to(actions, (count, *actions.shape)), jnp.float32(SPREAD))
 
 
 def swap(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Array, "N L 2"]:
-    """The best policy with one entry a width wider and another one narrower, both at random.
+    """Swaps bits: the best policy with one entry a width wider and another one narrower, both at random.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> best = Best(jnp.full((3, 2), 4), jnp.float32(0))
@@ -56,7 +56,7 @@ def swap(best: Best, bounds: Bounds, key: PRNGKeyArray, count: int) -> Float[Arr
 
 
 def update_best(best: Best, policies: Int[Array, "N L 2"], rewards: Float[Array, "N"]) -> Best:
-    """The best of it and N others."""
+    """Returns the best of it and N others."""
     first = jnp.argmax(rewards)
     better = rewards[first] > best.reward
     return Best(jnp.where(better, policies[first], best.policy), jnp.where(better, rewards[first], best.reward))
@@ -80,7 +80,7 @@ def keep(kept: Kept, rows: Transition, rewards: Float[Array, "N"]) -> Kept:
 
 
 def with_kept(memory: ReplayState, kept: Kept) -> ReplayState:
-    """The memory with the episodes kept before its rows; they are all there once learning begins."""
+    """Puts the episodes kept before the rows of the memory; they are all there once learning begins."""
     if not kept.rewards.size:
         return memory
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept.rows)

@@ -1,4 +1,4 @@
-"""What an agent sees of each of a network's 2L decisions: HAQ's ten numbers, and what else it may see."""
+"""Observations of an agent at each of a network's 2L decisions: HAQ's ten numbers, and costs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ FIRST = 1.0  # what was decided before the first decision: the input image, 8 bi
 
 
 def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
-    """The nine numbers that do not depend on what was decided before.
+    """Computes the nine numbers that do not depend on earlier decisions.
 
     They are HAQ's (Wang et al. 2019, section 3.1): layer index, input channels, output channels, kernel size, stride,
     area of the input map, number of weights, depthwise or not, and whether the decision is on weights (1) or
@@ -41,7 +41,7 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
 
 
 def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
-    """What each decision spends of the limited resources: no part of HAQ's ten numbers.
+    """Computes the cost of each decision in limited resources: no part of HAQ's ten numbers.
 
     What the layer costs at 8 bits, and what 4 bits in this entry alone would save, each over the greatest of its kind;
     the mean over the resources that have a limit. Peak memory is no sum over layers: it is left out. What a machine

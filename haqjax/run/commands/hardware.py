@@ -93,7 +93,9 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": latency_figure(
-            {f"{bits} bits": fraction for bits, (fraction, *_) in parts.items()}, *kinds, f"{model} on {accelerator.name}"
+            {f"{bits} bits": fraction for bits, (fraction, *_) in parts.items()},
+            *kinds,
+            f"{model} on {accelerator.name}",
         )
     }
     for bits, (_, _, intensity, use) in parts.items():

@@ -95,7 +95,8 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
     if before.aim.resource is not None and episodes != started["episodes"]:
         raise ValueError(
-            f"{run.resume} was started with episodes {started['episodes']}, which are divided among its budgets: leave it out"
+            f"{run.resume} was started with episodes {started['episodes']}, which are divided among its budgets: "
+            "leave it out"
         )
     changes = {"resume": run.resume, "episodes": episodes, "out": None, "hosts": run.hosts}
     return with_options(before, changes), Path(run.resume)

@@ -34,7 +34,7 @@ def run_table(config: TableConfig, console: Console) -> Path:
 
 
 def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, PyTree, Any]:
-    """A network of the zoo by name, or what a `module:function` of the user's returns, called without arguments.
+    """Finds a network of the zoo by name, or calls a `module:function` of the user's, without arguments.
 
     Returns:
       `(apply, params, example)`: params and example may be shapes only.

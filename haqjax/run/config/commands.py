@@ -84,7 +84,7 @@ class FinetuneConfig:
 
     @property
     def tuning(self) -> Tuning:
-        """How to fine-tune."""
+        """Rates and sizes of the fine-tuning."""
         names = {field.name for field in dataclasses.fields(Tuning)}
         return Tuning(**{name: value for name, value in dataclasses.asdict(self).items() if name in names})
 

@@ -24,7 +24,7 @@ NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]
 
 
 def read_metrics(metric: str) -> tuple[str, ...]:
-    """The resources that a budget limits.
+    """Reads the resources that a budget limits.
 
     Raises:
       ValueError: an unknown resource, or one named twice.

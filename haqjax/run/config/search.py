@@ -34,7 +34,7 @@ class NetworkOptions:
 
     @property
     def pretrained(self) -> bool:
-        """Whether the weights come from others, in a file or from a hub."""
+        """True where the weights come from others, in a file or from a hub."""
         return self.weights is not None and is_pretrained_source(self.weights)
 
     def check_files(self) -> None:
@@ -250,5 +250,5 @@ class SearchConfig:
 
     @property
     def by_codebook(self) -> bool:
-        """Whether weights are stored as k-means codes and activations are left alone: size is all that counts."""
+        """True where weights are stored as k-means codes and activations are left alone: size is all that counts."""
         return self.aim.metrics == ("size",)

@@ -152,7 +152,7 @@ def _read_episodes(folder: Path) -> Episodes | None:
 
 
 def _read_cost(document: Mapping[str, Any]) -> Cost:
-    """A cost of policy.json, NaN where it is not known."""
+    """Reads a cost of policy.json, NaN where it is not known."""
     values: Any = [
         np.nan if (value := document.get(RESOURCES[name].field)) is None else float(value) for name in Cost._fields
     ]
@@ -174,7 +174,7 @@ def _rows(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) 
 
 
 def _front(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
-    """The policies within several budgets, where the run searched a front."""
+    """Reads the policies within several budgets, where the run searched a front."""
     if not (folder / "front.json").is_file():
         return ()
     reported = document["accuracies"]["report"]
