@@ -57,7 +57,7 @@ def _read_file(app: Any, name: str) -> str:
 def list_public(package: str) -> str:
     """Lists a directive for each name in `__all__`; what `import haqjax` brings stands on its page alone."""
     module, first = importlib.import_module(package), importlib.import_module("haqjax")
-    here = {name: getattr(module, name) for name in module.__all__}
+    here = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
     elsewhere = [n for n, value in here.items() if package != "haqjax" and getattr(first, n, None) is value]
     lines = [_directive(package, name, value) for name, value in here.items() if name not in elsewhere]
     pointer = f"On the first page: {', '.join(f'`haqjax.{name}`' for name in elsewhere)}.\n\n" if elsewhere else ""

@@ -166,6 +166,7 @@ def test_every_public_name_is_on_a_page(site):
         if package == "haqjax.run":  # what the commands do: the command line is the way in
             continue
         module = importlib.import_module(package)
+        assert hasattr(module, "__all__"), f"{package} does not say what is public"
         elsewhere = set() if package == "haqjax" else {n for n in module.__all__ if _is_in(getattr(module, n), first)}
         assert {f"{package}.{name}" for name in set(module.__all__) - elsewhere} <= documented
 

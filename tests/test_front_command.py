@@ -196,7 +196,8 @@ def test_a_stopped_front_or_drop_goes_on_as_if_it_had_not_stopped(world, asked, 
         patch.setattr(loop, "run_round", stop_after(5))
         halted = run(world / f"halted_{name}", **options)
     assert read(halted, "policy.json")["interrupted"] and not read(whole, "policy.json")["interrupted"]
-    with pytest.raises(ValueError, match="was started with episodes 26, which its budgets share: leave it out"):
+    shared = "was started with episodes 26, which are divided among its budgets: leave it out"
+    with pytest.raises(ValueError, match=shared):
         run_search(SearchConfig.of(resume=str(halted), episodes=30), Console(quiet=True))
     with pytest.raises(ValueError, match=f"was started with {name}"):
         other = {"front": "size"} if name == "front" else {"max_drop": 1.0}

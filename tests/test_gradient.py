@@ -304,6 +304,7 @@ def digits_problem():
     return make_problem(table_of, table, limits, limit, evaluator, reference)
 
 
+@pytest.mark.slow
 def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
     problem = digits_problem
     least = float(

@@ -70,6 +70,7 @@ def test_an_agent_is_compiled_once_for_eight_devices(on_eight):
     assert np.load(on_eight / "programs.npy").tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

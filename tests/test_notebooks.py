@@ -159,6 +159,7 @@ def figures(ran: SimpleNamespace) -> int:
     return sum("image/png" in out.get("data", {}) for outputs in ran.outputs for out in outputs)
 
 
+@pytest.mark.slow
 def test_the_colab_notebook_finds_a_policy_and_draws_it(colab):
     run = colab.folder / colab.told.folder
     kept = json.loads((run / "policy.json").read_text())
@@ -168,6 +169,7 @@ def test_the_colab_notebook_finds_a_policy_and_draws_it(colab):
     assert "minutes on" in printed(colab)
 
 
+@pytest.mark.slow
 def test_the_colab_notebook_tells_the_gap_to_uniform_bits_with_its_error(colab):
     told = colab.told
     kept = json.loads((colab.folder / told.folder / "policy.json").read_text())["accuracies"]["report"]
@@ -178,6 +180,7 @@ def test_the_colab_notebook_tells_the_gap_to_uniform_bits_with_its_error(colab):
     assert f"{told.gap:+.1f} ± {100 * sum(variances) ** 0.5:.1f} points" in printed(colab)
 
 
+@pytest.mark.slow
 def test_the_tour_reads_layers_off_both_networks(tour):
     assert tour.told.names == ["stem", "depthwise", "pointwise", "last", "head"]
     places = 8 * 8
@@ -185,11 +188,13 @@ def test_the_tour_reads_layers_off_both_networks(tour):
     assert tour.told.plain == [3 * places * 32, 320]
 
 
+@pytest.mark.slow
 def test_the_tour_compiles_once_for_all_policies(tour):
     assert printed(tour).count("traced") == 1
     assert "all at once: (7, 16, 10)" in printed(tour)
 
 
+@pytest.mark.slow
 def test_the_tour_keeps_to_its_budget(tour):
     told = tour.told
     policy, latency = np.array(told.policy), np.array(told.latency)
@@ -205,11 +210,13 @@ def test_the_tour_keeps_to_its_budget(tour):
         assert sum(latency[at, w - 1, a - 1] for at, (w, a) in enumerate(best)) <= fraction * full * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_the_tours_network_has_learned(tour):
     assert tour.told.reference > 0.8
     assert tour.told.accuracies[-1] > 0.8 and len(tour.told.accuracies) == 7
 
 
+@pytest.mark.slow
 def test_the_tours_table_of_a_device_has_the_widths_of_its_file(tour):
     measured = np.array(tour.told.measured)
     macs = np.array(tour.told.macs)
@@ -218,6 +225,7 @@ def test_the_tours_table_of_a_device_has_the_widths_of_its_file(tour):
     assert "stem's weights: [2, 4, 8]" in printed(tour)
 
 
+@pytest.mark.slow
 def test_the_tours_gradient_is_the_slope_of_the_table(tour):
     latency, slope = np.array(tour.told.latency), np.array(tour.told.by_latency)
     corner = latency[:, 3:5, 3:5]  # 4.5 bits: halfway between the entries for 4 and 5
@@ -225,6 +233,7 @@ def test_the_tours_gradient_is_the_slope_of_the_table(tour):
     np.testing.assert_allclose(slope[:, 1], (corner[:, :, 1] - corner[:, :, 0]).mean(-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_tours_family_counts_what_each_machine_does(tour):
     told = tour.told
     names = told.layers.pop("names")
@@ -234,6 +243,7 @@ def test_the_tours_family_counts_what_each_machine_does(tour):
         assert count_policy_work(one, table, np.array(told.policy)).cycles.sum() == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_installed_outside_colab(name, colab, tour):
     ran = {"colab_tpu": colab, "library_tour": tour}[name]

@@ -226,6 +226,7 @@ def test_random_search_finds_the_optimum_of_a_problem_small_enough_to_exhaust():
     np.testing.assert_array_equal(result.policy, optimum)
 
 
+@pytest.mark.slow
 def test_haq_beats_random_search_and_the_best_uniform_policy():
     """At the same number of evaluations, on 20 layers; with smaller networks than the paper's, for speed."""
     problem, episodes = make_toy(20, latency=0.35), 120

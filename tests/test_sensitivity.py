@@ -253,6 +253,7 @@ def test_rank_correlations_are_those_of_the_formula_without_ties():
         rank_correlation(values, policies, losses[:3])
 
 
+@pytest.mark.slow
 def test_measured_sensitivities_order_random_policies():
     params, split, ranges = make_two_layers(40)
     limits = make_bounds(2, low=2, pinned={})
