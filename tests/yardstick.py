@@ -84,7 +84,8 @@ def record(config: Record) -> None:
         (out / name).mkdir()
         for file in KEPT:
             if (folder / file).is_file():
-                shutil.copy(folder / file, out / name / file)
+                text = (folder / file).read_text().replace(str(folder), name)  # the place of the run
+                (out / name / file).write_text(text)
         print(f"{name}: {_digest(out / name)}", flush=True)
     if not config.only or "tables" in config.only:
         (out / "tables").mkdir()

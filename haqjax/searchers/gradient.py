@@ -65,6 +65,7 @@ def make_gradient(config: Gradient = Gradient()) -> Searcher:
     True
     """
 
+    @jax.jit
     def init(problem: Problem, key: PRNGKeyArray) -> GradientState:
         return begin(problem, solve_relaxation(problem, [problem.budget], key, config.steps)[0])
 
