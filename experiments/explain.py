@@ -30,7 +30,7 @@ from haqjax.hardware.usage import LIMITS
 from haqjax.policies.bounds import make_bounds
 from haqjax.report import bits_figure
 from haqjax.report.static.roofline import roofline_figure
-from haqjax.run.folder.run_data import find_rooflines
+from haqjax.run.rooflines import find_rooflines
 from haqjax.types import CostTable
 
 MACHINES = ("edge", "cloud")

@@ -14,6 +14,8 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes; with a limit JAX locks the folder
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Programs of tests run for milliseconds: half of the time to compile them goes into making them fast.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

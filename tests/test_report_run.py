@@ -23,7 +23,8 @@ from haqjax.run.commands.report import run_report
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import ReportConfig
 from haqjax.run.config.options import with_options
-from haqjax.run.folder.run_data import find_rooflines, read_run_data
+from haqjax.run.folder.run_data import read_run_data
+from haqjax.run.rooflines import find_rooflines
 from haqjax.tracing.hooks import layers
 from report_world import EPISODES, cost_fields, make_prepared, write_run
 

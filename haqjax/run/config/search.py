@@ -161,10 +161,6 @@ class MethodOptions:
         check_one_of("search", self.search, SEARCHERS)
         for extension in self.extension_names:
             check_one_of("extension", extension, EXTENSIONS)
-        if self.extension_names and self.search != "haq":
-            raise ValueError(f"extensions {self.extensions!r} are to the search 'haq', not to {self.search!r}")
-        if self.warm_start is not None and self.search != "haq":
-            raise ValueError(f"warm_start {self.warm_start!r} is for the search 'haq', which has an agent to start")
         check_seed(self.seed)
         check_at_least(1, episodes=self.episodes, parallel=self.parallel)
 
@@ -215,7 +211,16 @@ class SearchConfig:
         return with_options(cls(), options)
 
     def __post_init__(self) -> None:
+        if self.run.resume is None:  # else the options that the run was started with have been checked
+            self._check_together()
+
+    def _check_together(self) -> None:
+        """Raises a ValueError for options of several records that do not go together."""
         aim, method, evaluation = self.aim, self.method, self.evaluation
+        if method.search != "haq" and method.extension_names:
+            raise ValueError(f"extensions {method.extensions!r} are to the search 'haq', not to {method.search!r}")
+        if method.search != "haq" and method.warm_start is not None:
+            raise ValueError(f"warm_start {method.warm_start!r} is for the search 'haq', which has an agent to start")
         if "costs" in method.extension_names and aim.metrics == ("memory",):
             raise ValueError(
                 "the extension 'costs' is for resources that are sums over layers: leave it out with memory"
