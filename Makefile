@@ -110,7 +110,7 @@ experiments-quick: $(INSTALLED)-dev ## run every experiment of experiments/, sma
 	done
 
 test: lint types ## lint, types, tests, and the examples in the documentation
-	$(PY) -m pytest -q -n 2 -m "not slow"
+	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: lint types ## the same with the tests that take minutes, as continuous integration does
 	$(PY) -m pytest -q -n 2

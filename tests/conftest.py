@@ -1,7 +1,12 @@
 """Laws of every test, the place of external data, and a count of compilations: `pytest --compilations`."""
 
 import collections
+import os
 from pathlib import Path
+
+# Programs of tests run for milliseconds: half of the time to compile them would go into making them fast. In the
+# environment, for processes that tests start; a test that runs long is marked `optimised`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import pytest
@@ -14,8 +19,17 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_compilation_cache_max_size", 2**30)  # bytes; with a limit JAX locks the folder
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-# Programs of tests run for milliseconds: half of the time to compile them goes into making them fast.
-jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimised(request):
+    """Compiles with optimisations for the modules that are marked so."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+        return
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from haqjax.hardware.bitfusion_tile import Shape
 from haqjax.hardware.bitfusion_tiling import NEVER, count_layer_work, energies, list_loop_orders
 from references_hardware import conv, dense, table
 
+pytestmark = pytest.mark.optimised
+
 PUBLISHED = machine("bitfusion").spec
 
 

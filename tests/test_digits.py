@@ -12,6 +12,8 @@ from haqjax.models import build
 from haqjax.quantizers.clipping import METHODS
 from haqjax.training import fit
 
+pytestmark = [pytest.mark.optimised, pytest.mark.slow]
+
 WIDTHS = (32, 8, 6, 5, 4, 3, 2)
 
 

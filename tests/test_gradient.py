@@ -17,6 +17,7 @@ from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.searchers import make_problem, search
+from haqjax.searchers.base import as_evaluator
 from haqjax.searchers.front import search_front
 from haqjax.searchers.gradient import Gradient, make_gradient
 from haqjax.searchers.relaxation import optimise_bits, soft_bits
@@ -324,6 +325,9 @@ def test_a_front_of_16_budgets_on_a_trained_network(digits_problem):
     assert accuracies[-1] > problem.reference - 0.01
 
 
-def test_search_judges_accuracy_where_no_loss_is_told(digits_problem):
-    found = search(digits_problem, "gradient", parallel=4, episodes=4, key=jax.random.key(0))
+def test_a_search_goes_by_accuracy_where_no_loss_is_measured(digits_problem):
+    measured = digits_problem.evaluator
+    blind = as_evaluator(jax.tree_util.Partial(lambda evaluator, policies: evaluator(policies).accuracy, measured))
+    problem = dataclasses.replace(digits_problem, evaluator=dataclasses.replace(blind, soft_loss=measured.soft_loss))
+    found = search(problem, "gradient", parallel=4, episodes=4, key=jax.random.key(0))
     np.testing.assert_allclose(found.records.reward, found.records.accuracy - digits_problem.reference, atol=1e-6)

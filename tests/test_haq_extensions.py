@@ -69,6 +69,6 @@ def test_a_search_with_all_of_them_keeps_the_budget_and_finds_no_less_than_its_s
     found = search(problem, make_haq(config), episodes=40, key=jax.random.key(0))
     assert found.records.feasible.all()
     rows = [tuple(map(tuple, policy)) for policy in found.records.policy.tolist()]
-    assert rows[0] == find_start(problem)
+    assert rows[0] == extend(HAQ(), ["start"], problem, 40).start
     assert found.accuracy == max(found.records.accuracy) >= found.records.accuracy[0]
     assert sum(a != b for a, b in itertools.pairwise(rows)) > 20

@@ -13,6 +13,8 @@ from haqjax.tracing.hooks import layers
 from haqjax.types import Cost, CostTable, Lifetimes
 from references_hardware import conv, dense, table
 
+pytestmark = pytest.mark.optimised
+
 MACHINES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 

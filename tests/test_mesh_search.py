@@ -17,6 +17,8 @@ from haqjax.run.distributed import from_first, is_first, read_hosts
 from haqjax.sharding import make_mesh, shard_policies, suggest_policy_devices
 from haqjax.types import Evaluation, Evaluator
 
+pytestmark = pytest.mark.optimised
+
 SCRIPT = Path(mesh_search.__file__)
 
 
@@ -24,6 +26,7 @@ def begin(*words, devices=1):
     """Starts a process that has so many devices and as many threads as this one has."""
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(os.cpu_count())}
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # last bits are compared: as users compile
     environment |= {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),  # else others cannot write

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haqjax.policies.actions import load, save, to_actions, to_bits, uniform
+from haqjax.policies.actions import load, save, to_actions, to_bits, to_rows, uniform
 from haqjax.policies.bounds import make_bounds
 from haqjax.types import Bounds
 
@@ -147,4 +147,4 @@ def test_a_policy_of_another_network_is_refused_in_one_line(tmp_path, text, mess
 
 def test_rows_need_one_name_a_layer():
     with pytest.raises(ValueError, match=r"shape \(2, 2\), the network has 3 layers"):
-        actions.to_rows(np.full((2, 2), 8), NAMES)
+        to_rows(np.full((2, 2), 8), NAMES)

@@ -12,6 +12,8 @@ from haqjax.models import load_pretrained
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook
 
+pytestmark = pytest.mark.optimised
+
 
 def network_of(shared, name, data):
     return load_pretrained(str(shared / "data" / f"{name}_{data}.safetensors"), name)

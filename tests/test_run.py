@@ -1,6 +1,7 @@
 """A whole run in a small world: its folder, its repeatability, and what bad input leaves behind (nothing)."""
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.evaluator import split_into_batches
 from haqjax.hardware import save_table
 from haqjax.models import outline
+from haqjax.models.resnet import CifarResNet
 from haqjax.run import (
     EvaluateConfig,
     FinetuneConfig,
@@ -45,8 +47,9 @@ EPISODES = 10  # not a multiple of the 4 policies of a round
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Digits of 8 pixels and two epochs of training, with a cache of their own."""
+    """Digits of 8 pixels, ResNet-8 in place of ResNet-20, two epochs of training, and a cache of their own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(haqjax.models.network.MODELS, "resnet20", functools.partial(CifarResNet, blocks_per_stage=1))
         patch.setenv("HAQJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
         recipe = haqjax.run.float_network.RECIPES["resnet20"] | {"epochs": 2}
         patch.setitem(haqjax.run.float_network.RECIPES, "resnet20", recipe)
@@ -240,6 +243,15 @@ def test_an_agent_starts_with_what_another_learned_on_another_network(world, fin
         run(world / "no_agent", warm_start=str(copy))
 
 
+@pytest.mark.parametrize(
+    "repeated",
+    [{"extensions": "start"}, {"race": 0.1}, {"warm_start": "runs/other"}, {"budget": "0.3,0.5"}, {"front": "latency"}],
+)
+def test_a_run_is_resumed_with_its_options_repeated(repeated):
+    """They are compared with the run's own, and not with the usual search."""
+    assert SearchConfig.of(resume="runs/mine", **repeated).run.resume == "runs/mine"
+
+
 def test_checkpoints_of_another_search_or_cut_short_are_told_in_one_line(world, finished):
     copy = shutil.copytree(finished, world / "cut")
     for file in (copy / "checkpoints").rglob("*"):
@@ -306,7 +318,7 @@ def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
     [
         (lambda told: told | {"weights": "0" * 16}, "the float network of .* is not at hand"),
         (lambda told: {k: v for k, v in told.items() if k != "layers"}, "policy.json lacks layers"),
-        (lambda told: told | {"layers": told["layers"][:-1]}, "the policy has 19 layers, the network 20"),
+        (lambda told: told | {"layers": told["layers"][:-1]}, "the policy has 7 layers, the network 8"),
         (lambda told: [], "policy.json lacks layers, uniform_bits, weights"),
     ],
 )
@@ -443,5 +455,5 @@ def test_images_that_are_not_square_are_refused():
 def test_a_budget_is_a_fraction_of_the_full_cost():
     network = outline("resnet20", classes=10, image_size=8)
     table = cost_table(machine("cloud"), layers(network.apply, network.params, network.example))
-    full = total_cost(table, jnp.full((20, 2), 8))
+    full = total_cost(table, jnp.full((len(table), 2), 8))
     assert float(budget(table, latency=0.5).latency) == pytest.approx(0.5 * float(full.latency))

@@ -150,11 +150,12 @@ def answer(
     Raises:
       RuntimeError: interrupted before the first round ended, or the question has no answer.
     """
-    result = None
+    result, episodes = None, 0 if resume is None else count_episodes(resume.records)
     try:
         for result in _run_stages(problem, searcher, question, resume, {} if known is None else known):
-            if on_round is not None:
+            if on_round is not None and count_episodes(result.records) > episodes:
                 on_round(result)
+            episodes = count_episodes(result.records)
     except KeyboardInterrupt:
         if result is None:
             raise RuntimeError("interrupted before the first round of the search ended: nothing was found") from None
@@ -171,7 +172,7 @@ def _run_stages(
     resume: SearchResult | None,
     known: Evaluated,
 ) -> Iterator[SearchResult]:
-    """Yields the result after each round, and once more at the end."""
+    """Yields the result after each round, and once more at the end, when all stages are known."""
     records = question.open(searcher, problem) if resume is None else resume.records
     state = None if resume is None else resume.state
     if records is not None:

@@ -55,6 +55,6 @@ def test_the_allocation_is_silent(capfd, monkeypatch):
 
 
 def test_a_process_without_standard_output_goes_on():
-    load = f"import os, runpy; os.close(1); quiet = runpy.run_path({_highs_output.__file__!r})['without_chatter']"
+    load = f"import os, runpy; os.close(1); quiet = runpy.run_path({_highs_output.__file__!r})['hide_highs_output']"
     code = load + "\nwith quiet(): os._exit(7)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
