@@ -113,7 +113,7 @@ test: lint types ## lint, types, tests, and the examples in the documentation
 	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 test-all: lint types ## the same with the tests that take minutes, as continuous integration does
-	$(PY) -m pytest -q -n 2
+	$(PY) -m pytest -q -n 2 --dist loadfile
 
 lint: $(INSTALLED)-dev ## layout and lint, changing nothing
 	$(PY) -m ruff format --quiet --check .

@@ -54,11 +54,11 @@ def suggest_policy_devices(devices: int, policies: int, batches: int) -> int:
     (4, 8)
     """
 
-    def work(count: int) -> int:
+    def load(count: int) -> int:
         return math.ceil(policies / count) * math.ceil(batches * count / devices)
 
     divisors = [count for count in range(1, devices + 1) if devices % count == 0]
-    return min(divisors, key=lambda count: (work(count), -count))
+    return min(divisors, key=lambda count: (load(count), -count))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:

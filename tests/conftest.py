@@ -27,6 +27,7 @@ def optimised(request):
     if request.node.get_closest_marker("optimised") is None:
         yield
         return
+    jax.clear_caches()  # of programs that other modules compiled
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -18,8 +18,6 @@ from haqjax.training import Tuning, finetune_all, fit
 from haqjax.training.finetuning import make_program
 from haqjax.training.steps import make_step
 
-pytestmark = pytest.mark.optimised
-
 
 @pytest.fixture(scope="module")
 def tuned():

@@ -105,7 +105,7 @@ def random_like(params):
     return jax.tree.unflatten(tree, [0.1 + abs(draw(*leaf.shape, seed=i)) for i, leaf in enumerate(leaves)])
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "resnet50")) for name in NETS])
 def test_identity_hook_changes_no_bit(name):
     apply, params, shape = NETS[name]()
     params, x = random_like(params), draw(*shape)

@@ -173,10 +173,10 @@ def test_the_regression_finds_sensitivities_from_whole_policies():
 def test_twin_critics_start_apart_and_learn():
     config = DDPG(observation_size=2, hidden=(8, 6), twin=True)
     agent = make_agent(config)
-    state = agent.init(jax.random.key(0))
+    state = jax.jit(agent.init)(jax.random.key(0))
     assert not np.array_equal(state.critic.second.weight[0], state.critic.second.weight[1])
     batch = Transition(*(jnp.ones(shape) for shape in ((4, 2), (4,), (4,), (4, 2), (4,))))
-    after = agent.update(state, batch)
+    after = jax.jit(agent.update)(state, batch)
     for twin in (0, 1):
         assert not np.array_equal(after.critic.second.weight[twin], state.critic.second.weight[twin])
 

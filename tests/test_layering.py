@@ -1,6 +1,8 @@
-"""Imports inside the package run one way."""
+"""Imports inside the package run one way, and names are the field's."""
 
 import ast
+import io
+import tokenize
 from graphlib import TopologicalSorter
 from itertools import permutations
 from pathlib import Path
@@ -72,3 +74,21 @@ def test_every_floor_and_rule_names_a_room_that_is_there():
     rooms = {room(name) for name in FILES if name != "haqjax"}
     named = set().union(*FLOORS, *APART, ALONE, *ALONE.values())
     assert named <= rooms | {"units"} and rooms <= set().union(*FLOORS)
+
+
+# Words for which the field has others (codebook, reward, swap, evaluate, stage ...): no name in the code is one.
+OUR_OWN = """nudge nudges unfold bank codes briefly halve halves Halves judge judged judging Judgement gain gains told
+fill spent BEYOND leg legs Leg Course descent exchange exchanges improve addition additions seen reach reachable
+holders pricing trial trials task Task posed Posed outcome Outcome facts Facts saved play played settle settled
+spread share shares"""
+
+
+def test_names_are_those_of_the_field():
+    words = set(OUR_OWN.split())
+    found = [
+        f"{path.relative_to(PACKAGE)}:{token.start[0]} {token.string}"
+        for path in FILES.values()
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        if token.type == tokenize.NAME and token.string in words
+    ]
+    assert not found

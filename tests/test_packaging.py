@@ -37,7 +37,7 @@ def third_party_imports() -> set[str]:
 
 def test_every_import_is_declared_and_every_dependency_is_used():
     owners = importlib.metadata.packages_distributions()
-    always = third_party_imports() - {"tensorflow"}  # only `haqjax.data.tfds_download` needs it: an extra
+    always = third_party_imports() - {"tensorflow"}  # only `haqjax.data.prepare` needs it: an extra
     imported = {normal(owner) for name in always for owner in owners[name]}
     declared = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in PROJECT["dependencies"]}
     assert imported - declared - {"jaxlib"} == set(), "imported, not declared"

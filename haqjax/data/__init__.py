@@ -11,8 +11,7 @@ from haqjax.data.preprocess import PREPROCESSING, Preprocessing, find_preprocess
 from haqjax.data.scanned_digits import digits
 from haqjax.data.source import Source
 from haqjax.data.splits import Split, stratified
-from haqjax.data.tfds_download import prepare
-from haqjax.data.tfds_reader import tfds
+from haqjax.data.tfds_reader import prepare, tfds
 
 __all__ = [
     "PREPROCESSING",

@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets (TFDS) for image classification, read without TensorFlow."""
+"""Data sets of TensorFlow Datasets (TFDS) for image classification: prepared once with TensorFlow, read without it."""
 
 import contextlib
 import dataclasses
@@ -67,12 +67,12 @@ def tfds(
     cut = cut or Cut(splits=splits)
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
     if not (folder / re.split("[:/]", name)[0]).is_dir():
-        raise ValueError(f"there is no data set {name!r} in data_dir '{folder}': name its folder, or {_prepare(name)}")
+        raise ValueError(f"there is no data set {name!r} in data_dir '{folder}': name its folder, or {_hint(name)}")
     with _one_line(f"cannot read the data set {name!r} in data_dir '{folder}'"):
         library = _import()
         builder = library.builder(name, data_dir=folder)
         if not builder.info.splits:
-            raise ValueError(f"it has not been prepared; {_prepare(name)}")
+            raise ValueError(f"it has not been prepared; {_hint(name)}")
         features = dict(builder.info.features.items())
     classes = _classes(name, features)
     slices = (split for split in cut.splits or () if re.split(r"[\[+]", split)[0] in builder.info.splits)
@@ -86,7 +86,37 @@ def tfds(
     return make_dataset(f"tfds:{name}", classes, sources, cut)
 
 
-def _prepare(name: str) -> str:
+def prepare(name: str, data_dir: str | Path | None = None) -> Path:
+    """Downloads and writes a data set in the format that `load("tfds:NAME")` reads.
+
+    This is the one place that needs TensorFlow and a network; `pip install 'haqjax[prepare]'` brings the former. From a
+    shell: `python -c "import haqjax.data; haqjax.data.prepare('cifar10', 'data')"`.
+
+    Args:
+      name: its name in TensorFlow Datasets.
+      data_dir: the folder to write into; None is the library's own.
+
+    Returns:
+      The folder of the set.
+
+    Raises:
+      ImportError: TensorFlow is not installed.
+      ValueError: the library cannot prepare it; says why.
+    """
+    try:
+        import tensorflow  # noqa: F401, slow to import and needed by the next line alone
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ImportError(f"preparing {name!r} needs TensorFlow: pip install 'haqjax[prepare]' ({error})") from error
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except Exception as error:  # the library raises a dozen unrelated kinds
+        raise ValueError(f"cannot prepare the data set {name!r}: {_reason(error)}") from error
+    return Path(builder.data_dir)
+
+
+def _hint(name: str) -> str:
     return f"prepare it with haqjax.data.prepare({name!r}, data_dir), after pip install 'haqjax[prepare]'"
 
 

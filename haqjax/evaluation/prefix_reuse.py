@@ -123,8 +123,8 @@ def saved_fraction(layers: LayerTable, cuts: Sequence[int]) -> float:
 
 def _work_before(layers: LayerTable) -> Float[np.ndarray, "L"]:
     """Computes the fraction of the work that comes before each layer."""
-    work = np.asarray(layers.macs, float)
-    return (np.cumsum(work) - work) / work.sum()
+    macs = np.asarray(layers.macs, float)
+    return (np.cumsum(macs) - macs) / macs.sum()
 
 
 def split_network(

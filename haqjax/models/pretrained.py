@@ -54,9 +54,10 @@ def load_pretrained(
     ...
     ValueError: '...' does not fit resnet20 (CIFAR ResNet names): it lacks 'bn1.bias' (16,), ...
     """
-    layouts = _layouts(name)
+    if name not in MODELS:
+        raise ValueError(f"unknown network {name!r}; there are {', '.join(sorted(MODELS))}")
     tensors = _read(source)
-    layout = _choose(layouts, source, tensors)
+    layout = _choose([layout for layout in LAYOUTS if layout.model == name], source, tensors)
     sources = layout.sources()
     network = outline(
         name,
@@ -72,12 +73,6 @@ def load_pretrained(
     leaves = [_leaf(sources[path], shape, tensors) for path, shape in shapes.items()]
     preprocessing = "timm" if is_timm(source) and layout.preprocessing == "torchvision" else layout.preprocessing
     return Pretrained(dataclasses.replace(network, params=jax.tree.unflatten(tree, leaves)), preprocessing)
-
-
-def _layouts(model: str) -> list[Layout]:
-    if model not in MODELS:
-        raise ValueError(f"unknown network {model!r}; there are {', '.join(sorted(MODELS))}")
-    return [layout for layout in LAYOUTS if layout.model == model]
 
 
 def _read(source: str) -> Tensors:

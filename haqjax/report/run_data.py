@@ -86,7 +86,7 @@ class RunData:
 
 
 def shorten_names(names: Sequence[str], most: int = 24) -> list[str]:
-    """Shortens names to at most 24 letters, and drops the end that all of them share.
+    """Shortens names to at most 24 letters, and drops the end that is common to all.
 
     >>> shorten_names(["stem.conv.kernel", "head.conv.kernel"])
     ['stem', 'head']

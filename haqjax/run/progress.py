@@ -58,12 +58,9 @@ def show_progress(
         if completed * TENTHS // total <= lines:
             return
         lines = completed * TENTHS // total
-        left = _describe_seconds((clock() - started) * (total - completed) / completed)
+        seconds = (clock() - started) * (total - completed) / completed
+        left = f"about {seconds / 60:.0f} min" if seconds >= 59.5 else f"about {seconds:.0f} s"
         line = f"{title}: {completed} of {total}, {left} left, {note}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     yield advance
-
-
-def _describe_seconds(seconds: float) -> str:
-    return f"about {seconds / 60:.0f} min" if seconds >= 59.5 else f"about {seconds:.0f} s"

@@ -31,7 +31,7 @@ class Gradient:
     """
 
     parallel: int = 1  # policies a round
-    steps: int = STEPS  # of the descent, before the first round; each goes forward and back over one batch
+    steps: int = STEPS  # of the relaxation, before the first round; each goes forward and back over one batch
     roundings: int = 8  # policies from randomised rounding, before swaps around the best begin
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class Gradient:
 class GradientState(NamedTuple):
     """State of a search by gradients."""
 
-    rank: Float[Array, "L 2"]  # where the descent ended
+    rank: Float[Array, "L 2"]  # solution of the relaxation
     best: Int[Array, "L 2"]
     reward: Float[Array, ""]  # of the best
     history: History

@@ -19,7 +19,7 @@ TINY = 1e-12  # in place of no saving
 
 
 class GreedyState(NamedTuple):
-    """Where the descent stands, and what the next step of each entry is thought to lose."""
+    """State of a greedy search: the policy of the moment, and the loss expected of each entry's next step."""
 
     policy: Int[np.ndarray, "L 2"]
     reward: Float[np.ndarray, ""]  # of the policy; NaN until it was evaluated
@@ -39,7 +39,7 @@ def make_greedy(parallel: int = 1) -> Searcher:
 
     What an entry's next bit loses is measured once, from the policy of the moment, before it can be taken. The first
     episode walks all the way by the law that a bit less has four times the squared error, so that there is a policy
-    within the budget from the start; once the descent ends, its policy is proposed again and again.
+    within the budget from the start; once the walk ends, its policy is proposed again and again.
 
     >>> make_greedy(4) is make_greedy(4)
     True

@@ -36,8 +36,11 @@ def describe(layers: LayerTable) -> Float[Array, "2L 9"]:
         layers.depthwise,
     ]
     rows = np.repeat(np.stack(columns, axis=-1).astype(np.float64), 2, axis=0)
-    kind = np.tile([1.0, 0.0], count)  # weights, then activations
-    return jnp.asarray(_scale(np.column_stack([rows, kind])), jnp.float32)
+    rows = np.column_stack([rows, np.tile([1.0, 0.0], count)])  # weights, then activations
+    least, most = rows.min(axis=0), rows.max(axis=0)
+    span = np.where(most > least, most - least, 1.0)
+    scaled = np.where(most > least, (rows - least) / span, np.clip(rows, 0, 1))
+    return jnp.asarray(scaled, jnp.float32)
 
 
 def describe_costs(table: CostTable, budget: Budget) -> Float[Array, "2L 2"]:
@@ -85,9 +88,3 @@ def observe(features: Float[Array, "2L f"], policy: Int[Array, "*n L 2"]) -> Flo
     first = jnp.full((*decided.shape[:-1], 1), FIRST)
     before = jnp.concatenate([first, decided[..., :-1]], axis=-1)[..., None]
     return jnp.concatenate([jnp.broadcast_to(features, (*before.shape[:-1], features.shape[-1])), before], axis=-1)
-
-
-def _scale(rows: Float[np.ndarray, "d f"]) -> Float[np.ndarray, "d f"]:
-    least, most = rows.min(axis=0), rows.max(axis=0)
-    span = np.where(most > least, most - least, 1.0)
-    return np.where(most > least, (rows - least) / span, np.clip(rows, 0, 1))

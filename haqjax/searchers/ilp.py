@@ -71,8 +71,8 @@ def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None
 
     Args:
       config: numbers of the method.
-      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.sensitivity` measures. The search
-        starts from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
+      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.measure_sensitivities` gives. The
+        search starts from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
 
     >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))
     True

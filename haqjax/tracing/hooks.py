@@ -60,10 +60,13 @@ def layers(apply: Apply, params: PyTree, x: PyTree) -> LayerTable:
     batch = jax.tree.leaves(x)[0].shape[0]
     rows = [(_read_dense if layer.dense else _read_convolution)(layer, batch) for layer in plan.layers()]
     columns = {field: np.array([row[field] for row in rows], np.int64) for field in rows[0]}
+    weights = {layer.leaf for layer in plan.layers()}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    others = (leaf.size for i, (path, leaf) in enumerate(leaves) if i not in weights and not is_statistic(path))
     return LayerTable(
         names=tuple(layer.name for layer in plan.layers()),
         dense=np.array([layer.dense for layer in plan.layers()]),
-        other_parameters=np.array(_other_parameters(params, plan), np.int64),
+        other_parameters=np.array(sum(others), np.int64),
         **columns,
     )
 
@@ -229,12 +232,6 @@ def _per_example(total: int, batch: int, layer: Layer) -> int:
             f"{layer.activation_shape}): the first axis of `x` must count examples"
         )
     return total // batch
-
-
-def _other_parameters(params: PyTree, plan: Plan) -> int:
-    weights = {layer.leaf for layer in plan.layers()}
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return sum(leaf.size for i, (path, leaf) in enumerate(leaves) if i not in weights and not is_statistic(path))
 
 
 def is_statistic(path: Sequence[Any]) -> bool:

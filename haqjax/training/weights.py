@@ -40,7 +40,9 @@ def save_params(path: str | Path, params: Params) -> None:
     import orbax.checkpoint as ocp  # slow to import, hence not above
 
     folder = Path(path).absolute()
-    _clear_abandoned(folder)
+    for unfinished in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        if time.time() - unfinished.stat().st_mtime > ABANDONED:
+            shutil.rmtree(unfinished, ignore_errors=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -48,7 +50,8 @@ def save_params(path: str | Path, params: Params) -> None:
         _move(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    _clear_outdated(folder)
+    for outdated in sorted(_numbers(folder))[:-1]:
+        shutil.rmtree(folder / str(outdated), ignore_errors=True)
 
 
 def load_params(path: str | Path, like: Params) -> Params:
@@ -91,27 +94,16 @@ def _numbers(folder: Path) -> list[int]:
     return [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
 
 
-def _clear_outdated(folder: Path) -> None:
-    for number in sorted(_numbers(folder))[:-1]:
-        shutil.rmtree(folder / str(number), ignore_errors=True)
-
-
-def _clear_abandoned(folder: Path) -> None:
-    for unfinished in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
-        if time.time() - unfinished.stat().st_mtime > ABANDONED:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
 def _read(path: str | Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise ValueError(f"there are no saved parameters at {str(path)!r}")
-    numbers = _numbers(folder)
+    steps = _numbers(folder)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder / str(max(numbers)) if numbers else folder)
+            return checkpointer.restore(folder / str(max(steps)) if steps else folder)
     except Exception as error:  # Orbax and what is below it raise many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"cannot read the parameters at {str(path)!r}: {reason}") from error

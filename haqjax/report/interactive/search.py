@@ -32,16 +32,16 @@ def search_chart(run_data: RunData) -> go.Figure | None:
     episodes = run_data.episodes
     if episodes is None or not len(episodes.accuracy):
         return None
-    figure, numbers = make_panels(2, gap=0.06), np.arange(1, 1 + len(episodes.accuracy))
+    figure, order = make_panels(2, gap=0.06), np.arange(1, 1 + len(episodes.accuracy))
     style: dict[str, Any] = {"mode": "lines", "name": "best so far", "hoverinfo": "skip", "legendgroup": "best"}
     style["line"] = {"color": BEST, "width": 2, "shape": "hv"}
     panels = (100 * episodes.accuracy, 100 * episodes.best), (episodes.reward, best_reward(episodes))
     for row, (values, best) in enumerate(panels, start=1):
-        _add_policies(figure, row, run_data, numbers, values)
-        figure.add_trace(go.Scatter(x=as_json(numbers), y=as_json(best), showlegend=row == 1, **style), row=row, col=1)
+        _add_policies(figure, row, run_data, order, values)
+        figure.add_trace(go.Scatter(x=as_json(order), y=as_json(best), showlegend=row == 1, **style), row=row, col=1)
     for name, key, dash in (("float network", "float", "dot"), ("best uniform in the budget", "uniform", "dash")):
         level = {"y": [100 * run_data.search_accuracy[key]] * 2, "line": {"color": INK, "width": 1.2, "dash": dash}}
-        figure.add_trace(go.Scatter(x=[1, len(numbers)], mode="lines", name=name, **level), row=1, col=1)
+        figure.add_trace(go.Scatter(x=[1, len(order)], mode="lines", name=name, **level), row=1, col=1)
     figure.update_yaxes(row=1, title_text="accuracy (%)")
     figure.update_yaxes(row=2, title_text="reward")
     figure.update_xaxes(row=2, title_text="episode")
@@ -131,8 +131,8 @@ def runs_chart(runs: Sequence[RunData], resource: str) -> go.Figure | None:
             continue
         line = {"color": INK, "width": 1.6, "dash": DASHES[at % len(DASHES)], "shape": "hv"}
         style: dict[str, Any] = {"line": line, "name": run_data.name, "legendgroup": run_data.name}
-        numbers = list(range(1, 1 + len(episodes.best)))
-        figure.add_trace(go.Scatter(x=numbers, y=as_json(100 * episodes.best), mode="lines", **style), row=1, col=1)
+        order = list(range(1, 1 + len(episodes.best)))
+        figure.add_trace(go.Scatter(x=order, y=as_json(100 * episodes.best), mode="lines", **style), row=1, col=1)
         front, texts = find_front(episodes, resource), describe_policies(run_data)
         fraction = np.asarray(getattr(episodes.cost, resource)) / float(getattr(run_data.costs["8_bits"], resource))
         symbol = SYMBOLS[at % len(SYMBOLS)]

@@ -14,7 +14,7 @@ from haqjax.report.static.style import LEGEND, TEXT, TITLE, WIDTH, outline_axes
 from haqjax.units import unit_of
 
 DASHES, MARKS = ("-", "--", ":", "-.", (0, (8, 2))), "osD^P"  # of runs
-REFERENCES: dict[str, dict[str, Any]] = {  # policies that others are compared with, told apart by shape
+REFERENCES: dict[str, dict[str, Any]] = {  # policies that others are compared with, distinguished by shape
     "8 bits": {"marker": "s", "color": "0.2"},
     "best uniform": {"marker": "^", "color": UNIFORM},
     "found": {"marker": "*", "color": "black"},

@@ -75,17 +75,13 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
     for bits in WIDTHS:
         for heading in (f"{bits} bits", "limit", "op/B", "use"):
             table.add_column(heading, justify="left" if heading == "limit" else "right", no_wrap=True)
+    kinds = {"dense": table_of.dense, "depthwise": table_of.depthwise, "pointwise": table_of.pointwise}
     for at, name in enumerate(table_of.names):
-        cells = [name, _kind(table_of, at)]
-        for fraction, limit, intensity, use in parts.values():
-            cells += [f"{fraction[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{use[at]:.0%}"]
+        cells = [name, next((kind for kind, flags in kinds.items() if flags[at]), "conv")]
+        for fraction, limit, intensity, utilisation in parts.values():
+            cells += [f"{fraction[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{utilisation[at]:.0%}"]
         table.add_row(*cells)
     return table
-
-
-def _kind(table_of: LayerTable, at: int) -> str:
-    names = {"dense": table_of.dense, "depthwise": table_of.depthwise, "pointwise": table_of.pointwise}
-    return next((name for name, flags in names.items() if flags[at]), "conv")
 
 
 def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> dict:
@@ -98,13 +94,13 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
             f"{model} on {accelerator.name}",
         )
     }
-    for bits, (_, _, intensity, use) in parts.items():
+    for bits, (_, _, intensity, utilisation) in parts.items():
         at = (slice(None), bits - 1, bits - 1)
         speed = 2.0 * accelerator.spec.batch * table_of.macs / usage.latency[at]
         moved = np.sum([stream[at] for stream in usage.moved], axis=0) / 8
         longest = np.max([stream[at] for stream in usage.transfers], axis=0)
         bandwidth = float(np.nanmax(moved / np.maximum(longest, np.finfo(float).tiny)))
         title = f"{model} on {accelerator.name}, {bits} bits"
-        peak = float(np.max(speed / use))
+        peak = float(np.max(speed / utilisation))
         figures[f"roofline-{bits}bits"] = limits_figure(intensity, speed, peak, bandwidth, *kinds, title)
     return figures

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Protocol
 
-from haqjax.run.config.checks import check_one_of
 from haqjax.run.config.limits import read_limits, read_metrics
+from haqjax.run.config.options import check_one_of
 from haqjax.searchers.front import BUDGETS
 from haqjax.types import Cost
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
-from haqjax.run.config.checks import check_one_of, check_seed
+from haqjax.run.config.options import check_one_of, check_seed
 from haqjax.training import Tuning
 
 __all__ = [

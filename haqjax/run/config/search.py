@@ -10,8 +10,7 @@ from haqjax.models import MODELS, is_pretrained_source
 from haqjax.quantizers.calibration import ROUNDINGS
 from haqjax.quantizers.clipping import METHODS
 from haqjax.run.config.aim import Aim, read_aim
-from haqjax.run.config.checks import check_at_least, check_one_of, check_seed
-from haqjax.run.config.options import with_options
+from haqjax.run.config.options import check_at_least, check_one_of, check_seed, with_options
 from haqjax.run.distributed import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
@@ -82,7 +81,7 @@ class TargetOptions:
     .parquet)."""
     metric: str = "latency"
     """What the budget limits: latency, energy, size, bops or memory (peak, of activations), or several with commas
-    between. With size alone, weights are searched as k-means codes and activations are left alone."""
+    between. With size alone, weights are searched as k-means codebooks and activations are left alone."""
     budget: str | None = None
     """Fraction of what the network costs with 8 bits everywhere, or a limit with its unit (3ms, 900KiB); one for each
     metric, with commas between, or one for all. Default: 0.6."""
@@ -255,5 +254,5 @@ class SearchConfig:
 
     @property
     def by_codebook(self) -> bool:
-        """True where weights are stored as k-means codes and activations are left alone: size is all that counts."""
+        """True where weights are stored as codebooks and activations are left alone: size is all that counts."""
         return self.aim.metrics == ("size",)
