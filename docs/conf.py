@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import autoapi  # noqa: E402  beside this file
+import autoapi
 
 project = "haqjax"
 author = "the haqjax authors"

@@ -75,7 +75,7 @@ def test_another_process_finds_what_was_remembered(world, tmp_path):
     function, params, split, ranges = world
     names = set()
     for _ in range(2):
-        other = lambda params, x: apply(params, x)  # noqa: E731 - another object, the same network
+        other = lambda params, x: apply(params, x)
         names.add(batch_tuning._describe(other, params, split, 2, TRIED))
     names.add(batch_tuning._describe(function, jax.tree.map(lambda leaf: leaf + 1, params), split, 2, TRIED))
     assert len(names) == 1

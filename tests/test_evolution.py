@@ -31,7 +31,7 @@ def peel(values):
     front, level = [-1] * len(values), 0
     while -1 in front:
         left = [i for i in range(len(values)) if front[i] < 0]
-        beats = lambda a, b: all(x <= y for x, y in zip(a, b, strict=True)) and list(a) != list(b)  # noqa: E731
+        beats = lambda a, b: all(x <= y for x, y in zip(a, b, strict=True)) and list(a) != list(b)
         free = [i for i in left if not any(beats(values[j], values[i]) for j in left)]
         for i in free:
             front[i] = level
@@ -45,7 +45,7 @@ def crowd(values, front):
     for level in set(front):
         members = [i for i in range(len(values)) if front[i] == level]
         for k in range(values.shape[1]):
-            line = sorted(members, key=lambda i: values[i, k])  # noqa: B023
+            line = sorted(members, key=lambda i: values[i, k])
             span = values[line[-1], k] - values[line[0], k]
             distance[[line[0], line[-1]]] = np.inf
             for before, at, after in zip(line, line[1:], line[2:], strict=False):
@@ -122,7 +122,7 @@ def test_costs_between_allowed_widths_lie_on_a_line_and_those_that_are_not_allow
     table = dataclasses.replace(problem.table, latency=latency)
     limit = Budget(jnp.float32(1.0), None, None)
     shares = normalise_costs(table, problem.bounds, limit)
-    at = lambda w, a: latency[2, w - 1, a - 1]  # noqa: E731
+    at = lambda w, a: latency[2, w - 1, a - 1]
     np.testing.assert_allclose(shares.latency[2, 2, 7], (at(2, 8) + at(4, 8)) / 2, rtol=1e-6)
     np.testing.assert_allclose(shares.latency[2, 3, 4], 0.75 * at(4, 4) + 0.25 * at(4, 8), rtol=1e-6)
     np.testing.assert_allclose(shares.latency[2, 7, 1], at(8, 2), rtol=1e-6)

@@ -52,11 +52,11 @@ def test_statistics_stay_and_all_else_learns(tuned):
 
 def test_tuned_weights_go_to_their_nearest_levels_under_the_ranges_that_calibration_gave():
     params, ranges, data = make_world(rounding="output")
-    tune = lambda ranges: finetune(  # noqa: E731
+    tune = lambda ranges: finetune(
         apply, params, POLICY, ranges, data, learning_rate=0.1, batch_size=8, key=jax.random.key(1)
     )
     after = tune(ranges)
-    answer = lambda params, ranges: quantize(apply)(params, data.images, POLICY, ranges)  # noqa: E731
+    answer = lambda params, ranges: quantize(apply)(params, data.images, POLICY, ranges)
     np.testing.assert_array_equal(answer(after, ranges), answer(after, to_nearest(ranges)))
     assert not np.allclose(answer(params, ranges), answer(params, to_nearest(ranges)))
     jax.tree.map(np.testing.assert_array_equal, after, tune(to_nearest(ranges)))
@@ -67,7 +67,7 @@ def test_one_step_is_that_of_the_straight_through_gradient():
 
     The learning rate rises from zero, so that both of the two steps are taken at the start.
     """
-    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
     images = np.asarray(jax.random.normal(jax.random.key(0), (8, 2, 2, 1)))
     labels = np.arange(8, dtype=np.int32) % 2
     params, policy = {"w": jax.random.normal(jax.random.key(1), (4, 2))}, jnp.array([[3, 32]])
@@ -84,7 +84,7 @@ def test_one_step_is_that_of_the_straight_through_gradient():
 
 
 def test_a_parameter_without_gradient_is_named():
-    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
     params = {"w": jnp.ones((4, 2)), "count": jnp.array(3)}
     images = np.ones((2, 2, 2, 1), np.float32)
     ranges = calibrate(apply, params, [images])

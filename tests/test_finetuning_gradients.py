@@ -34,7 +34,7 @@ def slope(f, x):
 def held_rounding(x, clip, bits, signed):
     """The straight-through definition: clipping, and a rounding error that is held, in steps."""
     levels = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    limit = lambda x, clip: np.clip(x, -clip if signed else 0, clip)  # noqa: E731
+    limit = lambda x, clip: np.clip(x, -clip if signed else 0, clip)
     value = limit(x, clip) * levels / clip
     error = np.round(value) - value
     return {
@@ -50,7 +50,7 @@ def test_linear_quantiser(gradient, signed, bits):
     random = np.random.default_rng(bits)
     x, g, clip = random.normal(size=60), random.normal(size=60), np.array(0.83)
     held = held_rounding(x, clip, bits, signed)[gradient]
-    loss = lambda x, clip: (fake_quantize(x, clip, bits, signed, gradient) * g).sum()  # noqa: E731
+    loss = lambda x, clip: (fake_quantize(x, clip, bits, signed, gradient) * g).sum()
     by_x, by_clip = jax.jit(jax.grad(loss, (0, 1)))(jnp.asarray(x, jnp.float32), jnp.float32(clip))
     np.testing.assert_allclose(by_x, slope(lambda x: (held(x, clip) * g).sum(), x), atol=1e-4)
     np.testing.assert_allclose(by_clip, slope(lambda clip: (held(x, clip) * g).sum(), clip), rtol=1e-3, atol=1e-4)
@@ -60,7 +60,7 @@ def test_one_clip_a_channel():
     random = np.random.default_rng(0)
     x, g, clip = random.normal(size=(20, 3)), random.normal(size=(20, 3)), np.array([[0.5, 1.0, 2.0]])
     held = held_rounding(x, clip, 3, True)["lsq"]
-    loss = lambda clip: (fake_quantize(jnp.asarray(x, jnp.float32), clip, 3, True, "lsq") * g).sum()  # noqa: E731
+    loss = lambda clip: (fake_quantize(jnp.asarray(x, jnp.float32), clip, 3, True, "lsq") * g).sum()
     expected = slope(lambda clip: (held(x, clip) * g).sum(), clip)
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(clip, jnp.float32)), expected, rtol=1e-3)
 
@@ -69,7 +69,7 @@ def test_codebook():
     """The definition: which value a weight takes is held, and the weight adds what it moves by."""
     random = np.random.default_rng(0)
     weight, g, book = random.normal(size=50), random.normal(size=50), np.sort(random.normal(size=4))
-    padded = lambda book: jnp.concatenate([book, jnp.repeat(book[-1:], 252)])  # noqa: E731
+    padded = lambda book: jnp.concatenate([book, jnp.repeat(book[-1:], 252)])
     assignments = np.abs(weight[:, None] - book).argmin(1)
     found = jax.grad(lambda w, book: (look_up(w, padded(book)) * g).sum(), (0, 1))(
         jnp.asarray(weight, jnp.float32), jnp.asarray(book, jnp.float32)
@@ -150,13 +150,13 @@ def test_what_was_learned_is_what_is_evaluated(banked):
 
 def test_clips_learn_by_the_scaled_gradient_of_their_step():
     """The gradient of the activation's step over `sqrt(elements levels)`, written out for a dense layer."""
-    apply = lambda params, x: x @ params["w"]  # noqa: E731
+    apply = lambda params, x: x @ params["w"]
     random = np.random.default_rng(0)
     x, w = np.abs(random.normal(size=(7, 5))), random.normal(size=(5, 1))
     policy, clip, levels = jnp.array([[32, 2]]), 1.1, 3
     ranges = Ranges(np.full((1, 2, 8), clip, np.float32), np.array([False]))
     learned = begin({"w": jnp.asarray(w, jnp.float32)}, policy, ranges)
-    loss = lambda learned: quantize_learned(apply)(learned, jnp.asarray(x, jnp.float32), policy, ranges).sum()  # noqa: E731
+    loss = lambda learned: quantize_learned(apply)(learned, jnp.asarray(x, jnp.float32), policy, ranges).sum()
     found = jax.jit(jax.grad(loss))(learned).clip[0, ACTIVATION]
     held = held_rounding(x, np.array(clip), 2, False)["lsq"]
     by_step = slope(lambda step: (held(x, step * levels) @ w).sum(), np.array(clip / levels))
@@ -167,7 +167,7 @@ def test_clips_learn_by_the_scaled_gradient_of_their_step():
 def test_pact_learns_the_clips_of_activations_alone():
     apply, params, x, policy = small_network()
     ranges = calibrate(apply, params, [x])
-    loss = lambda learned: quantize_learned(apply, gradient="pact")(learned, x, policy, ranges).sum()  # noqa: E731
+    loss = lambda learned: quantize_learned(apply, gradient="pact")(learned, x, policy, ranges).sum()
     by_clip = jax.jit(jax.grad(loss))(begin(params, policy, ranges)).clip
     assert (by_clip[:, WEIGHT] == 0).all()
     assert (by_clip[:, ACTIVATION] != 0).any()
@@ -197,7 +197,7 @@ def test_ordered_convolutions_have_the_same_gradients(size, kernel, stride, padd
     params, x = {"w": jax.random.normal(keys[0], (*kernel, 3, 4))}, jax.random.normal(keys[1], (2, *size, 3))
 
     def gradients(apply):
-        loss = lambda params, x: jnp.sin(jnp.arange(apply(params, x).size) * apply(params, x).reshape(-1)).sum()  # noqa: E731
+        loss = lambda params, x: jnp.sin(jnp.arange(apply(params, x).size) * apply(params, x).reshape(-1)).sum()
         return jax.tree.leaves(jax.jit(jax.grad(loss, (0, 1)))(params, x))
 
     for found, expected in zip(gradients(with_hook(apply, use_training_kernels)), gradients(apply), strict=True):
@@ -208,11 +208,11 @@ def test_losses_are_those_of_torch():
     torch = pytest.importorskip("torch")
     random = np.random.default_rng(0)
     logits, teacher, labels = random.normal(size=(6, 4)), random.normal(size=(6, 4)), random.integers(0, 4, 6)
-    ours = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    ours = lambda x: jnp.asarray(x, jnp.float32)
     theirs = torch.nn.functional
     expected = theirs.cross_entropy(torch.tensor(logits), torch.tensor(labels), label_smoothing=0.1)
     assert float(cross_entropy(ours(logits), labels, 0.1)) == pytest.approx(float(expected), rel=1e-5)
-    log = lambda x: theirs.log_softmax(torch.tensor(x) / 3, dim=-1)  # noqa: E731
+    log = lambda x: theirs.log_softmax(torch.tensor(x) / 3, dim=-1)
     expected = 9 * theirs.kl_div(log(logits), log(teacher), reduction="batchmean", log_target=True)
     assert float(distillation_loss(ours(logits), ours(teacher), 3.0)) == pytest.approx(float(expected), rel=1e-5)
     by_teacher = jax.grad(lambda teacher: distillation_loss(ours(logits), teacher, 3.0))(ours(teacher))

@@ -67,7 +67,7 @@ def test_one_fractional_tensor_mixes_the_outputs_of_both_widths(network):
     """The last layer is linear in either of its operands."""
     params, x, ranges = network
     for column in (0, 1):
-        at = lambda width: np.full((3, 2), 6.0) + np.eye(3)[2][:, None] * np.eye(2)[column] * (width - 6)  # noqa: B023, E731
+        at = lambda width: np.full((3, 2), 6.0) + np.eye(3)[2][:, None] * np.eye(2)[column] * (width - 6)  # noqa: B023
         low, high = (qapply(params, x, at(width).astype(int), ranges) for width in (3, 4))
         found = soft_apply(params, x, jnp.asarray(at(3.3), jnp.float32), ranges)
         np.testing.assert_allclose(found, 0.7 * low + 0.3 * high, rtol=1e-4, atol=1e-5)
@@ -94,7 +94,7 @@ def test_the_gradient_at_a_whole_width_is_what_one_more_bit_changes_and_at_the_w
     bits = np.full((3, 2), 32.0, np.float32)
     for width, other in ((4, 5), (8, 7)):
         bits[2, 0] = width
-        total = lambda w: float(qapply(params, x, np.array([[32, 32]] * 2 + [[w, 32]]), ranges).sum())  # noqa: E731
+        total = lambda w: float(qapply(params, x, np.array([[32, 32]] * 2 + [[w, 32]]), ranges).sum())
         there, beyond = total(width), total(other)
         expected = (beyond - there) / (other - width)
         np.testing.assert_allclose(slope(jnp.asarray(bits))[2, 0], expected, rtol=1e-3, atol=1e-4)

@@ -426,7 +426,7 @@ def test_a_budget_below_the_floor_says_what_holds_it(tmp_path):
 
 
 def test_the_evaluator_equals_the_quantised_network_and_counts_nothing_that_is_not_finite():
-    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]  # noqa: E731
+    apply = lambda params, x: x.reshape(len(x), -1) @ params["w"]
     params = {"w": jax.random.normal(jax.random.key(0), (12, 4))}
     images = np.asarray(jax.random.normal(jax.random.key(1), (7, 2, 2, 3)))
     split = Split(images, np.argmax(apply(params, images), -1).astype(np.int32))

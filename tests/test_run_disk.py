@@ -179,7 +179,7 @@ def test_a_folder_that_is_read_only_is_told_before_any_work(read_only, finished)
 
 
 def test_one_logit_that_is_not_finite_is_told_by_the_loss():
-    apply = lambda params, x: jnp.where(x[:, 0, :, 0] > 5, -jnp.inf, x[:, 0, :, 0] @ params["w"])  # noqa: E731
+    apply = lambda params, x: jnp.where(x[:, 0, :, 0] > 5, -jnp.inf, x[:, 0, :, 0] @ params["w"])
     images = np.eye(4, dtype=np.float32)[:, None, :, None]
     ranges = calibrate(apply, {"w": jnp.eye(4)}, [images])
     whole = jnp.full((1, 1, 2), 32)

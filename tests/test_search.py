@@ -270,7 +270,7 @@ def test_a_resumed_search_ends_as_if_it_had_never_stopped(name):
 
 def bare(state):
     """The state with keys as numbers."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state)
 
 

@@ -116,7 +116,7 @@ def finetune_all(
     policy: Int[Array, "L 2"],
     ranges: Ranges,
     data: Split | Source,
-    tuning: Tuning = Tuning(),  # noqa: B008  it is frozen
+    tuning: Tuning = Tuning(),
     *,
     key: PRNGKeyArray,
     apply_train: ApplyTrain | None = None,
