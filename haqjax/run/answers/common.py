@@ -142,7 +142,7 @@ def show_policy(run: SearchRun, result: SearchResult, measured: Measured, out: P
         "uniform": f"uniform {uniform_bits(measured)}",
         "policy": f"found by {config.method.search}",
     }
-    costs = {name: _shown(config, cost_of(prepared.table, measured.policies[name])) for name in names}
+    costs = {name: shown_cost(config, cost_of(prepared.table, measured.policies[name])) for name in names}
     rows = [Row(label, measured.reported[name], measured.images[1], costs[name]) for name, label in names.items()]
     searched, reported = measured.searched, measured.reported
     console.print(comparison_table(rows, f"{config.network.model} on {prepared.machine}: {config.aim.text}"))
@@ -155,7 +155,7 @@ def show_policy(run: SearchRun, result: SearchResult, measured: Measured, out: P
     show_end(lines, result, out, console)
 
 
-def _shown(config: SearchConfig, cost: Cost) -> Cost:
+def shown_cost(config: SearchConfig, cost: Cost) -> Cost:
     """Leaves out bit operations and peak memory unless they were asked for: a line is 100 letters long."""
     bops, memory = (value if name in config.aim.metrics else None for name, value in list(cost._asdict().items())[3:])
     return cost._replace(bops=bops, memory=memory)
