@@ -19,7 +19,7 @@ import yaml
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Writes a file that other programs see complete or not at all, also after a crash.
 
-    The bytes go to a temporary file beside `path`, reach the disk, and then take the name in one step.
+    The bytes go to a temporary file beside `path`, are flushed to disk, and then take the name in one step.
 
     Args:
       path: where to write; its folder exists, and a file of that name is replaced.

@@ -43,7 +43,7 @@ def make_evaluator(
       ranges: from `calibrate`.
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
-      mesh: devices that share the policies and the micro-batches, see `haqjax.sharding.make_mesh`; None is one device.
+      mesh: devices to shard policies and micro-batches over, see `haqjax.sharding.make_mesh`; None is one device.
         The results do not depend on their number, to the last bit where `policies_at_once` is 1.
 
     Returns:

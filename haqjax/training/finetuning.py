@@ -140,7 +140,7 @@ def finetune_all(
       key: order of the images and their augmentation.
       apply_train: `(params, images) -> (logits, params with statistics moved)`: batch normalisation by the batch, as
         `haqjax.models.Network` has it. None: by the running statistics, which stay as they are.
-      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
+      mesh: devices to shard each batch over, see `haqjax.sharding.make_mesh`; None is one device.
       checkpoints: folder to save the training in on the way. Where one of the same configuration stopped, it goes on
         from there, and ends as if it had never stopped, to the last bit.
       every: steps between two checkpoints.

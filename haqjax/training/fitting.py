@@ -61,7 +61,7 @@ def fit(
 
     Args:
       network: starts from its `params`, which stay as they are.
-      split: at least `batch_size` images; an epoch leaves out the last few that fill no batch.
+      split: at least `batch_size` images; an epoch leaves out the last few that make no whole batch.
       epochs: passes over the split.
       batch_size: images a step.
       learning_rate: its largest value.
@@ -71,7 +71,7 @@ def fit(
       flip: whether images are mirrored at random; not for digits or text.
       hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`; the default picks the fastest equal form,
         None leaves layers as they are.
-      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
+      mesh: devices to shard each batch over, see `haqjax.sharding.make_mesh`; None is one device.
       on_epoch: called after each epoch.
 
     Returns:

@@ -43,7 +43,7 @@ class Passes:
     """Passes over the training images: their batches and augmentation."""
 
     epochs: int
-    batch_size: int  # images a step; the last few of an epoch that fill no batch are left out
+    batch_size: int  # images a step; the last few of an epoch that make no whole batch are left out
     shift: int  # images are moved by up to so many pixels
     flip: bool  # whether images are mirrored at random
 
@@ -84,7 +84,7 @@ def run_steps(
       split: the images, in memory or on disk.
       key: order of the images and their augmentation.
       context: arrays that are read and not trained.
-      mesh: devices that share each batch, see `haqjax.sharding.make_mesh`; None is one device.
+      mesh: devices to shard each batch over, see `haqjax.sharding.make_mesh`; None is one device.
       checkpoints: where the state is saved on the way; the training goes on from the newest one there.
       on_epoch: called after each epoch.
 
