@@ -1,5 +1,6 @@
 """Answer of an accuracy-constrained search: the cheapest policy that is accurate enough."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -9,27 +10,15 @@ from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from haqjax.files import write_json
 from haqjax.policies.actions import uniform
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import policy_cost
 from haqjax.report.static.front import Marks, front_figure
-from haqjax.run.answers.common import (
-    Measured,
-    SearchRun,
-    as_evaluated,
-    make_title,
-    measure_policy,
-    show_policy,
-    summarise,
-    write_bits,
-    write_figure,
-)
+from haqjax.run.answers.common import Measured, SearchRun, conclude_one
 from haqjax.run.config.aim import CheapestAim
 from haqjax.run.config.search import SearchConfig
-from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import leave_activations, measure_accuracies
-from haqjax.run.folder.files import cost_of, write_episodes
+from haqjax.run.folder.files import cost_of
 from haqjax.run.setup import PreparedSearch
 from haqjax.searchers import SearchResult
 from haqjax.searchers.accuracy_constrained import ROUNDING
@@ -57,15 +46,8 @@ def find_uniform(
 
 
 def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
-    """Measures the policy, writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
-    measured = measure_policy(run, as_evaluated(run.config, result.policy), result.accuracy)
-    if is_first():
-        resource, title = run.config.aim.resource, make_title(run)
-        write_episodes(out, result.records, resource, result.limits(str(resource)))
-        write_bits(out, run.prepared, measured.policies["policy"], title)
-        write_figure(out, "front", lambda: _draw(run, result, measured, title))
-        write_json(out / "policy.json", summarise(run, run.prepared.budget, result, result.best, measured))
-    show_policy(run, result, measured, out, console)
+    """Writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
+    conclude_one(run, result, out, console, "front", functools.partial(_draw, run, result))
 
 
 def _draw(run: SearchRun, result: SearchResult, measured: Measured, title: str) -> Figure:

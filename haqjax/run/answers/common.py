@@ -10,11 +10,13 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from haqjax.files import write_json
 from haqjax.policies.actions import to_rows
 from haqjax.report import Row, bits_figure, comparison_table, save
 from haqjax.run.config.search import SearchConfig
+from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import leave_activations, measure_accuracies
-from haqjax.run.folder.files import cost_of
+from haqjax.run.folder.files import cost_of, write_episodes
 from haqjax.run.setup import PreparedSearch
 from haqjax.searchers import Problem, SearchResult
 from haqjax.searchers.base import Record
@@ -42,16 +44,43 @@ class SearchRun(NamedTuple):
     baselines: Measured  # float, 8_bits, uniform; not yet reported
 
 
-def measure_policy(run: SearchRun, policy: Int[np.ndarray, "L 2"], accuracy: float) -> Measured:
-    """Measures the baselines and a policy on the report split.
+def conclude_one(
+    run: SearchRun,
+    result: SearchResult,
+    out: Path,
+    console: Console,
+    name: str,
+    draw: Callable[[Measured, str], Figure],
+) -> None:
+    """Measures the one policy of a search, writes its files, last of them `policy.json`, and prints the last lines.
 
     Args:
-      accuracy: of the policy, on the search split.
+      name: of the figure beside `figures/bits`.
+      draw: the figure, given what was measured and a title.
     """
-    baselines = run.baselines
-    policies = baselines.policies | {"policy": policy}
-    reported = measure_accuracies(run.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()})
-    return baselines._replace(policies=policies, searched=baselines.searched | {"policy": accuracy}, reported=reported)
+    policy = as_evaluated(run.config, result.policy)
+    measured = measure_policies(run, {"policy": policy}, {"policy": result.accuracy})
+    if is_first():
+        resource, title = run.config.aim.resource, make_title(run)
+        write_episodes(out, result.records, resource, None if resource is None else result.limits(resource))
+        write_bits(out, run.prepared, policy, title)
+        write_figure(out, name, lambda: draw(measured, title))
+        write_json(out / "policy.json", summarise(run, run.prepared.budget, result, result.best, measured))
+    show_policy(run, result, measured, out, console)
+
+
+def measure_policies(
+    run: SearchRun, policies: dict[str, Int[np.ndarray, "L 2"]], searched: dict[str, float]
+) -> Measured:
+    """Measures the baselines and some policies on the report split.
+
+    Args:
+      policies: by name; one that is called like a baseline takes its place.
+      searched: their accuracies on the search split.
+    """
+    every = run.baselines.policies | policies
+    reported = measure_accuracies(run.evaluators[1], {name: jnp.asarray(policy) for name, policy in every.items()})
+    return run.baselines._replace(policies=every, searched=run.baselines.searched | searched, reported=reported)
 
 
 def as_evaluated(config: SearchConfig, policy: Int[np.ndarray, "L 2"]) -> Int[np.ndarray, "L 2"]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Int
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -21,18 +21,18 @@ from haqjax.run.answers.common import (
     SearchRun,
     as_evaluated,
     make_title,
+    measure_policies,
     show_end,
     summarise,
     write_bits,
     write_figure,
 )
-from haqjax.run.config.search import SearchConfig
+from haqjax.run.answers.within import find_uniform as find_uniform  # each budget has one of its own besides
 from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import measure_accuracies
 from haqjax.run.folder.files import cost_of, write_episodes
-from haqjax.run.setup import PreparedSearch
 from haqjax.searchers import SearchResult
-from haqjax.types import WIDTHS, Budget, Cost, Evaluator
+from haqjax.types import WIDTHS, Budget, Cost
 from haqjax.units import RESOURCES, as_fields
 
 RULE = "the cheapest policy within one standard error of the best, by the search split"
@@ -50,25 +50,12 @@ class Choice(NamedTuple):
     reported: dict[str, float]
 
 
-def find_uniform(
-    config: SearchConfig, prepared: PreparedSearch, evaluator: Evaluator, reference: float
-) -> Int[Array, "L 2"]:
-    """Finds a uniform policy to compare with, of the most bits; each budget has one of its own besides."""
-    return best_uniform(prepared.table, prepared.bounds, prepared.budget).policy
-
-
 def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
     """Measures the policies, writes the files of a front, and prints the last lines."""
     choices = _measure_choices(run, result)
     resource = run.config.aim.metrics[0]
     named = _name_one(choices, resource, run.baselines.images[0])
-    baselines, one = run.baselines, choices[named]
-    policies = baselines.policies | one.policies
-    measured = baselines._replace(
-        policies=policies,
-        searched=baselines.searched | one.searched,
-        reported=measure_accuracies(run.evaluators[1], {name: jnp.asarray(each) for name, each in policies.items()}),
-    )
+    measured = measure_policies(run, choices[named].policies, choices[named].searched)
     if is_first():
         _write(out, run, result, choices, measured, named)
     _show(run, result, choices, measured, named, out, console)

@@ -4,24 +4,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Array, Int
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from haqjax.files import write_json
 from haqjax.policies.projection import best_uniform
 from haqjax.report import search_figure
-from haqjax.run.answers.common import (
-    SearchRun,
-    as_evaluated,
-    make_title,
-    measure_policy,
-    show_policy,
-    summarise,
-    write_bits,
-    write_figure,
-)
+from haqjax.run.answers.common import Measured, SearchRun, conclude_one
 from haqjax.run.config.search import SearchConfig
-from haqjax.run.distributed import is_first
-from haqjax.run.folder.files import best_so_far, write_episodes
+from haqjax.run.folder.files import best_so_far
 from haqjax.run.setup import PreparedSearch
 from haqjax.searchers import SearchResult
 from haqjax.types import Evaluator
@@ -35,14 +25,11 @@ def find_uniform(
 
 
 def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) -> None:
-    """Measures the policy, writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
-    measured = measure_policy(run, as_evaluated(run.config, result.policy), result.accuracy)
-    if is_first():
-        title, records = make_title(run), result.records
-        write_episodes(out, records)
-        write_bits(out, run.prepared, measured.policies["policy"], title)
+    """Writes `episodes.csv`, `figures/` and, last, `policy.json`, and prints the last lines."""
+
+    def draw(measured: Measured, title: str) -> Figure:
+        records, searched = result.records, measured.searched
         curves = (np.asarray(records.accuracy), np.asarray(records.feasible), best_so_far(records))
-        levels = (measured.searched["float"], measured.searched["uniform"])
-        write_figure(out, "search", lambda: search_figure(*curves, *levels, title))
-        write_json(out / "policy.json", summarise(run, run.prepared.budget, result, result.best, measured))
-    show_policy(run, result, measured, out, console)
+        return search_figure(*curves, searched["float"], searched["uniform"], title)
+
+    conclude_one(run, result, out, console, "search", draw)
