@@ -168,17 +168,18 @@ class Rounding(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """Where each tensor is clipped at each bit-width, and which activations are signed.
+    """Where each tensor is clipped at each bit-width, and at which of them an activation is signed.
 
     With `per_channel`, an output channel of a weight is clipped at `clip` times the ratio of the channel's largest
     magnitude to the tensor's; without, at `clip`. With a `codebook`, weights take their values from it instead.
     """
 
     clip: Float[AnyArray, "L 2 8"]  # [layer, WEIGHT or ACTIVATION, bits - 1]
-    signed: Bool[AnyArray, "L"]  # activations only; weights are always signed
+    signed: Bool[AnyArray, "L 8"]  # [layer, bits - 1], activations only; weights are always signed
     per_channel: bool = dataclasses.field(default=True, metadata={"static": True})
     codebook: Codebook | None = None  # k-means weights
     rounding: Rounding | None = None  # of linear weights; None is to the nearest level
+    reached: Bool[AnyArray, "L"] | None = None  # layers whose activation calibration saw; others' are left as they are
 
 
 @jax.tree_util.register_dataclass

@@ -154,7 +154,7 @@ def test_clips_learn_by_the_scaled_gradient_of_their_step():
     random = np.random.default_rng(0)
     x, w = np.abs(random.normal(size=(7, 5))), random.normal(size=(5, 1))
     policy, clip, levels = jnp.array([[32, 2]]), 1.1, 3
-    ranges = Ranges(np.full((1, 2, 8), clip, np.float32), np.array([False]))
+    ranges = Ranges(np.full((1, 2, 8), clip, np.float32), np.zeros((1, 8), bool))
     learned = begin({"w": jnp.asarray(w, jnp.float32)}, policy, ranges)
     loss = lambda learned: quantize_learned(apply)(learned, jnp.asarray(x, jnp.float32), policy, ranges).sum()
     found = jax.jit(jax.grad(loss))(learned).clip[0, ACTIVATION]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from haqjax.quantizers import calibrate, quantize
-from haqjax.quantizers.clipping import BINS, CANDIDATES, METHODS, Row, add_samples, draw_sample, empty_histogram
+from haqjax.quantizers.clipping import METHODS
 from haqjax.quantizers.fake_quantize import apply_quantized, quantize_weights
 from haqjax.quantizers.linear import fake_quantize
 from haqjax.quantizers.per_channel import channel_ratios
 from haqjax.types import ACTIVATION, WEIGHT, Ranges
-from references_quantize import kl_clip, quantize_value, squared_error
+from references_quantize import quantize_value
 
 WIDTHS = range(2, 9)
 
@@ -75,69 +75,6 @@ def test_gradient_at_32_bits_is_the_identity():
     np.testing.assert_array_equal(jax.grad(lambda x: fake_quantize(x, 0.1, 32).sum())(normal(9)), np.ones(9))
 
 
-def row_of(values):
-    counted = add_samples(empty_histogram(1), jax.tree.map(lambda leaf: leaf[None], draw_sample(values)))
-    return Row(counted.counts[0], counted.limit[0], counted.largest[0])
-
-
-def test_histogram_in_parts_equals_numpy_over_the_whole():
-    parts = [np.asarray(normal(1000, seed=s)) * scale for s, scale in enumerate((0.5, 3.0, 1.0))]
-    counted = empty_histogram(1)
-    for part in parts:
-        counted = add_samples(counted, jax.tree.map(lambda leaf: leaf[None], draw_sample(jnp.asarray(part))))
-    limit = float(counted.limit[0])
-    expected, _ = np.histogram(np.abs(np.concatenate(parts)), BINS, (0, limit))
-    assert limit >= np.abs(parts[1]).max() > limit / 2
-    assert np.abs(np.asarray(counted.counts[0]) - expected).sum() <= 4  # a value on an edge may fall on either side
-    assert float(counted.lowest[0]) == min(part.min() for part in parts)
-
-
-def test_sampling_meets_every_channel_alike():
-    x = jnp.broadcast_to(jnp.arange(16.0), (64, 32, 32, 16))
-    taken = draw_sample(x)
-    counts = np.bincount(np.asarray(taken.magnitude, int)[np.asarray(taken.weight) > 0], minlength=16)
-    assert counts.min() > 0.99 * counts.max()
-
-
-def test_a_sample_weighs_what_it_is_told():
-    taken = draw_sample(jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 4.0]]))
-    assert taken.weight[:3].tolist() == [0.25, 4, 0]
-
-
-@pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("seed", range(3))
-def test_kl_clip_equals_the_literal_reading(seed, signed):
-    rng = np.random.default_rng(seed)
-    values = np.abs(rng.standard_t(3, 5000)) * (rng.random(5000) > 0.4 if seed == 1 else 1)
-    row = row_of(jnp.asarray(values, jnp.float32))
-    found = jax.jit(METHODS["kl"])(row, jnp.array(signed))
-    counts = np.asarray(row.counts, np.float64)
-    for bits in (2, 4, 8):
-        expected = min(kl_clip(counts, float(row.limit), bits, signed, CANDIDATES), float(row.largest))
-        assert float(found[bits - 1]) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_mse_clip_is_as_good_as_a_search_over_the_values_themselves(signed):
-    values = np.asarray(normal(4000)) * np.where(np.arange(4000) % 50, 1, 4)
-    values = values if signed else np.maximum(values, 0)
-    found = METHODS["mse"](row_of(jnp.asarray(values)), jnp.array(signed))
-    for bits in WIDTHS:
-        grid = np.abs(values).max() * np.arange(1, 201) / 200
-        best = min(squared_error(values, clip, bits, signed) for clip in grid)
-        assert squared_error(values, float(found[bits - 1]), bits, signed) <= 1.03 * best
-
-
-def test_max_and_percentile_are_what_they_say():
-    values = np.abs(np.asarray(normal(20000)))
-    row = row_of(jnp.asarray(values))
-    np.testing.assert_allclose(METHODS["max"](row, jnp.array(True)), values.max())
-    width = float(row.limit) / BINS
-    np.testing.assert_allclose(
-        METHODS["percentile"](row, jnp.array(True)), np.percentile(values, 99.99), atol=2 * width
-    )
-
-
 def two_layers(params, x):
     return jax.nn.relu(x @ params["first"]) @ params["second"]
 
@@ -155,7 +92,7 @@ def quantized_by_hand(policy, ranges):
         clip = ranges.clip[layer, WEIGHT, w_bits - 1]
         clips = clip * np.abs(w).max(0) / np.abs(w).max() if ranges.per_channel else np.full(w.shape[1], clip)
         w = np.array([[quantize_value(v, c, w_bits, True) for v, c in zip(row, clips, strict=True)] for row in w])
-        a_clip, signed = ranges.clip[layer, ACTIVATION, a_bits - 1], bool(ranges.signed[layer])
+        a_clip, signed = (of[a_bits - 1] for of in (ranges.clip[layer, ACTIVATION], ranges.signed[layer]))
         x = np.array([[quantize_value(v, a_clip, a_bits, signed) for v in row] for row in x]) @ w
         x = np.maximum(x, 0) if layer == 0 else x
     return x
@@ -165,7 +102,7 @@ def quantized_by_hand(policy, ranges):
 @pytest.mark.parametrize("method", METHODS)
 def test_quantized_forward_equals_numpy(method, per_channel):
     ranges = calibrate(two_layers, PARAMS, [X[:8], X[8:]], method, per_channel=per_channel, rounding="nearest")
-    assert ranges.signed.tolist() == [True, False]
+    assert ranges.signed[0, 3:].all() and not ranges.signed[1].any()
     assert ranges.clip.shape == (2, 2, 8) and (ranges.clip > 0).all()
     for policy in ([[8, 8], [8, 8]], [[4, 3], [2, 5]]):
         found = jax.jit(quantize(two_layers))(PARAMS, X, jnp.array(policy), ranges)
@@ -224,7 +161,10 @@ def test_shares_are_of_the_own_layer():
     [
         (dict(method="best"), "unknown calibration method 'best': one of max, mse, percentile, kl"),
         (dict(batches=[]), "no batch to calibrate on"),
-        (dict(params=PARAMS | {"second": PARAMS["second"].at[0, 0].set(jnp.inf)}), "weight of layer 'second' is not f"),
+        (
+            dict(params=PARAMS | {"second": PARAMS["second"].at[0, 0].set(jnp.inf)}),
+            "parameter second has 1 of 20 numbers that are not",
+        ),
         (dict(batches=[X.at[0, 0].set(jnp.nan)]), "input of layer 'first' is not finite"),
     ],
 )

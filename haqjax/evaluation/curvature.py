@@ -183,7 +183,9 @@ def _zeros(apply: Apply, params: PyTree, images: Array) -> _Pairs:
 def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:
     """Sums squared errors of one layer's activation at each width, times their importance."""
     clip, bits = jnp.asarray(ranges.clip)[index, ACTIVATION], jnp.arange(1, WIDTHS + 1)
-    grids = make_grid(clip, bits, jnp.broadcast_to(jnp.asarray(ranges.signed)[index], bits.shape))
+    grids = make_grid(clip, bits, jnp.asarray(ranges.signed)[index])
+    if ranges.reached is not None:
+        grids = grids._replace(identity=grids.identity | ~jnp.asarray(ranges.reached)[index])
     return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
 
 

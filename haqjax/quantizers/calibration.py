@@ -1,6 +1,7 @@
-"""Calibration: clip values for every layer and width from one pass over a few batches."""
+"""Calibration: clip values and signs for every layer and width from one pass over a few batches."""
 
 import functools
+import warnings
 from collections.abc import Iterable
 
 import jax
@@ -8,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.quantizers.clipping import (
-    METHODS,
+from haqjax.quantizers.clipping import METHODS, Clip, Row, choose, choose_signed
+from haqjax.quantizers.histogram import (
     Histogram,
-    Row,
     Sample,
     add_samples,
+    bin_edges,
     draw_sample,
     empty_histogram,
+    stack_samples,
 )
 from haqjax.quantizers.im2col import ROWS
 from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
@@ -24,9 +26,12 @@ from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.parameters import check_parameters
 from haqjax.types import Ranges
 
 ROUNDINGS = ("output", "nearest")
+OFFSET = 16  # standard deviations that a mean is away from zero where that is told
+SAME = 1e-6  # relative range of inputs that are all one value
 
 
 def calibrate(
@@ -41,12 +46,19 @@ def calibrate(
 ) -> Ranges:
     """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.
 
-    The float network runs once over the batches; each layer's activations are counted in a histogram that grows with
-    them, and the products of its inputs are summed. An activation that is ever negative is signed.
+    The float network runs once over the batches. Each layer's activations are counted in a histogram that covers every
+    order of magnitude, and the products of its inputs are summed. An activation is signed at the widths at which that
+    makes its squared error less. Neither the order of the batches nor the way that examples are cut into them changes a
+    clip, but for the rounding of sums: by less than 1e-4 of itself, or by one candidate clip where two are as good.
+
+    An activation that was zero throughout, such as the input of a branch that no example took, says nothing about its
+    clip: it is left in floating point (`Ranges.reached` is false), with a warning that names the layer. Inputs far from
+    zero, of which few bits tell little since levels start at zero, are a warning, too.
 
     Args:
       apply: pure function `apply(params, x)`.
-      batches: inputs of the network, a few hundred examples in all; batches of one size compile once.
+      batches: inputs of the network, a few hundred examples in all; batches of one size compile once, and the first
+        axis of the first array counts the examples.
       method: "mse" (least squared error, that of an activation weighted by the weights that read it), "max",
         "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
@@ -56,50 +68,54 @@ def calibrate(
       correct_bias: take off what the rounding of weights adds to a layer's output on average, see
         `haqjax.quantizers.bias_correction`. None does so where the rounding is "output".
     Returns:
-      Clip values [L, 2, 8], signed flags [L], and what the options ask for, on the host.
+      Clip values [L, 2, 8], signed flags [L, 8], and what the options ask for, on the host.
     Raises:
-      ValueError: an unknown method or rounding, no batch, or a tensor that is not finite; names the layer.
+      ValueError: an unknown method or rounding; no batch, or one without examples; a parameter or an input of a layer
+        that is not finite; names it.
 
     >>> apply = lambda params, x: x @ params["w"]
     >>> ranges = calibrate(apply, {"w": jnp.ones((2, 1))}, [jnp.array([[0.5, -3.0]])], method="max")
-    >>> ranges.clip.shape, float(ranges.clip[0, 1, 7]), ranges.signed.tolist()
-    ((1, 2, 8), 3.0, [True])
+    >>> ranges.clip.shape, float(ranges.clip[0, 1, 7]), bool(ranges.signed[0, 7])
+    ((1, 2, 8), 3.0, True)
     """
     rounding = rounding or ("output" if method == "mse" else "nearest")
     _check_options(method, rounding)
     use_comq = rounding == "output" and per_channel
     correct_bias = rounding == "output" if correct_bias is None else correct_bias
+    check_parameters(params)
     names: tuple[str, ...] = ()
-    for x in batches:
+    for number, x in enumerate(_check_batches(batches)):
+        examples = _count_examples(x, number)
         if not names:
             names = map_weights(lambda layer, weight: layer.name, apply, params, x)
             weights = _count_weights(apply, params, x, per_channel, method == "mse")
             activations = empty_histogram(len(names))
             sums = empty_moments(apply, params, x, use_comq, correct_bias)
             example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), x)
-        activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse")
+        activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse", examples)
     if not names:
         raise ValueError("no batch to calibrate on: pass at least one")
     _check_finite(names, weights, activations)
-    signed = activations.lowest < 0
-    clips = [_choose(method, weights, jnp.ones_like(signed)), _choose(method, activations, signed)]
-    adapted = make_rounding(apply, params, example, np.asarray(clips[0]), sums) if use_comq or correct_bias else None
-    return Ranges(np.stack(clips, axis=1), np.asarray(signed), per_channel, rounding=adapted)
+    reached = np.asarray(activations.largest) > 0
+    _warn(names, activations, reached)
+    of_weights, of_activations = _choose(method, True, weights), _choose(method, False, activations)
+    clip = np.stack([of_weights.value, of_activations.value], axis=1)
+    adapted = make_rounding(apply, params, example, clip[:, 0], sums) if use_comq or correct_bias else None
+    return Ranges(clip, np.asarray(of_activations.signed), per_channel, rounding=adapted, reached=reached)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _count_activations(
-    apply: Apply, params: PyTree, x: PyTree, so_far: Histogram, sums: tuple[Moments, ...], weighted: bool
+    apply: Apply, params: PyTree, x: PyTree, so_far: Histogram, sums: tuple[Moments, ...], weighted: bool, examples: int
 ) -> tuple[Histogram, tuple[Moments, ...]]:
-    most = ROWS * jax.tree.leaves(x)[0].shape[0]
-
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
         energy = input_energy(layer, weight) if weighted else 1.0
-        mine = add_moments(sums[layer.index], layer, activation, most)
-        return use_cpu_kernels(layer, activation, weight, compute), (draw_sample(activation, energy), mine)
+        mine = add_moments(sums[layer.index], layer, activation, ROWS * examples)
+        sample = draw_sample(activation, energy, examples)
+        return use_cpu_kernels(layer, activation, weight, compute), (sample, mine)
 
     samples, grown = zip(*with_records(apply, hook)(params, x)[1], strict=True)
-    return add_samples(so_far, _stack(samples)), grown
+    return add_samples(so_far, stack_samples(samples)), grown
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))
@@ -110,6 +126,7 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
     """
 
     def sample(layer: Layer, weight: Array) -> Sample:
+        weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
         if not per_channel:
             return draw_sample(weight)
         largest = channel_maximum(layer, weight)
@@ -117,25 +134,69 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
         scale = broadcast_channels(layer, jnp.where(ratio > 0, ratio, 1))
         return draw_sample(weight / scale, scale**2 if squared else 1.0)
 
-    samples = _stack(map_weights(sample, apply, params, x))
+    samples = stack_samples(map_weights(sample, apply, params, x))
     return add_samples(empty_histogram(len(samples.lowest)), samples)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _choose(method: str, histogram: Histogram, signed: Bool[Array, "L"]) -> Float[Array, "L 8"]:
-    rows = Row(histogram.counts, histogram.limit, histogram.largest)
-    clip = jax.lax.map(lambda row: METHODS[method](*row), (rows, signed))
-    return jnp.where(clip > 0, clip, 1)  # a tensor of zeros: any clip leaves it zero
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _choose(method: str, of_weights: bool, histogram: Histogram) -> Clip:
+    """Chooses clips [L, 8] and signs [L, 8], one tensor after another."""
+    pick = functools.partial(choose_signed if of_weights else choose, method)
+    return jax.lax.map(pick, Row(*histogram))
+
+
+def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:
+    """Refuses one array, or one mapping, in place of a list of them."""
+    if hasattr(batches, "shape") or isinstance(batches, dict) or not hasattr(batches, "__iter__"):
+        kind = f"an array of shape {np.shape(batches)}" if hasattr(batches, "shape") else type(batches).__name__
+        raise ValueError(f"batches is {kind}: pass a list of batches, such as [images]")
+    return batches
+
+
+def _count_examples(x: PyTree, number: int) -> int:
+    """Counts the examples of a batch: entries along the first axis of its first array."""
+    leaves = jax.tree.leaves(x)
+    if not leaves or any(np.size(leaf) == 0 for leaf in leaves):
+        raise ValueError(f"batch {number} to calibrate on has no examples: leave such batches out")
+    return np.shape(leaves[0])[0] if np.ndim(leaves[0]) else 1
+
+
+def _warn(names: tuple[str, ...], activations: Histogram, reached: Bool[np.ndarray, "L"]) -> None:
+    """Warns of activations that calibration says nothing about, and of those that few bits cannot tell apart."""
+    unreached = [name for name, seen in zip(names, reached, strict=True) if not seen]
+    if unreached:
+        warnings.warn(
+            f"the input of layer {unreached[0]!r} was zero throughout calibration ({len(unreached)} such layers): it "
+            "is left in floating point; calibrate on examples that reach it",
+            stacklevel=3,
+        )
+    mean, deviation = _moments(activations)
+    lowest, highest = np.asarray(activations.lowest, np.float64), np.asarray(activations.highest, np.float64)
+    varied = highest - lowest > SAME * np.maximum(-lowest, highest)
+    for name, centre, spread in zip(*(np.asarray(names)[varied], mean[varied], deviation[varied]), strict=True):
+        if abs(centre) > OFFSET * spread:
+            warnings.warn(
+                f"the inputs of layer {str(name)!r} lie around {centre:.3g}, {spread:.2g} about it: levels start at "
+                "zero, so few bits tell them apart; take the mean off before the layer",
+                stacklevel=3,
+            )
+
+
+def _moments(histogram: Histogram) -> tuple[Float[np.ndarray, "L"], Float[np.ndarray, "L"]]:
+    """Computes means and standard deviations from the middles of bins."""
+    edges = np.nan_to_num(bin_edges().astype(np.float64), posinf=0.0)
+    middle = (edges[1:] + edges[:-1]) / 2
+    positive, negative = (np.asarray(counts, np.float64) for counts in (histogram.positive, histogram.negative))
+    count = np.maximum(positive.sum(1) + negative.sum(1), np.finfo(np.float64).tiny)
+    mean = (positive - negative) @ middle / count
+    square = (positive + negative) @ middle**2 / count
+    return mean, np.sqrt(np.maximum(square - mean**2, 0))
 
 
 def _check_options(method: str, rounding: str) -> None:
     for option, value, known in (("calibration method", method, METHODS), ("rounding", rounding, ROUNDINGS)):
         if value not in known:
             raise ValueError(f"unknown {option} {value!r}: one of {', '.join(known)}")
-
-
-def _stack(samples: tuple[Sample, ...]) -> Sample:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples)
 
 
 def _check_finite(names: tuple[str, ...], weights: Histogram, activations: Histogram) -> None:

@@ -1,7 +1,7 @@
-"""Clip values of a tensor at each bit-width, chosen from a histogram of its magnitudes.
+"""Clip values of a tensor at each bit-width, and its sign, chosen from a histogram.
 
-The range of a histogram grows with the data, so that one pass over the batches is enough. Each method maps one row of
-it, and whether the quantiser is signed, to one clip value a width, float32 [8].
+Each method maps the counts of magnitudes, the largest of them and the levels above zero at each width to one clip a
+width, float32 [8]. Whether levels below zero are worth having is settled afterwards, by squared error at each width.
 """
 
 from collections.abc import Callable
@@ -9,156 +9,242 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from haqjax.quantizers.im2col import coprime_stride
+from haqjax.quantizers.histogram import BINS, bin_edges, bin_of
 from haqjax.types import WIDTHS
 
-BINS = 2048
-SAMPLES = 1 << 15  # of a tensor, at most so many elements are counted; extremes are taken over all
-CANDIDATES = 128  # clips tried: the limit's 1/128, 2/128, ...
+# Clips tried for the squared error, as octaves below the largest magnitude: ever coarser, down to 1/1,600 of it.
+CANDIDATES = np.concatenate([np.arange(64) / 24, 64 / 24 + np.arange(65) / 8]).astype(np.float32)
+WINDOW = 20 * 128  # bins below the largest magnitude that count in a squared error: 20 octaves
 PERCENTILE = 99.99
+KL_BINS = 2048  # of equal width, from 0 to the range
+KL_CANDIDATES = 128  # ends of bins, evenly spaced
+KL_RANGE = 8  # times the percentile, or the largest magnitude if that is less
+FINE = 0.25  # steps; within a narrower bin the rounding error is taken to be that of its middle
 TINY = 1e-12  # in place of an empty probability
 
+Counts = Float[Array, "BINS"]
+Method = Callable[[Counts, Float[Array, ""], Float[Array, "8"]], Float[Array, "8"]]
 
-class Sample(NamedTuple):
-    """Elements of one tensor for its histogram; every tensor gives the same shapes."""
 
-    magnitude: Float[Array, "S"]
-    weight: Float[Array, "S"]  # how often each one counts; 0 pads a small tensor
+class Row(NamedTuple):
+    """The histogram of one tensor."""
+
+    positive: Counts
+    negative: Counts  # by magnitude
     lowest: Float[Array, ""]
     highest: Float[Array, ""]
 
 
-class Histogram(NamedTuple):
-    """Rows of counts, one row a tensor."""
+class Clip(NamedTuple):
+    """Where a tensor is clipped at each width, and whether there are levels below zero."""
 
-    counts: Float[Array, "L BINS"]  # of magnitudes, in equal bins over [0, limit]
-    limit: Float[Array, "L"]  # 0 before the first element that is not zero
-    lowest: Float[Array, "L"]
-    highest: Float[Array, "L"]
-
-    @property
-    def largest(self) -> Float[Array, "L"]:
-        return jnp.maximum(-self.lowest, self.highest)
+    value: Float[Array, "8"]
+    signed: Bool[Array, "8"]
 
 
-class Row(NamedTuple):
-    """The magnitudes of one tensor."""
-
-    counts: Float[Array, "BINS"]
-    limit: Float[Array, ""]  # upper edge of the last bin
-    largest: Float[Array, ""]
-
-
-Method = Callable[[Row, Bool[Array, ""]], Float[Array, "8"]]
+def choose_signed(method: str, row: Row) -> Clip:
+    """Chooses the clips of a tensor that is always signed, such as a weight."""
+    counts, largest = row.positive + row.negative, jnp.maximum(-row.lowest, row.highest)
+    clip = METHODS[method](counts, largest, levels_at(signed=True))
+    return Clip(_where_positive(clip, largest), jnp.ones(WIDTHS, bool))
 
 
-def draw_sample(x: Array, weight: Array | float = 1.0) -> Sample:
-    """Takes evenly spaced elements of a tensor, each counted `weight` times (a scalar, or of the shape of `x`).
+def choose(method: str, row: Row) -> Clip:
+    """Chooses the clips of an activation, and at each width the sign of less squared error.
 
-    >>> draw_sample(jnp.array([0.5, -2.0])).magnitude[:3].tolist()
-    [0.5, 2.0, 0.0]
+    Without levels below zero there are twice as many above it, and what is negative becomes zero: better for SiLU,
+    whose negative values are small, at few bits. A tensor that is never negative is unsigned at every width.
     """
-    stride = coprime_stride(x.size, SAMPLES)
-    taken = x.reshape(-1)[::stride].astype(jnp.float32)
-    weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape).reshape(-1)[::stride]
-    padding = (0, SAMPLES - taken.size)
-    return Sample(jnp.pad(jnp.abs(taken), padding), jnp.pad(weights, padding), jnp.min(x), jnp.max(x))
+    highest, largest = jnp.maximum(row.highest, 0), jnp.maximum(-row.lowest, row.highest)
+    counts = row.positive.at[0].add(jnp.sum(row.negative))  # all that is negative becomes zero
+
+    def unsigned() -> Clip:
+        clip = METHODS[method](counts, highest, levels_at(signed=False))
+        return Clip(_where_positive(clip, highest), jnp.zeros(WIDTHS, bool))
+
+    def either() -> Clip:
+        with_sign, without = choose_signed(method, row), unsigned()
+        error = squared_error(row.positive + row.negative, largest, with_sign.value, levels_at(signed=True))
+        of_positive = squared_error(counts, highest, without.value, levels_at(signed=False))
+        of_negative = _energy(row.negative, -row.lowest)
+        other = of_positive * _ratio(highest, largest) ** 2 + of_negative * _ratio(-row.lowest, largest) ** 2
+        # One signed bit has no level but zero.
+        signed = (error < other) & (np.arange(1, WIDTHS + 1) > 1)
+        return Clip(jnp.where(signed, with_sign.value, without.value), signed)
+
+    return jax.lax.cond(row.lowest < 0, either, unsigned)
 
 
-def empty_histogram(rows: int) -> Histogram:
-    """Makes a histogram without counts."""
-    zeros = jnp.zeros(rows, jnp.float32)
-    return Histogram(jnp.zeros((rows, BINS), jnp.float32), zeros, zeros, zeros)
+def levels_at(signed: bool) -> Float[np.ndarray, "8"]:
+    """Counts the levels above zero at each width; one signed bit has none and counts as one.
 
-
-def add_samples(histogram: Histogram, samples: Sample) -> Histogram:
-    """Counts one sample a row. Beyond its limit a row's limit doubles until it is not: neighbouring bins merge.
-
-    >>> samples = jax.tree.map(lambda leaf: leaf[None], draw_sample(jnp.array([0.5, -2.0])))
-    >>> grown = add_samples(add_samples(empty_histogram(1), samples), samples._replace(highest=jnp.array([3.0])))
-    >>> print(grown.limit, grown.counts.sum())
-    [4.] 4.0
+    >>> levels_at(signed=True).tolist()
+    [1.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 127.0]
     """
-    lowest = jnp.minimum(histogram.lowest, samples.lowest)
-    highest = jnp.maximum(histogram.highest, samples.highest)
-    largest = jnp.maximum(-lowest, highest)
-    growth = jnp.where(histogram.limit > 0, largest / jnp.where(histogram.limit > 0, histogram.limit, 1), 1)
-    doublings = jnp.clip(jnp.nan_to_num(jnp.ceil(jnp.log2(jnp.maximum(growth, 1)))), 0, 30)
-    limit = jnp.where(histogram.limit > 0, histogram.limit * jnp.exp2(doublings), largest)
-    rows = jnp.arange(len(limit))[:, None]
-    merged = jnp.arange(BINS)[None] >> doublings.astype(jnp.int32)[:, None]
-    counts = jnp.zeros_like(histogram.counts).at[rows, merged].add(histogram.counts)
-    per_bin = BINS / jnp.maximum(limit, jnp.finfo(jnp.float32).tiny)
-    at = jnp.clip(samples.magnitude * per_bin[:, None], 0, BINS - 1).astype(jnp.int32)
-    return Histogram(counts.at[rows, at].add(samples.weight), limit, lowest, highest)
+    bits = np.arange(1, WIDTHS + 1)
+    return np.maximum(2.0 ** (bits - signed) - 1, 1).astype(np.float32)
 
 
-def clip_max(row: Row, signed: Bool[Array, ""]) -> Float[Array, "8"]:
+def squared_error(
+    counts: Counts, largest: Float[Array, ""], clip: Float[Array, "*n"], levels: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Sums the squared differences between magnitudes and their quantised values, over the square of the largest.
+
+    Within a bin, values are taken to be spread evenly. With `t` in steps, `(t - round(t))^2` has the integral
+    `round(t) / 12 + (t - round(t))^3 / 3`, which gives the mean over a bin that is not much narrower than a step; in a
+    narrower one it is the error of the middle and the spread about it.
+
+    Args:
+      counts: of a histogram's bins.
+      largest: magnitude; none is greater.
+      clip, levels: of one quantiser or several: `levels` steps from 0 to `clip`.
+
+    >>> from haqjax.quantizers.histogram import add_samples, draw_sample, empty_histogram, stack_samples
+    >>> samples = stack_samples((draw_sample(jnp.array([0.0, 0.4, 1.0, 3.0])),))
+    >>> counts = add_samples(empty_histogram(1), samples).positive[0]
+    >>> print(squared_error(counts, jnp.array(3.0), jnp.array([3.0, 1.0]), jnp.array([3.0, 1.0])).sum().round(2))
+    0.48
+    """
+    times, low, high = _window(counts, largest)
+    middle, width = (low + high) / 2, high - low
+
+    def one(clip: Array, levels: Array) -> Array:
+        clip = _ratio(clip, largest)
+        per_unit = levels / clip
+        a, b, t = low * per_unit, high * per_unit, middle * per_unit
+        fine = b - a < FINE
+        even = (_integral(b) - _integral(a)) / jnp.where(fine, 1, b - a)
+        rounding = jnp.where(fine, (t - jnp.round(t)) ** 2 + (b - a) ** 2 / 12, even) / per_unit**2
+        beyond = (middle - clip) ** 2 + width**2 / 12
+        return jnp.sum(times * jnp.where(middle < clip, rounding, beyond))
+
+    errors = jax.vmap(one)(*(part.reshape(-1) for part in jnp.broadcast_arrays(clip, levels)))
+    return errors.reshape(jnp.broadcast_shapes(jnp.shape(clip), jnp.shape(levels)))
+
+
+def clip_max(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
     """Returns the largest magnitude, at every width."""
-    return jnp.full(WIDTHS, row.largest)
+    return jnp.full(WIDTHS, largest)
 
 
-def clip_percentile(row: Row, signed: Bool[Array, ""]) -> Float[Array, "8"]:
-    """Returns the upper edge of the bin that holds the `PERCENTILE`th percentile of the magnitudes, at every width."""
-    above = jnp.cumsum(row.counts) >= PERCENTILE / 100 * jnp.sum(row.counts)
-    edge = (jnp.argmax(above) + 1) * (row.limit / BINS)
-    return jnp.full(WIDTHS, jnp.minimum(edge, row.largest))
+def clip_percentile(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+    """Returns the `PERCENTILE`th percentile of the magnitudes at every width, to within 1/128 of itself."""
+    return jnp.full(WIDTHS, _percentile(counts, largest))
 
 
-def clip_mse(row: Row, signed: Bool[Array, ""]) -> Float[Array, "8"]:
+def clip_mse(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
     """Chooses the candidate with the least squared error between the magnitudes and their quantised values."""
-    values = (jnp.arange(BINS) + 0.5) * (row.limit / BINS)
+    candidates = largest * jnp.exp2(-CANDIDATES)
 
-    def error(clip: Array, bits: Array) -> Array:
-        step = clip / _levels(bits, signed)
-        rounded = jnp.round(jnp.minimum(values, clip) / step) * step
-        return jnp.sum(row.counts * (values - rounded) ** 2)
+    def at_width(each: Array) -> Array:
+        errors = squared_error(counts, largest, candidates, each)
+        return candidates[jnp.argmin(jnp.where(jnp.isnan(errors), jnp.inf, errors))]
 
-    return _least(error, row.largest * (jnp.arange(CANDIDATES) + 1) / CANDIDATES)
+    return jax.lax.map(at_width, levels)
 
 
-def clip_kl(row: Row, signed: Bool[Array, ""]) -> Float[Array, "8"]:
-    """Chooses the candidate whose quantised distribution diverges least from the original one (Migacz, GTC 2017).
+def clip_kl(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+    """Chooses the clip whose quantised distribution diverges least from the original one (Migacz, GTC 2017).
+
+    The counts are spread over 2,048 bins of equal width from 0 to 8 times the 99.99th percentile, or to the largest
+    magnitude, whichever is less; see `least_divergence`.
+    """
+    limit = jnp.minimum(KL_RANGE * _percentile(counts, largest), largest)
+    return least_divergence(_spread(counts, largest, limit), levels) * limit
+
+
+def least_divergence(counts: Float[Array, "KL_BINS+1"], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+    """Finds the clip of least divergence at each width, as a fraction of the range of the bins.
 
     For a clip of `i` bins: P is the first `i` bins, with all beyond added to the last; Q divides the counts of the
     first `i` bins evenly among the non-empty bins of each quantisation interval; the divergence is
     `sum P log(P / Q)` after both are normalised, an empty Q counting as 1e-12. The first bin counts as much as the
     second: zero is a level of every quantiser, so how many zeros ReLU leaves says nothing of the clip.
+
+    Args:
+      counts: in bins of equal width; the last entry counts what is beyond them.
+      levels: above zero, at each width.
     """
-    counts, edges = row.counts.at[0].set(row.counts[1]), jnp.arange(BINS)
+    outside, counts = counts[-1], counts[:-1]
+    counts, edges = counts.at[0].set(counts[1]), jnp.arange(KL_BINS)
     total = jnp.concatenate([jnp.zeros(1), jnp.cumsum(counts)])
     occupied = jnp.concatenate([jnp.zeros(1), jnp.cumsum(counts > 0)])
 
-    def error(kept: Array, bits: Array) -> Array:
-        intervals = _levels(bits, signed).astype(jnp.int32) + 1
+    def divergence(kept: Array, intervals: Array) -> Array:
         interval = (edges * intervals) // kept
         start, stop = (jnp.clip(-(-(interval + n) * kept // intervals), 0, kept) for n in (0, 1))
         even = (total[stop] - total[start]) / jnp.maximum(occupied[stop] - occupied[start], 1)
         q = jnp.where((edges < kept) & (counts > 0), even, 0)
-        p = jnp.where(edges < kept, counts, 0) + jnp.where(edges == kept - 1, total[-1] - total[kept], 0)
+        rest = jnp.where(edges == kept - 1, total[-1] - total[kept] + outside, 0)
+        p = jnp.where(edges < kept, counts, 0) + rest
         p, q = p / jnp.sum(p), q / jnp.maximum(jnp.sum(q), TINY)
-        divergence = jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, TINY) / jnp.maximum(q, TINY)), 0))
-        return jnp.where(kept >= intervals, divergence, jnp.inf)
+        found = jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.maximum(p, TINY) / jnp.maximum(q, TINY)), 0))
+        return jnp.where((kept >= intervals) & ~jnp.isnan(found), found, jnp.inf)
 
-    kept = (jnp.arange(CANDIDATES) + 1) * (BINS // CANDIDATES)
-    return jnp.minimum(_least(error, kept) * (row.limit / BINS), row.largest)
+    kept = (jnp.arange(KL_CANDIDATES) + 1) * (KL_BINS // KL_CANDIDATES)
+
+    def at_width(each: Array) -> Array:
+        return kept[jnp.argmin(jax.vmap(divergence, (0, None))(kept, each.astype(jnp.int32) + 1))] / KL_BINS
+
+    return jax.lax.map(at_width, levels)
 
 
 METHODS: dict[str, Method] = {"max": clip_max, "mse": clip_mse, "percentile": clip_percentile, "kl": clip_kl}
 
 
-def _levels(bits: Array, signed: Bool[Array, ""]) -> Float[Array, ""]:
-    """Counts the levels above zero; one signed bit has none and counts as one, so that the clip stays finite."""
-    return jnp.maximum(jnp.left_shift(1, bits - signed.astype(jnp.int32)) - 1, 1).astype(jnp.float32)
+def _percentile(counts: Counts, largest: Float[Array, ""]) -> Float[Array, ""]:
+    """Finds the percentile of the magnitudes, within its bin by interpolation."""
+    above, edges = _above(counts), jnp.asarray(bin_edges())
+    rest = (1 - PERCENTILE / 100) * above[0]
+    at = jnp.maximum(jnp.sum(above >= rest) - 1, 0)  # the last bin from which so many are left
+    part = (above[at] - rest) / jnp.where(counts[at] > 0, counts[at], 1)
+    low, high = edges[at], jnp.minimum(edges[at + 1], largest)
+    return jnp.minimum(low + jnp.clip(part, 0, 1) * (high - low), largest)
 
 
-def _least(error: Callable[[Array, Array], Array], candidates: Array) -> Float[Array, "8"]:
-    """Finds the candidate of least error at each width; NaN counts as the largest error."""
+def _above(counts: Counts) -> Float[Array, "BINS+1"]:
+    """Sums the counts from each bin on; from the largest magnitude down, so that the few of the tail stay exact."""
+    return jnp.concatenate([jnp.cumsum(counts[::-1])[::-1], jnp.zeros(1)])
 
-    def at_width(bits: Array) -> Array:
-        errors = jax.vmap(error, (0, None))(candidates, bits)
-        return candidates[jnp.argmin(jnp.where(jnp.isnan(errors), jnp.inf, errors))]
 
-    return jax.lax.map(at_width, jnp.arange(WIDTHS) + 1)
+def _window(counts: Counts, largest: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """Takes the bins that matter beside the largest magnitude: counts, and both edges over the largest."""
+    start = jnp.clip(bin_of(largest) + 1 - WINDOW, 0, BINS - WINDOW)
+    edges = jax.lax.dynamic_slice(jnp.asarray(bin_edges()), (start,), (WINDOW + 1,))
+    edges = _ratio(jnp.minimum(edges, largest), largest)
+    return jax.lax.dynamic_slice(counts, (start,), (WINDOW,)), edges[:-1], edges[1:]
+
+
+def _ratio(part: Array, whole: Float[Array, ""]) -> Array:
+    """Divides by a number that may be zero, or too small to divide by."""
+    return part / jnp.where(whole >= jnp.finfo(jnp.float32).tiny, whole, 1)
+
+
+def _integral(t: Array) -> Array:
+    nearest = jnp.round(t)
+    return nearest / 12 + (t - nearest) ** 3 / 3
+
+
+def _energy(counts: Counts, largest: Float[Array, ""]) -> Float[Array, ""]:
+    """Sums the squares of the magnitudes, over the square of the largest."""
+    times, low, high = _window(counts, largest)
+    return jnp.sum(times * (low**2 + low * high + high**2) / 3)
+
+
+def _spread(counts: Counts, largest: Float[Array, ""], limit: Float[Array, ""]) -> Float[Array, "KL_BINS+1"]:
+    """Spreads the counts over bins of equal width up to a limit; a last entry holds what is beyond."""
+    edges, above = jnp.minimum(jnp.asarray(bin_edges()), largest), _above(counts)
+    even = jnp.arange(KL_BINS + 1) * (limit / KL_BINS)
+    at = jnp.clip(jnp.searchsorted(edges, even, side="right") - 1, 0, BINS - 1)
+    width = edges[at + 1] - edges[at]
+    part = jnp.clip((even - edges[at]) / jnp.where(width > 0, width, 1), 0, 1)
+    beyond = above[at] - part * counts[at]
+    return jnp.append(beyond[:-1] - beyond[1:], beyond[-1])
+
+
+def _where_positive(clip: Float[Array, "8"], largest: Float[Array, ""]) -> Float[Array, "8"]:
+    """Replaces a clip of zero by the largest magnitude, and that of a tensor of zeros by 1: any clip leaves it zero."""
+    return jnp.where(clip > 0, clip, jnp.where(largest > 0, largest, 1))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.quantizers.bias_correction import corrects_bias, output_bias
 from haqjax.quantizers.codebook import codebook_weights
@@ -67,7 +67,7 @@ def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ra
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
         grid: Grid = jax.tree.map(lambda leaf: broadcast_channels(layer, leaf[mine]), grids)
         same = None if unmoved is None else unmoved[mine]
-        return snap(apply_offsets(layer, weight, grid, same, policy, ranges), grid)
+        return snap(apply_offsets(layer, weight, grid, same, policy, ranges), grid).astype(weight.dtype)
 
     return map_weights(quantized, apply, params, x)
 
@@ -114,8 +114,18 @@ def make_operands(
 
 def activation_grids(policy: Policy, ranges: Ranges) -> Grid:
     """Makes the grid of each layer's activation at the policy's width, each field [L]."""
-    bits = jnp.asarray(policy)[:, ACTIVATION]
-    return make_grid(clips_at(policy, ranges)[:, ACTIVATION], bits, jnp.asarray(ranges.signed))
+    return make_activation_grids(clips_at(policy, ranges)[:, ACTIVATION], policy, ranges)
+
+
+def make_activation_grids(clip: Float[Array, "L"], policy: Policy, ranges: Ranges) -> Grid:
+    """Makes the grid of each layer's activation at the policy's width for clips of any origin, each field [L].
+
+    What calibration never reached is left as it is.
+    """
+    grid = make_grid(clip, jnp.asarray(policy)[:, ACTIVATION], signs_at(policy, ranges))
+    if ranges.reached is None:
+        return grid
+    return grid._replace(identity=grid.identity | ~jnp.asarray(ranges.reached))
 
 
 def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:
@@ -136,6 +146,12 @@ def clips_at(policy: Policy, ranges: Ranges) -> Float[Array, "L 2"]:
     """Returns the clip of each tensor at the policy's width; widths beyond 8 read the last."""
     column = jnp.clip(jnp.asarray(policy), 1, WIDTHS)[..., None] - 1
     return jnp.take_along_axis(jnp.asarray(ranges.clip), column, axis=2)[..., 0]
+
+
+def signs_at(policy: Policy, ranges: Ranges) -> Bool[Array, "L"]:
+    """Tells which activations are signed at the policy's width; widths beyond 8 read the last."""
+    column = jnp.clip(jnp.asarray(policy)[:, ACTIVATION, None], 1, WIDTHS) - 1
+    return jnp.take_along_axis(jnp.asarray(ranges.signed), column, axis=1)[:, 0]
 
 
 def _check_rows(layers: int, policy: Policy, ranges: Ranges) -> None:

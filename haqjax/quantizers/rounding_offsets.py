@@ -92,9 +92,11 @@ def apply_offsets(
         return weight
     column = jnp.clip(jnp.asarray(policy)[layer.index, WEIGHT], 1, WIDTHS) - 1
     moves = jnp.asarray(ranges.rounding.offsets[layer.index])[column]
-    step = jax.lax.stop_gradient(grid.step.astype(weight.dtype))
-    moved = weight + moves.astype(weight.dtype) * step
-    limit = grid.highest.astype(weight.dtype)
+    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    step = jax.lax.stop_gradient(grid.step.astype(wide))
+    weight = weight.astype(wide)
+    moved = weight + moves.astype(wide) * step
+    limit = grid.highest.astype(wide)
     near = jnp.abs(moved) < limit + step / 2
     leave = grid.identity | ~broadcast_channels(layer, unmoved)
     return jnp.where(leave, weight, jnp.where(near, _clip_straight_through(moved, limit), moved))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from haqjax.quantizers.bias_correction import corrects_bias, output_bias
-from haqjax.quantizers.fake_quantize import clips_at
+from haqjax.quantizers.fake_quantize import clips_at, make_activation_grids, signs_at
 from haqjax.quantizers.linear import hold_step, make_grid, snap
 from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
 from haqjax.quantizers.rounding_offsets import to_nearest
@@ -61,14 +61,15 @@ def as_ranges(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges:
     ranges = to_nearest(ranges)
     first = begin(learned.params, policy, ranges)
     clip = _at_every_width(_keep_positive(learned.clip, first.clip), axis=2)
+    ranges = dataclasses.replace(ranges, clip=clip, signed=_at_every_width(signs_at(policy, ranges), axis=1))
     if ranges.codebook is None or learned.codebooks is None:
-        return dataclasses.replace(ranges, clip=clip)
+        return ranges
     books = jax.vmap(sort_codebook)(learned.codebooks, policy[:, WEIGHT])
     assignments = map_weights(lambda layer, weight: nearest(weight, books[layer.index]), apply, learned.params, x)
     everywhere = Codebook(
         tuple(_at_every_width(found, axis=0) for found in assignments), _at_every_width(books, axis=1)
     )
-    return dataclasses.replace(ranges, clip=clip, codebook=everywhere)
+    return dataclasses.replace(ranges, codebook=everywhere)
 
 
 def end(apply: Apply, learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> Ranges:
@@ -119,13 +120,12 @@ def quantize_learned(
     """
 
     def qapply(learned: Learned, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
-        signed = jnp.asarray(ranges.signed)
         clip = _keep_positive(learned.clip, begin(learned.params, policy, ranges).clip)
         if gradient == "lsq":
-            clip = scale_gradient(clip, _clip_scale(apply, learned.params, x, policy, signed))
+            clip = scale_gradient(clip, _clip_scale(apply, learned.params, x, policy, ranges))
         else:
             clip = clip.at[:, WEIGHT].set(jax.lax.stop_gradient(clip[:, WEIGHT]))
-        grids = make_grid(clip[:, ACTIVATION], policy[:, ACTIVATION], signed)
+        grids = make_activation_grids(clip[:, ACTIVATION], policy, ranges)
         grids = grids if gradient == "lsq" else hold_step(grids)
         weights = _quantize_weights(apply, learned._replace(clip=clip), x, policy, ranges)
 
@@ -230,13 +230,14 @@ def _keep_positive(clip: Float[Array, "L 2"], first: Float[Array, "L 2"]) -> Flo
     return jnp.maximum(clip, LEAST * first)
 
 
-def _clip_scale(apply: Apply, params: PyTree, x: PyTree, policy: Policy, signed: Array) -> Float[Array, "L 2"]:
+def _clip_scale(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> Float[Array, "L 2"]:
     """Computes the factor on a clip's gradient that moves its step by the step's own gradient over `sqrt(N n)`.
 
     The clip is `n` steps: a step's gradient is `n` times the clip's, and the clip moves `n` times as far as the step.
     """
     batch = jax.tree.leaves(x)[0].shape[0]
     sizes = map_weights(lambda layer, w: (w.size, math.prod(layer.activation_shape) / batch), apply, params, x)
+    signed = signs_at(policy, ranges)
     sides = jnp.stack([jnp.ones_like(signed), signed], axis=1).astype(jnp.int32)
     levels = jnp.left_shift(1, jnp.clip(policy, 1, WIDTHS) - sides) - 1
     return levels**1.5 / jnp.sqrt(jnp.array(sizes))
