@@ -26,7 +26,7 @@ from haqjax.quantizers.codebook import make_codebook
 from haqjax.quantizers.trainable import begin
 from haqjax.training import Tuning, finetune_all
 from haqjax.training.finetuning import make_program
-from haqjax.training.steps import State, take_step
+from haqjax.training.steps import begin_state, take_step
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TUNING = Tuning(
@@ -168,7 +168,7 @@ def our_steps(network, data, ranges):
     for name, tuning in kinds.items():
         objective, optimiser = make_program(network.apply, network.apply_train, tuning, 100)
         learned = begin(network.params, policy, ranges)
-        state = State(learned, optimiser.init(learned), jnp.zeros(2))
+        state = begin_state(learned, optimiser.init(learned))
         step = jax.jit(lambda *arguments, o=objective, d=optimiser: take_step(o, d, *arguments))
         context = (policy, ranges, network.params if tuning.distill else None)
         steps[name] = lambda step=step, state=state, context=context: step(state, images, labels, context)

@@ -9,13 +9,35 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, PyTree, UInt8
 
+from haqjax.widths import CODEBOOK, FULL_PRECISION, LINEAR, WIDTHS, are_widths, check_widths
+
+__all__ = [  # with the constants of `haqjax.widths`
+    "ACTIVATION",
+    "FULL_PRECISION",
+    "WEIGHT",
+    "WIDTHS",
+    "AnyArray",
+    "Bounds",
+    "Budget",
+    "Codebook",
+    "Cost",
+    "CostTable",
+    "Evaluation",
+    "Evaluator",
+    "LayerTable",
+    "Lifetimes",
+    "Projection",
+    "Ranges",
+    "Rounding",
+    "Transition",
+]
+
 AnyArray = Array | np.ndarray  # on the device or on the host
 
-WIDTHS = 8  # bit-widths 1..8 have a column in every table
-FULL_PRECISION = 32  # a policy entry of 32 leaves the tensor as it is
 WEIGHT, ACTIVATION = 0, 1  # columns of a policy
 
 
@@ -101,6 +123,7 @@ class CostTable:
     fixed: Cost  # what no policy changes, scalars: bytes of the parameters that stay at 32 bits
     bops: Float[np.ndarray, "L 8 8"] | None = None  # bit operations
     lifetimes: Lifetimes | None = None  # of the activations, for peak memory, which is no sum over layers
+    names: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})  # of the layers, for errors
 
     def __len__(self) -> int:
         return self.latency.shape[0]
@@ -181,6 +204,11 @@ class Ranges:
     rounding: Rounding | None = None  # of linear weights; None is to the nearest level
     reached: Bool[AnyArray, "L"] | None = None  # layers whose activation calibration saw; others' are left as they are
 
+    @property
+    def least_widths(self) -> tuple[int, int]:
+        """Fewest bits of weights and activations."""
+        return LINEAR if self.codebook is None else CODEBOOK
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +234,18 @@ class Evaluator:
         Args:
           policies: bits of weights and activations.
           least: accuracy below which a policy may be given up; read by an evaluator that `races`.
+
+        Returns:
+          Accuracy and loss; under `jit` NaN for a policy with bits that are none, see `haqjax.widths`.
+
+        Raises:
+          ValueError: bits that are none, outside of `jit`.
         """
-        return self.function(self, policies, least)
+        fewest = CODEBOOK if self.ranges is None else self.ranges.least_widths
+        check_widths(policies, fewest)
+        found = self.function(self, policies, least)
+        valid = are_widths(jnp.asarray(policies), fewest)
+        return jax.tree.map(lambda values: jnp.where(valid, values, jnp.nan), found)
 
 
 class Transition(NamedTuple):

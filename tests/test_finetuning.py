@@ -131,3 +131,35 @@ def test_running_statistics_move_with_apply_train_alone():
 def test_numbers_are_checked(wrong, message):
     with pytest.raises(ValueError, match=message):
         Tuning(**wrong)
+
+
+def test_training_that_becomes_nan_stops_with_the_step_and_the_layer():
+    params, ranges, data = make_world()
+    for rate in (1e10, 1e30):
+        with pytest.raises(ValueError, match=r"not finite at step \d: the update of params\..*, which had grown to"):
+            tuning = Tuning(batch_size=8, learning_rate=rate)
+            finetune_all(apply, params, POLICY, ranges, data, tuning, key=jax.random.key(0))
+    huge, whole = params | {"dense": jnp.full((36, 3), 3e38)}, np.array([[8, 8], [32, 32]])
+    with pytest.raises(ValueError, match="not finite at step 1: the output of layer 'dense'; lower the learning rate"):
+        finetune_all(apply, huge, whole, ranges, data, Tuning(batch_size=8), key=jax.random.key(0))
+    with pytest.raises(ValueError, match="parameter dense has 1 of 108 numbers that are not finite"):
+        finetune_all(
+            apply,
+            params | {"dense": params["dense"].at[0, 0].set(jnp.nan)},
+            POLICY,
+            ranges,
+            data,
+            Tuning(),
+            key=jax.random.key(0),
+        )
+
+
+@pytest.mark.parametrize(
+    ("bits", "reason"), [(1, "'dense' has 1 weight"), (0, "'dense' has 0 weight"), (16, "16 weight")]
+)
+def test_widths_that_are_none_are_refused_before_training(bits, reason):
+    params, ranges, data = make_world()
+    with pytest.raises(ValueError, match=f"layer .*{reason} bits: expected 2 to 8"):
+        finetune_all(
+            apply, params, np.array([[8, 8], [bits, 4]]), ranges, data, Tuning(batch_size=8), key=jax.random.key(0)
+        )

@@ -14,7 +14,7 @@ from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import as_ranges, begin
 from haqjax.training.finetuning import make_program
 from haqjax.training.finetuning_many import draw_batches, finetune_policies
-from haqjax.training.steps import State, take_step
+from haqjax.training.steps import begin_state, take_step
 
 POLICIES = jnp.array([[[3, 8], [2, 4]], [[8, 8], [8, 8]], [[2, 3], [32, 2]]])
 STEPS = 7  # more than the 5 of an epoch
@@ -39,7 +39,7 @@ def alone(world):
     found = []
     for policy in POLICIES:
         learned = begin(params, policy, ranges)
-        state = State(learned, optimiser.init(learned), jnp.zeros(2))
+        state = begin_state(learned, optimiser.init(learned))
         for images, labels in zip(*batches, strict=True):
             state = step(state, images, labels, (policy, ranges, params))
         found.append(state.learned)

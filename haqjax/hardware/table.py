@@ -10,8 +10,9 @@ from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
 from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
 from haqjax.hardware.usage import Limits
-from haqjax.policies.cost import policy_cost
+from haqjax.policies.cost import check_shape, policy_cost
 from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
+from haqjax.widths import check_widths
 
 CHUNK = 1024  # policies at a time: what is gathered for them stays in the cache, twice as fast on a CPU
 
@@ -43,7 +44,7 @@ def cost_table(
     usage = MODELS[machine.model].estimate(machine.spec, layers)
     fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters, 0.0, 0.0]))
     energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
-    return CostTable(usage.latency, energy, size, fixed, bops, lifetimes)
+    return CostTable(usage.latency, energy, size, fixed, bops, lifetimes, layers.names)
 
 
 def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"] | None:
@@ -79,26 +80,34 @@ def find_limits(machine: Machine, layers: LayerTable) -> Limits:
     return Limits(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)
 
 
-@jax.jit
 def total_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
     """Computes the cost of a network under each policy: `haqjax.policies.cost.policy_cost`, compiled.
 
     Args:
       table: from `cost_table`.
       policy: bits of weights and activations, 1 to 8. Integers are looked up. Floating bits are interpolated between
-        the four neighbouring entries: equal to the table at whole bits and differentiable.
+        the four neighbouring entries: equal to the table at whole bits and differentiable. 32 leaves a tensor as it
+        is, and costs NaN where a table would have to say what 32 bits cost.
 
     Returns:
-      Seconds, joules and bytes, leading axes as the policy's; NaN for a policy with bits outside 1..8.
+      Seconds, joules and bytes, leading axes as the policy's; under `jit` NaN for a policy with any other bits.
 
     Raises:
-      ValueError: the policy has another number of layers than the table.
+      ValueError: the policy has another number of layers than the table; bits that are none, outside of `jit`.
 
     >>> bits = np.arange(1.0, 9.0)[None, :, None] + np.zeros((3, 8, 8))
     >>> table = CostTable(latency=bits, energy=bits, size=bits, fixed=Cost(0.0, 0.0, 5.0))
     >>> float(total_cost(table, np.full((3, 2), 4)).size)
     17.0
     """
+    policy = policy if isinstance(policy, jax.Array) else np.asarray(policy)
+    check_shape(table, policy)
+    check_widths(policy, names=table.names, fractional=True)
+    return _total_cost(table, policy)
+
+
+@jax.jit
+def _total_cost(table: CostTable, policy: Array) -> Cost:
     lead, row = policy.shape[:-2], policy.shape[-2:]
     if math.prod(lead) <= CHUNK:
         return policy_cost(table, policy)

@@ -1,6 +1,5 @@
 """Policies: how many bits every layer's weights and activations get."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from haqjax.files import write_json
 from haqjax.policies.bounds import at_rank, clip_policy, follow, ladder, lead, to_rank
+from haqjax.reading import quote, read_json
 from haqjax.types import ACTIVATION, WEIGHT, Bounds
+from haqjax.widths import FULL_PRECISION, WIDTHS, check_widths
 
 
 def to_bits(actions: Float[Array, "*n L 2"], bounds: Bounds) -> Int[Array, "*n L 2"]:
@@ -56,11 +58,15 @@ def uniform(bits: int | Int[Array, ""], bounds: Bounds) -> Int[Array, "L 2"]:
 def to_rows(policy: Int[Array, "L 2"], names: Sequence[str]) -> list[dict[str, Any]]:
     """Lists one row a layer, ready for JSON.
 
+    Raises:
+      ValueError: the policy is of another number of layers, or holds something else than widths.
+
     >>> to_rows(np.array([[8, 4]]), ["stem"])
     [{'name': 'stem', 'weight_bits': 8, 'activation_bits': 4}]
     """
     if np.shape(policy) != (len(names), 2):
         raise ValueError(f"policy has shape {np.shape(policy)}, the network has {len(names)} layers")
+    check_widths(policy, names=names)
     pairs = np.asarray(policy).tolist()
     return [
         {"name": name, "weight_bits": pair[WEIGHT], "activation_bits": pair[ACTIVATION]}
@@ -72,7 +78,8 @@ def from_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Int[Ar
     """Reads the policy that `to_rows` wrote, for the network with these layers.
 
     Raises:
-      ValueError: the rows belong to another network, lack an entry, or hold something else than bits.
+      ValueError: the rows belong to another network, lack an entry, or hold something else than widths: 1 to 8, or 32
+        where a tensor is left as it is.
 
     >>> from_rows([{"name": "stem", "weight_bits": 8, "activation_bits": 4}], ["stem"]).tolist()
     [[8, 4]]
@@ -82,7 +89,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Int[Ar
     policy = np.empty((len(names), 2), np.int32)
     for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         if row.get("name") != name:
-            raise ValueError(f"layer {index} of the policy is {row.get('name')!r}, of the network {name!r}")
+            raise ValueError(f"layer {index} of the policy is {quote(row.get('name'))}, of the network {name!r}")
         policy[index, WEIGHT] = _read_bits(row, "weight_bits")
         policy[index, ACTIVATION] = _read_bits(row, "activation_bits")
     return jnp.asarray(policy)
@@ -90,8 +97,7 @@ def from_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Int[Ar
 
 def save(path: str | Path, policy: Int[Array, "L 2"], names: Sequence[str], **about: Any) -> None:
     """Writes a policy as JSON: `about` (network, hardware, costs: anything JSON knows), then `layers`."""
-    document = {**about, "layers": to_rows(policy, names)}
-    Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**about, "layers": to_rows(policy, names)})
 
 
 def load(path: str | Path, names: Sequence[str]) -> Int[Array, "L 2"]:
@@ -100,16 +106,20 @@ def load(path: str | Path, names: Sequence[str]) -> Int[Array, "L 2"]:
     Raises:
       ValueError: the file is not such a policy, or belongs to another network.
     """
+    document = read_json(path)
+    rows = document.get("layers") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"cannot read the policy in {path}: it has no list `layers` of mappings")
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))["layers"]
         return from_rows(rows, names)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = "it has no list `layers`" if isinstance(error, (KeyError, TypeError, AttributeError)) else error
-        raise ValueError(f"cannot read the policy in {path}: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read the policy in {path}: {error}") from None
 
 
 def _read_bits(row: Mapping[str, Any], key: str) -> int:
     bits = row.get(key)
-    if type(bits) is not int or bits < 1:
-        raise ValueError(f"layer {row['name']!r} has {key} {bits!r}, expected a whole number of bits")
+    if type(bits) is not int or not (1 <= bits <= WIDTHS or bits == FULL_PRECISION):
+        raise ValueError(
+            f"layer {row['name']!r} has {key} {quote(bits)}: expected 1 to {WIDTHS}, or {FULL_PRECISION} to leave it"
+        )
     return bits

@@ -1,13 +1,15 @@
 """Cost of a policy, from a cost table."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Cost, CostTable, Lifetimes
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, AnyArray, Cost, CostTable, Lifetimes
+from haqjax.widths import are_widths, check_widths
 
 
 def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
@@ -18,10 +20,13 @@ def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*
 
     Args:
       table: costs [L, 8, 8] in seconds, joules, bytes and bit operations, and the lifetimes for peak memory.
-      policy: bits [..., L, 2] from 1 to 8, weights first; integers, or floating for the interpolation.
+      policy: bits [..., L, 2] from 1 to 8, weights first; integers, or floating for the interpolation. At 32 a tensor
+        is left as it is.
 
     Returns:
-      The cost, leading axes as the policy's. A policy with an entry outside 1..8 (or NaN) costs NaN.
+      The cost, leading axes as the policy's. A policy with any other entry (or NaN) costs NaN. One that leaves a tensor
+      as it is costs NaN of each resource that depends on the tensor's bits, since no table says what 32 bits cost;
+      peak memory is known.
 
     Raises:
       ValueError: the policy has another number of layers than the table, or its last axis is not 2.
@@ -35,9 +40,12 @@ def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*
     65.75
     """
     check_shape(table, policy)
-    rows = _interpolate(table, policy) if jnp.issubdtype(policy.dtype, jnp.floating) else _look_up(table, policy)
-    valid = jnp.all((policy >= 1) & (policy <= WIDTHS), axis=(-2, -1))
-    total = dict(zip(Cost._fields, rows, strict=False))
+    at = jnp.minimum(policy, WIDTHS)
+    rows = _interpolate(table, at) if jnp.issubdtype(policy.dtype, jnp.floating) else _look_up(table, at)
+    valid = are_widths(policy)
+    known = [_is_priced(values, policy) for values in tables(table)]
+    found = (jnp.where(good, row, jnp.nan) for good, row in zip(known, rows, strict=True))
+    total = dict(zip(Cost._fields, found, strict=False))
     if table.lifetimes is not None:
         total["memory"] = peak_memory(table.lifetimes, policy)
     unknown = jnp.full(valid.shape, jnp.nan)
@@ -76,8 +84,13 @@ def peak_memory(lifetimes: Lifetimes, policy: Int[Array, "*n L 2"] | Float[Array
 
 
 def exact_cost(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> dict[str, float]:
-    """Computes `policy_cost` of one policy on the host, in float64; by the names of `Cost`."""
+    """Computes `policy_cost` of one policy on the host, in float64; by the names of `Cost`.
+
+    Raises:
+      ValueError: bits that are none; names the layer.
+    """
     policy = np.asarray(policy)
+    check_widths(policy, names=table.names)
     total = {name: layer_costs(values, policy).sum() for name, values in zip(Cost._fields, tables(table), strict=False)}
     if table.lifetimes is not None:
         total["memory"] = (np.asarray(table.lifetimes.alive) @ stored_bytes(table.lifetimes, policy)).max()
@@ -86,8 +99,22 @@ def exact_cost(table: CostTable, policy: Int[np.ndarray, "L 2"]) -> dict[str, fl
 
 
 def layer_costs(values: Float[np.ndarray, "L 8 8"], policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "L"]:
-    """Looks up the cost of each layer under one policy, on the host."""
-    return np.asarray(values)[np.arange(len(policy)), policy[:, WEIGHT] - 1, policy[:, ACTIVATION] - 1]
+    """Looks up the cost of each layer under one policy, on the host; NaN where it is not known at 32 bits."""
+    values, at = np.asarray(values), np.minimum(policy, WIDTHS) - 1
+    unknown = (policy == FULL_PRECISION) & depends_on_bits(values)
+    return np.where(unknown.any(-1), np.nan, values[np.arange(len(policy)), at[:, WEIGHT], at[:, ACTIVATION]])
+
+
+def depends_on_bits(values: Float[AnyArray, "L 8 8"]) -> Bool[np.ndarray, "L 2"]:
+    """Tells whether a layer's cost depends on the bits of its weights, and on those of its activations.
+
+    >>> depends_on_bits(np.broadcast_to(np.arange(8.0)[:, None], (1, 8, 8))).tolist()
+    [[True, False]]
+    """
+    by_weight = (values != values[:, -1:, :]).any(axis=(1, 2))
+    by_activation = (values != values[:, :, -1:]).any(axis=(1, 2))
+    where: Any = np if isinstance(values, np.ndarray) else jnp
+    return where.stack([by_weight, by_activation], axis=-1)
 
 
 def stored_bytes(lifetimes: Lifetimes, policy: Int[np.ndarray, "L 2"]) -> Float[np.ndarray, "V"]:
@@ -108,6 +135,12 @@ def check_shape(table: CostTable, policy: Array) -> None:
         raise ValueError(
             f"policy has shape {policy.shape}, expected [..., {len(table)}, 2]: one row a layer of the table"
         )
+
+
+def _is_priced(values: Float[AnyArray, "L 8 8"], policy: Array) -> Bool[Array, "*n"]:
+    """Tells whether no tensor is left at 32 bits whose bits matter."""
+    matters = jnp.reshape(depends_on_bits(values), (1,) * (policy.ndim - 2) + (-1, 2))
+    return ~((policy == FULL_PRECISION) & matters).any(axis=(-2, -1))
 
 
 def _look_up(table: CostTable, policy: Int[Array, "*n L 2"]) -> tuple[Float[Array, "*n"], ...]:

@@ -1,6 +1,7 @@
 """How a policy is lowered until it fits a budget."""
 
 import math
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from haqjax.policies.bounds import at_rank, clip_policy, follow, lead, to_rank
 from haqjax.policies.budgets import fits
 from haqjax.policies.cost import check_shape, policy_cost
 from haqjax.types import WEIGHT, WIDTHS, Bounds, Budget, CostTable, Projection
+from haqjax.widths import check_widths
 
 
 def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budget: Budget) -> Projection:
@@ -34,10 +36,10 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
 
     Returns:
       The lowered policy, whether it fits, and its cost, leading axes as the policy's. A policy that does not fit even
-      at `bounds.low` comes back as `bounds.low` with `feasible` false.
+      at `bounds.low` comes back as `bounds.low` with `feasible` false; outside of `jit` that is a warning, too.
 
     Raises:
-      ValueError: the policy has another number of layers than the table.
+      ValueError: the policy has another number of layers than the table; bits outside 1..8, outside of `jit`.
 
     >>> from haqjax.policies.bounds import make_bounds
     >>> from haqjax.policies.budgets import budget as make_budget
@@ -50,7 +52,16 @@ def project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budg
     ... ).policy.tolist()
     [[8, 8], [7, 7]]
     """
+    policy = policy if isinstance(policy, jax.Array) else np.asarray(policy)
     check_shape(table, policy)
+    check_widths(policy, names=table.names, leave=False)
+    found = _project(policy, table, bounds, budget)
+    if not isinstance(found.feasible, jax.core.Tracer) and not np.all(found.feasible):
+        warnings.warn("no policy fits this budget: the lowest one comes back, with `feasible` false", stacklevel=2)
+    return found
+
+
+def _project(policy: Int[Array, "*n L 2"], table: CostTable, bounds: Bounds, budget: Budget) -> Projection:
     start = clip_policy(policy, bounds)
     room = start - lead(bounds.low, policy) if bounds.allowed is None else to_rank(start, bounds)
     turn = lead(follow(jnp.asarray(_turns(len(table))), bounds), policy)

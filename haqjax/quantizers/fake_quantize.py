@@ -21,6 +21,7 @@ from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
+from haqjax.widths import are_widths, check_widths
 
 Policy = Int[Array, "L 2"]
 
@@ -32,9 +33,12 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
       apply: pure function `apply(params, x)`.
     Returns:
       `qapply(params, x, policy, ranges)` with the output of `apply`: `policy` int32 [L, 2] holds weight and activation
-      bits, 2..8, or 32 to leave a tensor as it is; `ranges` come from `calibrate`. Works under `jit`, `vmap`, `grad`.
+      bits, 2..8 (weights 1..8 with a codebook), or 32 to leave a tensor as it is; `ranges` come from `calibrate`. Works
+      under `jit`, `vmap`, `grad`. There the bits are not known while the program is made: with any others the whole
+      output is NaN, and the least number of its type where it is of integers.
     Raises:
-      ValueError: a policy or ranges of another number of layers than the network's.
+      ValueError: a policy or ranges of another number of layers than the network's; bits that are none, outside of
+        `jit`; names the layer.
 
     >>> from haqjax.quantizers.calibration import calibrate
     >>> apply = lambda params, x: x @ params["w"]
@@ -45,10 +49,35 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     """
 
     def qapply(params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
+        check_policy(apply, params, x, policy, ranges)
         weights = quantize_weights(apply, params, x, policy, ranges)
-        return apply_quantized(apply, params, weights, x, policy, ranges)
+        y = apply_quantized(apply, params, weights, x, policy, ranges)
+        return where_valid(are_widths(jnp.asarray(policy), ranges.least_widths), y)
 
     return qapply
+
+
+def check_policy(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> None:
+    """Checks a policy and ranges against a network; the bits where they are known, see `haqjax.widths`.
+
+    Raises:
+      ValueError: another number of layers, or bits that are none; names the layer.
+    """
+    if not isinstance(ranges, Ranges):
+        raise ValueError(f"ranges is {type(ranges).__name__}: pass what `haqjax.calibrate` returns")
+    _check_rows(jnp.shape(ranges.clip)[0], policy, ranges)
+    check_widths(policy, ranges.least_widths, lambda: map_weights(lambda layer, weight: layer.name, apply, params, x))
+
+
+def where_valid(valid: Bool[Array, ""], y: PyTree) -> PyTree:
+    """Replaces an output by NaN, or by the least number of its type, where its policy is none."""
+
+    def replace(leaf: Array) -> Array:
+        exact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        none = jnp.nan if exact else False if leaf.dtype == bool else jnp.iinfo(leaf.dtype).min
+        return jnp.where(valid, leaf, jnp.asarray(none, leaf.dtype))
+
+    return jax.tree.map(replace, y)
 
 
 def quantize_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> tuple[Array, ...]:

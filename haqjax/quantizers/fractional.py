@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.quantizers.bias_correction import corrects_bias, output_bias
-from haqjax.quantizers.fake_quantize import activation_grids, quantize_weights
+from haqjax.quantizers.fake_quantize import activation_grids, quantize_weights, where_valid
 from haqjax.quantizers.linear import snap
 from haqjax.quantizers.per_channel import broadcast_outputs
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
+from haqjax.widths import are_widths, check_widths
 
 
 class _Neighbours(NamedTuple):
@@ -39,8 +40,12 @@ def quantize_fractionally(
       hook: how a layer is computed, see `haqjax.tracing.hooks.with_hook`.
 
     Returns:
-      `qapply(params, x, bits, ranges)` with the output of `apply`; `bits` float [L, 2] from 2 to 8, or 32 to leave a
-      tensor as it is. Works under `jit`, `vmap`, `grad`.
+      `qapply(params, x, bits, ranges)` with the output of `apply`; `bits` float [L, 2] from 2 to 8 (weights from 1 with
+      a codebook), or 32 to leave a tensor as it is. Works under `jit`, `vmap`, `grad`; there the output is NaN for any
+      other bits.
+
+    Raises:
+      ValueError: bits that are none, outside of `jit`.
 
     >>> from haqjax.quantizers.calibration import calibrate
     >>> apply = lambda params, x: x @ params["w"]
@@ -51,6 +56,7 @@ def quantize_fractionally(
     """
 
     def qapply(params: PyTree, x: PyTree, bits: Float[Array, "L 2"], ranges: Ranges) -> PyTree:
+        check_widths(bits, ranges.least_widths, fractional=True)
         near = _find_neighbours(bits)
         weights = [quantize_weights(apply, params, x, policy, ranges) for policy in near[:2]]
         grids = [activation_grids(policy, ranges) for policy in near[:2]]
@@ -66,7 +72,7 @@ def quantize_fractionally(
             low, high = (output_bias(layer, weight, end, ranges) for end in ends)  # of each width: a gradient by bits
             return y + broadcast_outputs(layer, _mix(low, high, fraction[WEIGHT])).astype(y.dtype)
 
-        return with_hook(apply, on_layer)(params, x)
+        return where_valid(are_widths(bits, ranges.least_widths), with_hook(apply, on_layer)(params, x))
 
     return qapply
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from haqjax.quantizers.bias_correction import corrects_bias, output_bias
-from haqjax.quantizers.fake_quantize import clips_at, make_activation_grids, signs_at
+from haqjax.quantizers.fake_quantize import clips_at, make_activation_grids, signs_at, where_valid
 from haqjax.quantizers.linear import hold_step, make_grid, snap
 from haqjax.quantizers.per_channel import broadcast_channels, broadcast_outputs, channel_maximum, channel_ratios
 from haqjax.quantizers.rounding_offsets import to_nearest
@@ -19,6 +19,7 @@ from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Codebook, Ranges
+from haqjax.widths import are_widths, check_widths
 
 LEAST = 1 / 16  # fraction of its first value that a clip keeps at least, so that it stays positive
 
@@ -38,8 +39,9 @@ def begin(params: PyTree, policy: Policy, ranges: Ranges) -> Learned:
     """Makes the parameters of fine-tuning from what calibration found.
 
     Raises:
-      ValueError: a policy of another number of layers than the ranges'.
+      ValueError: a policy of another number of layers than the ranges'; bits that are none, outside of `jit`.
     """
+    check_widths(policy, ranges.least_widths)
     if jnp.shape(policy) != jnp.shape(ranges.clip)[:2]:
         raise ValueError(f"policy has shape {jnp.shape(policy)}, but the ranges need {jnp.shape(ranges.clip)[:2]}")
     clip = clips_at(policy, ranges)
@@ -137,7 +139,8 @@ def quantize_learned(
             bias = output_bias(layer, weight, weights[layer.index], ranges)
             return y + broadcast_outputs(layer, bias).astype(y.dtype)
 
-        return with_hook(apply, on_layer)(learned.params, x)
+        y = with_hook(apply, on_layer)(learned.params, x)
+        return where_valid(are_widths(policy, ranges.least_widths), y)
 
     return qapply
 

@@ -1,8 +1,9 @@
 """Fine-tuning (QAT) of a network under one policy, with the straight-through estimator."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
+from haqjax.quantizers.fake_quantize import check_policy
 from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Apply, Hook, is_statistic, with_hook
+from haqjax.tracing.hooks import Apply, Compute, Hook, is_statistic, with_hook
+from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.parameters import check_parameters
 from haqjax.training.checkpoints import fingerprint, open_checkpoints
 from haqjax.training.distillation import cross_entropy, distillation_loss
 from haqjax.training.fitting import SMOOTHING, make_sgd, mask_kernels
-from haqjax.training.steps import Objective, Passes, Progress, run_steps
+from haqjax.training.steps import NotFiniteError, Objective, Passes, Progress, run_steps
 from haqjax.types import Ranges
 
 ApplyTrain = Callable[..., tuple[Array, PyTree]]
@@ -151,21 +155,25 @@ def finetune_all(
 
     Raises:
       ValueError: as `quantize`; a parameter that is no floating-point number; a number of epochs or images that is not
-        positive; a batch larger than the data or not a multiple of the devices; checkpoints of another fine-tuning.
+        positive; a batch larger than the data or not a multiple of the devices; checkpoints of another fine-tuning; a
+        loss, parameter or clip that becomes NaN or infinite, with the step and the first layer whose output is.
     """
     _check_trainable(params)
+    check_parameters(params)
+    example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
+    check_policy(apply, params, example, policy, ranges)
     policy = jnp.asarray(policy)
     objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.count_steps(len(data)))
     start, context = begin(params, policy, ranges), (policy, ranges, params if tuning.distill else None)
     program = (objective, optimiser, start, data, tuning.passes)
     run = functools.partial(run_steps, *program, key=key, context=context, mesh=mesh, on_epoch=on_epoch)
-    if checkpoints is None:
-        learned = run()
-    else:
-        configuration = _identify(params, policy, ranges, data, tuning, key, apply_train is None)
-        with open_checkpoints(checkpoints, configuration, every) as opened:
-            learned = run(checkpoints=opened)
-    example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
+    with _name_layer(apply, context):
+        if checkpoints is None:
+            learned = run()
+        else:
+            configuration = _identify(params, policy, ranges, data, tuning, key, apply_train is None)
+            with open_checkpoints(checkpoints, configuration, every) as opened:
+                learned = run(checkpoints=opened)
     return Tuned(learned.params, end(apply, learned, example, policy, ranges))
 
 
@@ -220,6 +228,30 @@ def _hold_statistics(apply: Apply) -> ApplyTrain:
         return apply(jax.tree_util.tree_map_with_path(hold, params), x), params
 
     return apply_train
+
+
+@contextlib.contextmanager
+def _name_layer(apply: Apply, context: tuple) -> Iterator[None]:
+    """Adds to an error of a step that is not finite the first layer whose output is not."""
+    try:
+        yield
+    except NotFiniteError as error:
+        finite: list[tuple[str, Array]] = []
+
+        def note(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+            y = compute(activation, weight)
+            finite.append((layer.name, jnp.isfinite(y).all()))
+            return y
+
+        policy, ranges, _ = context
+        quantize_learned(apply, hook=note)(error.learned, error.batch[0], policy, ranges)
+        bad = next((name for name, good in finite if not good), None)
+        if bad is None:
+            raise
+        raise ValueError(
+            f"training is not finite at step {error.step}: the output of layer {bad!r}; lower the learning rate or "
+            "give the layer more bits"
+        ) from None
 
 
 def _check_trainable(params: PyTree) -> None:

@@ -14,7 +14,7 @@ from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
 from haqjax.training.augmentation import augment
 from haqjax.training.finetuning import ApplyTrain, Tuning, make_program
-from haqjax.training.steps import State, take_step
+from haqjax.training.steps import State, begin_state, take_step
 from haqjax.types import Ranges
 
 Tune = Callable[..., Learned]  # (params, ranges, images, labels, policy)
@@ -43,7 +43,8 @@ def finetune_policies(
       apply, params, ranges, data, tuning, key, apply_train: as for `finetune_all`.
 
     Returns:
-      What was learned, with a leading axis N: parameters, and the clips at each policy's widths.
+      What was learned, with a leading axis N: parameters, and the clips at each policy's widths; NaN where a step was
+      not finite.
 
     Raises:
       ValueError: as `finetune_all`; less than one step.
@@ -83,12 +84,13 @@ def make_tuner(apply: Apply, apply_train: ApplyTrain | None, tuning: Tuning) -> 
         objective, optimiser = make_program(apply, apply_train, tuning, len(images), use_training_kernels)
         context = (policy, ranges, params if tuning.distill else None)
         learned = begin(params, policy, ranges)
-        start = State(learned, optimiser.init(learned), jnp.zeros(2))
+        start = begin_state(learned, optimiser.init(learned))
 
         def step(state: State, batch: tuple[Array, Array]) -> tuple[State, None]:
             return take_step(objective, optimiser, state, *batch, context), None
 
-        return jax.lax.scan(step, start, (images, labels))[0].learned
+        end = jax.lax.scan(step, start, (images, labels))[0]
+        return jax.tree.map(lambda leaf: jnp.where(end.failed == 0, leaf, jnp.nan), end.learned)
 
     return tune
 
