@@ -193,7 +193,7 @@ def test_a_network_runs_with_the_weights_of_its_codebook(large):
     """One bit is a width like any other here; the ranges' clips of weights do not matter."""
     params, codebook = large
     x = np.random.default_rng(3).normal(size=(4, 250)).astype(np.float32)
-    ranges = Ranges(np.full((2, 2, 8), np.nan), np.ones(2, bool), codebook=codebook)
+    ranges = Ranges(np.full((2, 2, 8), np.nan), np.ones((2, 8), bool), codebook=codebook)
     found = jax.jit(quantize(apply))(params, x, jnp.array([[1, 32], [5, 32]]), ranges)
     for layer, column in enumerate((0, 4)):
         book, assignments = (
@@ -216,3 +216,44 @@ def test_a_policy_for_another_network_is_refused(large):
     params, codebook = large
     with pytest.raises(ValueError, match=r"policy has shape \(3, 2\), but the codebook's layers need \(2, 2\)"):
         codebook_weights(codebook, jnp.full((3, 2), 8), tuple(params.values()))
+
+
+def prune(share, seed=0, mean=0.0):
+    weight = np.random.default_rng(seed).normal(mean, 1, (32, 24)).astype(np.float32)
+    return np.where(np.abs(weight) < np.quantile(np.abs(weight), share), 0, weight).astype(np.float32)
+
+
+@pytest.mark.parametrize(("share", "mean"), [(0.001, 0.0), (0.3, 0.0), (0.5, 2.0), (0.9, 0.0)])
+def test_pruned_zeros_stay_zeros_at_every_width(share, mean):
+    weight = prune(share, mean=mean)
+    codebook = make_codebook(lambda params, x: x @ params["w"], {"w": jnp.asarray(weight)}, jnp.ones((1, 32)))
+    free = make_codebook(
+        lambda params, x: x @ params["w"],
+        {"w": jnp.asarray(weight[weight != 0])[:, None]},
+        jnp.ones((1, (weight != 0).sum())),
+    )
+    for bits in range(1, 9):
+        book = np.asarray(codebook.codebooks[0, bits - 1])
+        found = book[np.asarray(codebook.assignments[0][bits - 1])]
+        assert (found[weight == 0] == 0).all() and (np.diff(book) >= 0).all()
+        assert (
+            np.abs(found - weight) <= np.abs(book[:, None] - weight.reshape(-1)).min(0).reshape(weight.shape) + 1e-6
+        ).all()
+        others = free.codebooks[0, bits - 1][np.asarray(free.assignments[0][bits - 1])][:, 0]
+        of_all, of_others = ((found - weight) ** 2).sum(), ((others - weight[weight != 0]) ** 2).sum()
+        if bits > 3:  # one value of many is taken by zeros
+            assert of_all <= 1.3 * of_others
+
+
+def test_training_a_codebook_leaves_zero_where_it_is():
+    from haqjax.quantizers.trainable import begin, quantize_learned
+    from haqjax.types import Ranges
+
+    apply = lambda params, x: x @ params["w"]
+    params, x, policy = {"w": jnp.asarray(prune(0.5))}, jnp.ones((1, 32)), jnp.array([[3, 8]])
+    ranges = Ranges(np.ones((1, 2, 8), np.float32), np.zeros((1, 8), bool), codebook=make_codebook(apply, params, x))
+    start = begin(params, policy, ranges)
+    loss = lambda learned: (quantize_learned(apply)(learned, x, policy, ranges) ** 2).sum()
+    gradient = jax.grad(loss)(start).codebooks
+    zero = np.asarray(start.codebooks[0, :8]) == 0
+    assert zero.sum() == 1 and float(gradient[0, :8][zero][0]) == 0 and (np.asarray(gradient[0, :8])[~zero] != 0).all()

@@ -206,3 +206,15 @@ def test_levels_hold_for_the_weights_that_they_were_chosen_for():
 def test_an_unknown_rounding_is_refused():
     with pytest.raises(ValueError, match="unknown rounding 'up': one of output, nearest"):
         calibrate(network, PARAMS, [X], rounding="up")
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "output"])
+def test_pruned_zeros_stay_zeros_at_every_width(rounding):
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(24, 8)) * (rng.random((24, 8)) > 0.6)
+    params, x = {"w": jnp.asarray(weight, jnp.float32)}, jnp.asarray(rng.normal(1, 1, (64, 24)), jnp.float32)
+    apply = lambda params, x: x @ params["w"]
+    ranges = calibrate(apply, params, [x], rounding=rounding)
+    for bits in range(2, 9):
+        (found,) = quantize_weights(apply, params, x, jnp.array([[bits, 8]]), ranges)
+        assert (np.asarray(found)[weight == 0] == 0).all()

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from haqjax.quantizers.kmeans import CLUSTERS, flatten, shared_values, sort_values
+from haqjax.quantizers.zero_cluster import hold_zero
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.types import FULL_PRECISION, WEIGHT, WIDTHS, Codebook
 
@@ -19,6 +20,7 @@ def make_codebook(apply: Apply, params: PyTree, x: PyTree) -> Codebook:
 
     The squared error is that of the best clustering there is, or very close to it (benchmarks/kmeans.py measures how
     close). Nothing is drawn at random. A weight of no more than `2**bits` distinct values is kept to the last bit.
+    Where a weight holds zeros, such as after pruning, zero is one of the values, and they stay zeros.
 
     Args:
       apply: pure function `apply(params, x)`.
@@ -80,7 +82,9 @@ def codebook_weights(codebook: Codebook, policy: Policy, weights: tuple[Array, .
 
 @functools.partial(jax.jit, static_argnums=1)
 def _cluster(weights: tuple[Array, ...], together: int | None) -> Codebook:
-    shared = shared_values(sort_values(weights), together)
+    ordered = sort_values(weights)
+    zeros = jnp.stack([(weight == 0).any() for weight in weights])
+    shared = hold_zero(ordered, shared_values(ordered, together), zeros)
     last = jnp.max(jnp.where(jnp.isinf(shared), -jnp.inf, shared), axis=-1, keepdims=True)
     assignments = _assign(shared, *flatten(weights))
     ends = np.cumsum([weight.size + 1 for weight in weights])

@@ -3,7 +3,8 @@
 Nearest rounding makes the least error in each weight, and not in their sum. With `S` the second moments of a layer's
 inputs, the squared error of one output is `e' S e`, where `e` is the error of its weights. One weight after another
 moves to the level that is best while the others stay, and the channel's step to the best one for its levels. All widths
-are solved at once; nothing is learned and nothing drawn at random.
+are solved at once; nothing is learned and nothing drawn at random. A weight of exactly 0, such as one that was pruned,
+stays 0.
 """
 
 from typing import NamedTuple
@@ -55,7 +56,7 @@ def round_levels(
     for _ in range(sweeps):
         product = moments @ level
         step = _best_step(step, _sum_parts(level * target, cut), _sum_parts(level * product, cut))
-        _sweep(level, target - product * step[:, None], step, most, moments)
+        _sweep(level, target - product * step[:, None], step, most * (weight != 0), moments)
     shaped = level.reshape(groups, inputs, WIDTHS, outputs).transpose(2, 0, 1, 3)
     return Levels(shaped, step[::cut].reshape(groups, WIDTHS, outputs).transpose(1, 0, 2))
 
@@ -82,7 +83,10 @@ def _best_step(step: np.ndarray, numerator: np.ndarray, denominator: np.ndarray)
 
 
 def _sweep(level: np.ndarray, slope: np.ndarray, step: np.ndarray, most: np.ndarray, moments: np.ndarray) -> None:
-    """Moves each weight in turn to its best level, in place; `slope` is `S e`, which changes with every move."""
+    """Moves each weight in turn to its best level, in place; `slope` is `S e`, which changes with every move.
+
+    Levels go up to `most` on either side, which is 0 for a weight of 0.
+    """
     per_step = 1 / step
     for start in range(0, level.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
@@ -90,7 +94,7 @@ def _sweep(level: np.ndarray, slope: np.ndarray, step: np.ndarray, most: np.ndar
         for i in range(near.shape[1]):
             at = start + i
             own = moments[:, at, at][:, None]
-            best = np.clip(np.rint(level[:, at] + near[:, i] * (per_step / own)), -most, most)
+            best = np.clip(np.rint(level[:, at] + near[:, i] * (per_step / own)), -most[:, at], most[:, at])
             moved[:, i] = (level[:, at] - best) * step
             near += moments[:, block, at][..., None] * moved[:, i][:, None]
             level[:, at] = best

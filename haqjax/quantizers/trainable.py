@@ -199,7 +199,8 @@ def _quantize_weights(apply: Apply, learned: Learned, x: PyTree, policy: Policy,
     def from_codebook(layer: Layer, weight: Array) -> Array:
         width = bits[layer.index]
         each = jnp.left_shift(1, jnp.clip(width, 1, WIDTHS)) / weight.size
-        taken = look_up(weight, scale_gradient(sort_codebook(books[layer.index], width), each))
+        book = sort_codebook(books[layer.index], width)
+        taken = look_up(weight, scale_gradient(book, jnp.where(book == 0, 0, each)))  # zero stays zero
         return jnp.where(width >= FULL_PRECISION, weight, taken)
 
     return map_weights(from_codebook, apply, learned.params, x)
