@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int8, PyTree, UInt8
 
-from haqjax.widths import CODEBOOK, FULL_PRECISION, LINEAR, WIDTHS, are_widths, check_widths
+from haqjax.widths import CODEBOOK, FULL_PRECISION, LINEAR, PRICED, WIDTHS, are_widths, check_widths
 
 __all__ = [  # with the constants of `haqjax.widths`
     "ACTIVATION",
@@ -241,7 +241,7 @@ class Evaluator:
         Raises:
           ValueError: bits that are none, outside of `jit`.
         """
-        fewest = CODEBOOK if self.ranges is None else self.ranges.least_widths
+        fewest = PRICED if self.ranges is None else self.ranges.least_widths
         check_widths(policies, fewest)
         found = self.function(self, policies, least)
         valid = are_widths(jnp.asarray(policies), fewest)

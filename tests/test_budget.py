@@ -93,7 +93,7 @@ def test_bits_without_an_entry_cost_nan(bits):
     policies[1, 2, 1] = bits
     cost = policy_cost(make_table(0), jnp.asarray(policies))
     assert np.isfinite(cost.latency[0])
-    assert all(np.isnan(resource[1]) for resource in cost)
+    assert all(np.isnan(resource[1]) for name, resource in cost._asdict().items() if (name, bits) != ("memory", 32))
 
 
 @pytest.mark.parametrize("shape", [(LAYERS - 1, 2), (LAYERS, 3), (2,), (3, LAYERS + 1, 2)])
@@ -270,8 +270,10 @@ def test_a_policy_that_fits_is_left_alone_and_one_outside_its_bounds_is_not():
 
 def test_a_budget_below_the_floor_gives_the_lowest_policy_and_says_so():
     table, limits = make_table(0), make_bounds(LAYERS)
-    result = project(uniform(8, limits), table, limits, budget(table, latency_s=1e-3))
-    assert not result.feasible
+    within = budget(table, latency_s=1e-3)
+    with pytest.warns(UserWarning, match="no policy fits this budget"):
+        result = project(uniform(8, limits), table, limits, within)
+    assert not result.feasible and not jax.jit(project)(uniform(8, limits), table, limits, within).feasible
     assert result.policy.tolist() == limits.low.tolist()
 
 

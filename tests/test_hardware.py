@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import references_search
 from haqjax.hardware import cost_table, find_limits, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
 from haqjax.models import outline
+from haqjax.policies.cost import exact_cost
 from haqjax.tracing.hooks import layers
 from haqjax.types import Cost, CostTable, Lifetimes
 from references_hardware import conv, dense, table
@@ -241,12 +244,27 @@ def test_many_policies_cost_what_they_cost_alone(dtype):
 
 @pytest.mark.parametrize("bits", [0, -1, 9, 32])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_bits_without_an_entry_cost_nan(bits, dtype):
+def test_bits_without_an_entry_cost_nan_or_are_refused_by_name(bits, dtype):
     policy = np.full((2, 3, 2), 4, dtype)
     policy[1, 2, 0] = bits
-    for row in total_cost(random_table(3), policy):
+    table = dataclasses.replace(random_table(3), names=("stem", "block", "head"))
+    for row in jax.jit(total_cost)(table, policy)[:3]:
         assert np.isfinite(row[0])
         assert np.isnan(row[1])
+    if bits != 32:
+        with pytest.raises(ValueError, match=f"layer 'head' has {dtype(bits)} weight bits: expected 1 to 8, or 32"):
+            total_cost(table, policy)
+
+
+def test_a_tensor_that_is_left_costs_what_does_not_depend_on_its_bits():
+    by_weight = np.broadcast_to(np.arange(1.0, 9)[:, None], (2, 8, 8))
+    by_both = by_weight * np.arange(1.0, 9)
+    table = CostTable(by_both, by_both, by_weight, Cost(0.0, 0.0, 5.0))
+    cost = total_cost(table, np.array([[4, 32], [8, 8]]))
+    assert float(cost.size) == 4 + 8 + 5 and np.isnan(cost.latency)
+    assert np.isnan(total_cost(table, np.array([[32, 8], [8, 8]])).size)
+    assert exact_cost(table, np.array([[4, 32], [8, 8]]))["size"] == 17
+    assert np.isnan(exact_cost(table, np.array([[4, 32], [8, 8]]))["latency"])
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (5, 3), (2,), (4, 2, 2)])
@@ -304,11 +322,11 @@ def test_vmap_is_the_leading_axis():
 
 
 def test_another_policy_compiles_nothing():
-    first, second = random_table(5), random_table(5, seed=1)
-    total_cost(first, np.full((5, 2), 3))
-    traces = total_cost._cache_size()
-    total_cost(second, np.full((5, 2), 7))
-    assert total_cost._cache_size() == traces
+    first, second, traces = random_table(5), random_table(5, seed=1), []
+    cost = jax.jit(lambda table, policy: (traces.append(0), total_cost(table, policy))[1])
+    cost(first, np.full((5, 2), 3))
+    cost(second, np.full((5, 2), 7))
+    assert len(traces) == 1
 
 
 def test_every_model_has_a_machine():

@@ -163,7 +163,7 @@ def _count_examples(x: PyTree, number: int) -> int:
 
 def _warn(names: tuple[str, ...], activations: Histogram, reached: Bool[np.ndarray, "L"]) -> None:
     """Warns of activations that calibration says nothing about, and of those that few bits cannot tell apart."""
-    unreached = [name for name, seen in zip(names, reached, strict=True) if not seen]
+    unreached = [name for name, is_reached in zip(names, reached, strict=True) if not is_reached]
     if unreached:
         warnings.warn(
             f"the input of layer {unreached[0]!r} was zero throughout calibration ({len(unreached)} such layers): it "
@@ -173,10 +173,10 @@ def _warn(names: tuple[str, ...], activations: Histogram, reached: Bool[np.ndarr
     mean, deviation = _moments(activations)
     lowest, highest = np.asarray(activations.lowest, np.float64), np.asarray(activations.highest, np.float64)
     varied = highest - lowest > SAME * np.maximum(-lowest, highest)
-    for name, centre, spread in zip(*(np.asarray(names)[varied], mean[varied], deviation[varied]), strict=True):
-        if abs(centre) > OFFSET * spread:
+    for name, centre, width in zip(*(np.asarray(names)[varied], mean[varied], deviation[varied]), strict=True):
+        if abs(centre) > OFFSET * width:
             warnings.warn(
-                f"the inputs of layer {str(name)!r} lie around {centre:.3g}, {spread:.2g} about it: levels start at "
+                f"the inputs of layer {str(name)!r} lie around {centre:.3g}, {width:.2g} about it: levels start at "
                 "zero, so few bits tell them apart; take the mean off before the layer",
                 stacklevel=3,
             )

@@ -32,14 +32,14 @@ def _fit(ordered: Sorted, extent: Extent, values: Float[Array, "256"]) -> Float[
     """Runs Lloyd's algorithm on one layer at one width."""
     held = jnp.arange(CLUSTERS) == jnp.argmin(jnp.abs(values))
 
-    def improve(_: Array, values: Array) -> Array:
+    def update(_: Array, values: Array) -> Array:
         bounds = _find_bounds(ordered, extent, values)
         low, high = extent.begin + bounds[:-1], extent.begin + bounds[1:]
         count, total = ordered.members[high] - ordered.members[low], ordered.total[high] - ordered.total[low]
         mean = jnp.clip(total / jnp.maximum(count, 1), ordered.value[low + 1], ordered.value[high])
         return jnp.where((count > 0) & ~held, mean.astype(values.dtype), values)
 
-    return jax.lax.fori_loop(0, ROUNDS, improve, jnp.where(held, 0, values))
+    return jax.lax.fori_loop(0, ROUNDS, update, jnp.where(held, 0, values))
 
 
 def _find_bounds(ordered: Sorted, extent: Extent, values: Float[Array, "256"]) -> Int[Array, "257"]:

@@ -33,6 +33,7 @@ from haqjax.types import (
     LayerTable,
     Ranges,
 )
+from haqjax.widths import CODEBOOK, LINEAR, check_widths
 
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
@@ -65,6 +66,7 @@ def prepare(config: SearchConfig) -> PreparedSearch:
     least = (2, WIDTHS if config.by_codebook else 2)  # where size is all that counts, activations stay at 8 bits
     available = available_widths(accelerator, rows)
     bounds = bounds_by_rules(rows.names, config.target.layers, config.target.tie, low=least, available=available)
+    check_widths(bounds.low, CODEBOOK if config.by_codebook else LINEAR, rows.names, leave=False)
     limits = budget(table, **aim.limits)
     budgets: tuple[Budget, ...] = ()
     if aim.resource is not None:
