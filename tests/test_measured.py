@@ -97,28 +97,28 @@ def test_missing_widths_cost_what_the_next_width_does(tmp_path):
 
 FAULTS = [
     ("", "missing column layer, weight_bits, activation_bits, one of latency_s"),
-    ("layer,weight_bits,activation_bits,latency\n", "missing column one of latency_s, latency_ms"),
+    ("layer,weight_bits,activation_bits,latency\n", "unknown column 'latency'; missing: one of latency_s, latency_ms"),
     ("layer,weight_bits,latency_s\n", "missing column activation_bits"),
     ("layer,weight_bits,activation_bits,latency_s,latency_ms\n", "latency_s, latency_ms say the same thing twice"),
-    (HEADER + "a,9,8,1\n", "line 2: weight_bits is 9, expected 1 to 8"),
-    (HEADER + "a,8,2.0,1\n", "line 2: activation_bits is 2.0, expected 1 to 8"),
-    (HEADER + "a,8,8,1\na,4,8,zero\n", "line 3: latency_ms is zero, expected a finite number above 0"),
-    (HEADER + "a,8,8,0\n", "line 2: latency_ms is 0, expected a finite number above 0"),
-    (HEADER + "a,8,8,-1\n", "line 2: latency_ms is -1, expected"),
-    (HEADER + "a,8,8,nan\n", "line 2: latency_ms is nan, expected"),
-    (HEADER + "a,8,8,inf\n", "line 2: latency_ms is inf, expected"),
-    (HEADER + "a,8,8\n", "line 2: latency_ms is None, expected"),
-    (HEADER + "a,8,8,1\na,8,8,1\n", "line 3: layer a stands here again"),
+    (HEADER + "a,9,8,1\n", "line 2: weight_bits is '9', expected a whole number from 1 to 8"),
+    (HEADER + "a,8,2.5,1\n", "line 2: activation_bits is '2.5', expected a whole number from 1 to 8"),
+    (HEADER + "a,8,8,1\na,4,8,zero\n", "line 3: latency_ms is 'zero', expected a finite number above 0"),
+    (HEADER + "a,8,8,0\n", "line 2: latency_ms is '0', expected a finite number above 0"),
+    (HEADER + "a,8,8,-1\n", "line 2: latency_ms is '-1', expected"),
+    (HEADER + "a,8,8,nan\n", "line 2: latency_ms is 'nan', expected"),
+    (HEADER + "a,8,8,inf\n", "line 2: latency_ms is 'inf', expected"),
+    (HEADER + "a,8,8\n", "line 2: 3 cells, but the header has 4"),
+    (HEADER + "a,8,8,1\na,8,8,1\n", "line 3: layer 'a' stands here again"),
     (
         "layer,kernel,weight_bits,activation_bits,latency_s\na,1x1,8,8,1\na,3x3,4,8,1\n",
-        "line 3: layer a stands here again",
+        "line 3: layer 'a' stands here again",
     ),
-    (HEADER + lines(names=("layer0", "layer1")), "the table has no layer layer2"),
-    (HEADER + lines(names=("a", "b", "c")), "the table has no layer layer0 and 2 more"),
-    (HEADER + lines(names=(*LAYERS.names, "head")), "the network has no layer head"),
+    (HEADER + lines(names=("layer0", "layer1")), "the table has no layer 'layer2'"),
+    (HEADER + lines(names=("a", "b", "c")), "the table has no layer 'layer0' and 2 more"),
+    (HEADER + lines(names=(*LAYERS.names, "head")), "the network has no layer 'head'"),
     (
         HEADER.replace("layer,", "layer,groups,") + lines().replace(",8,8", ",1,8,8"),
-        "layer1 has groups 1 in the table, 8 in",
+        "'layer1' has groups 1 in the table, 8 in",
     ),
 ]
 
@@ -165,8 +165,8 @@ def test_a_cost_that_falls_is_a_warning(what, tmp_path):
     with pytest.warns(UserWarning) as found:
         machine(path)
     messages = [str(each.message) for each in found]
-    assert f"{what} falls with more weight bits in 2 places, first in layer layer1 at 7/4 bits" in messages[0]
-    assert f"{what} falls with more activation bits in 4 places, first in layer layer1 at 5/5 bits" in messages[1]
+    assert f"{what} falls with more weight bits in 2 places, first in layer 'layer1' at 7/4 bits" in messages[0]
+    assert f"{what} falls with more activation bits in 4 places, first in layer 'layer1' at 5/5 bits" in messages[1]
 
 
 def test_tables_are_not_overwritten(tmp_path):

@@ -2,14 +2,18 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from haqjax.hardware.usage import Energies, Streams, Usage
+from haqjax.reading import quote
+from haqjax.text import escape
 from haqjax.types import LayerTable
 
 TOLERANCE = 0.01  # a cost may fall by this fraction from one width to the next before a warning
+SMALLEST, LARGEST = 1e-30, 1e30  # s, J: costs are added up and compared in 32 bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,39 +22,48 @@ class Measured:
 
     path: str
     names: tuple[str, ...] | None  # of the layers; None where the file has none, so that only their number is known
-    shapes: tuple[dict[str, str], ...] | None  # of each layer, as text: {"kernel": "3x3", "groups": "1", ...}
+    shapes: Mapping[str, tuple[str, ...]]  # of the layers, as text: {"kernel": ("3x3", "1x1"), ...}
     latency: Float[np.ndarray, "L 8 8"]  # s
     energy: Float[np.ndarray, "L 8 8"]  # J
+    batch: int | None = None  # images that they are of; None where the file does not say
 
     def __post_init__(self):
         for cost, values in (("latency", self.latency), ("energy", self.energy)):
-            bad = ~np.isnan(values) & ~(np.isfinite(values) & (values > 0))
+            bad = (values < SMALLEST) | (values > LARGEST)
             if bad.any():
                 layer, w, a = np.argwhere(bad)[0]
                 raise ValueError(
-                    f"{self.path}: {cost} of layer {self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations) "
-                    f"is {values[layer, w, a]:g}; it must be finite and above 0"
+                    f"{escape(self.path)}: {cost} of layer {self.label(layer)} at {w + 1}/{a + 1} bits "
+                    f"(weights/activations) is {values[layer, w, a]:g}; it must be finite and above 0"
                 )
-        empty = np.isnan(self.latency).all(axis=(1, 2))
-        if empty.any():
-            raise ValueError(f"{self.path}: layer {self.label(np.argmax(empty))} has no latency at any bits")
+        entries = np.count_nonzero(~np.isnan(self.latency), axis=(1, 2))
+        if not entries.all():
+            raise ValueError(f"{escape(self.path)}: layer {self.label(np.argmin(entries))} has no latency at any bits")
+        several = np.flatnonzero(entries > 1)
         for cost, values in (("latency", self.latency), ("energy", self.energy)):
-            self._warn_of_falls(cost, values)
+            self._warn_of_falls(cost, values[several], several)
+        if self.batch is not None and self.batch > 1:
+            warn(f"{escape(self.path)}: latency and energy are of batches of {self.batch} images")
 
     def label(self, layer: int | np.integer) -> str:
         """Returns the name of a layer for a message."""
-        return self.names[layer] if self.names else str(layer)
+        return quote(self.names[layer]) if self.names else str(layer)
 
-    def _warn_of_falls(self, cost: str, values: np.ndarray) -> None:
+    def _warn_of_falls(self, cost: str, values: np.ndarray, layers: np.ndarray) -> None:
         for axis, operand in ((1, "weight"), (2, "activation")):
             falls = values < (1 - TOLERANCE) * np.fmax.accumulate(values, axis=axis)  # below that of a narrower width
             if falls.any():
-                layer, w, a = np.argwhere(falls)[0]
-                warnings.warn(
-                    f"{self.path}: {cost} falls with more {operand} bits in {falls.sum()} places, first in layer "
-                    f"{self.label(layer)} at {w + 1}/{a + 1} bits (weights/activations); a search assumes it rises",
-                    stacklevel=4,
+                at, w, a = np.argwhere(falls)[0]
+                warn(
+                    f"{escape(self.path)}: {cost} falls with more {operand} bits in {falls.sum()} places, first in "
+                    f"layer {self.label(layers[at])} at {w + 1}/{a + 1} bits (weights/activations); a search assumes "
+                    "it rises"
                 )
+
+
+def warn(text: str) -> None:
+    """Warns of a table, as from this line: one that is read twice is told of once."""
+    warnings.warn(text, stacklevel=1)
 
 
 def estimate(spec: Measured, layers: LayerTable) -> Usage:
@@ -101,23 +114,32 @@ def _match_layers(spec: Measured, layers: LayerTable) -> np.ndarray:
     """Finds the row of each layer of the network in the table."""
     if spec.names is None:
         if len(spec.latency) != len(layers):
-            raise ValueError(f"{spec.path}: the table has {len(spec.latency)} layers, the network {len(layers)}")
+            raise ValueError(
+                f"{escape(spec.path)}: the table has {len(spec.latency)} layers, the network {len(layers)}"
+            )
         return np.arange(len(layers))
-    for place, some, others in (("table", layers.names, spec.names), ("network", spec.names, layers.names)):
-        missing = [name for name in some if name not in set(others)]
+    rows = {key_of(name): row for row, name in enumerate(spec.names)}
+    wanted = {key_of(name): name for name in layers.names}
+    for place, some, others in (("table", wanted, rows), ("network", rows, wanted)):
+        missing = [name for name in some if name not in others]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{spec.path}: the {place} has no layer {missing[0]}{more}")
-    order = [spec.names.index(name) for name in layers.names]
-    shapes = spec.shapes or ({},) * len(spec.names)
-    for layer, row in enumerate(order):
-        for field, value in shapes[row].items():
-            if value != shape_text(layers, layer, field):
+            raise ValueError(f"{escape(spec.path)}: the {place} has no layer {quote(missing[0])}{more}")
+    order = [rows[key_of(name)] for name in layers.names]
+    for field, texts in spec.shapes.items():
+        for layer, row in enumerate(order):
+            there = shape_text(layers, layer, field)
+            if texts[row] != there:
                 raise ValueError(
-                    f"{spec.path}: layer {layers.names[layer]} has {field} {value} in the table, "
-                    f"{shape_text(layers, layer, field)} in the network"
+                    f"{escape(spec.path)}: layer {quote(layers.names[layer])} has {field} {escape(texts[row], 60)} in "
+                    f"the table, {there} in the network"
                 )
     return np.array(order)
+
+
+def key_of(name: str) -> str:
+    """Returns what a layer is matched by: spaces around a name are lost in tables, and so is the character 0."""
+    return name.replace("\0", "").strip()
 
 
 def shape_text(layers: LayerTable, layer: int, field: str) -> str:
