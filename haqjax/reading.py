@@ -134,8 +134,8 @@ class _Loader(yaml.SafeLoader):
         digits = text.lstrip("+-")
         if ":" in text or (digits.isdigit() and digits[0] == "0" and len(digits) > 1):
             raise ValueError(
-                f"line {node.start_mark.line + 1} has {quote(text)}, which is another number in YAML: write it in plain "
-                "decimals"
+                f"line {node.start_mark.line + 1} has {quote(text)}, which is another number in YAML: write it in "
+                "plain decimals"
             )
         read = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
         return read(node)

@@ -77,7 +77,8 @@ def machine(name_or_path: str | Path) -> Machine:
         names = ", ".join([*known, *SHORT_NAMES])
         kinds = ", ".join([".yaml", *SUFFIXES[:-1]])
         raise ValueError(
-            f"unknown machine {escape(name) or quote(name)}; there are {names}, or give the path of a {kinds} or {SUFFIXES[-1]} file"
+            f"unknown machine {escape(name) or quote(name)}; there are {names}, or give the path of a {kinds} or "
+            f"{SUFFIXES[-1]} file"
         )
     if path.suffix in SUFFIXES:
         return Machine(path.stem, "measured", load_table(path))

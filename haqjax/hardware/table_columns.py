@@ -1,5 +1,6 @@
 """Measured tables from the columns of a file: every cell is checked, all rows at once."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ NEEDED = ("layer", "weight_bits", "activation_bits")
 BATCH = "batch"  # images that a latency and an energy are of
 LAYERS = 1 << 18  # at most: the tables of costs take a KiB a layer
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+WHOLE = re.compile(r"([0-9]+)\.0*")
 
 
 def measure_columns(path: Path, columns: Columns) -> Measured:
@@ -118,11 +120,20 @@ def _as_text(column: pyarrow.Array) -> pyarrow.Array:
     return column if pyarrow.types.is_string(column.type) else column.cast(pyarrow.string())
 
 
+def _as_whole(text: str) -> str:
+    """Writes "8.0", as pandas does where a column has a gap, as "8"."""
+    found = WHOLE.fullmatch(text)
+    return found[1] if found else text
+
+
 def _as_numbers(column: pyarrow.Array) -> Float[np.ndarray, "N"]:
     """Reads plain decimal numbers; NaN for all else."""
     if pyarrow.types.is_string(column.type):
-        plain = compute.match_substring_regex(column, NUMBER)
-        column = compute.if_else(plain, compute.utf8_ltrim(column, "+"), None).cast(pyarrow.float64())
+        try:
+            column = column.cast(pyarrow.float64())  # which reads plain decimals, nan and inf
+        except pyarrow.ArrowInvalid:
+            plain = compute.match_substring_regex(column, NUMBER)
+            column = compute.if_else(plain, compute.utf8_ltrim(column, "+"), None).cast(pyarrow.float64())
     return column.to_numpy(zero_copy_only=False).astype(np.float64)
 
 
@@ -171,15 +182,16 @@ def _read_shapes(columns: Columns, names: tuple[str, ...], layer: Int[np.ndarray
         if name in columns.values:
             column = columns.values[name]
             _refuse(columns, _find_missing(column), lambda row, name=name: f"{name} is missing")
-            text = compute.replace_substring_regex(_as_text(column), r"^([0-9]+)\.0*$", r"\1").dictionary_encode()
-            kinds = text.indices.to_numpy()
+            found = _as_text(column).dictionary_encode()
+            texts = np.array([_as_whole(text) for text in found.dictionary.to_pylist()], object)
+            _, same = np.unique(texts.astype(str), return_inverse=True)
+            kinds = same[found.indices.to_numpy()]
             _refuse(
                 columns,
                 kinds != kinds[first[layer]],
                 lambda row, name=name: f"layer {quote(names[layer[row]])} stands here again with another {name}",
             )
-            values = np.array(text.dictionary.to_pylist(), object)
-            shapes[name] = tuple(values[kinds[first]].tolist())
+            shapes[name] = tuple(texts[found.indices.to_numpy()[first]].tolist())
     return shapes
 
 

@@ -1,5 +1,6 @@
 """Columns of a table in a CSV, NumPy or Parquet file."""
 
+import contextlib
 import csv
 import io
 import math
@@ -41,11 +42,10 @@ def read_csv(path: Path, check: Callable[[Path, list[str]], Any]) -> Columns:
       ValueError: it is no UTF-8 text, has no header, names a column twice, or a row has more or fewer cells.
     """
     data = check_regular(path, FILE_BYTES).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    reader = csv.reader(_open_text(path, data))
     try:
-        header = next((row for row in reader if row), [])
-    except csv.Error as error:
-        raise ValueError(f"{escape(path)}, line {reader.line_num}: no CSV ({error})") from None
+        header = next((row for row in csv.reader(_open_text(data)) if row), [])
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(_explain(path, data, 0) or f"{escape(path)}: no CSV ({one_line(error, 200)})") from None
     names = check_names(path, [name.strip() for name in header])
     check(path, names)
     generated = [f"f{at}" for at in range(len(names))]  # pyarrow's own, so that the header is a row as all others
@@ -57,7 +57,10 @@ def read_csv(path: Path, check: Callable[[Path, list[str]], Any]) -> Columns:
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(generated, pyarrow.string())),
         ).slice(1)
     except pyarrow.ArrowException as error:
-        raise ValueError(_explain(path, data, len(names), error)) from None
+        fault = _explain(path, data, len(names))
+        raise ValueError(fault or f"{escape(path)}: no CSV ({one_line(error, 200)})") from None
+    if data.count(b'"') % 2 and (fault := _explain(path, data, len(names))):  # a quote may be open to the end
+        raise ValueError(fault)
     _check_count(path, found.num_rows)
     trimmed = [compute.utf8_trim_whitespace(column.combine_chunks()) for column in found.columns]
     return Columns(dict(zip(names, trimmed, strict=True)), lambda row: _find_line(path, data, row))
@@ -83,6 +86,8 @@ def load_array(path: Path) -> np.ndarray:
       ValueError: it is no such file, or holds Python objects.
     """
     data = check_regular(path, FILE_BYTES).read_bytes()
+    if data.startswith(b"PK"):
+        raise ValueError(f"{escape(path)}: an archive of arrays (.npz), expected one array: save it with numpy.save")
     file = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -140,16 +145,13 @@ def _check_count(path: Path, rows: int) -> None:
         raise ValueError(f"{escape(path)}: has {rows} rows, more than the {ROWS} that are read")
 
 
-def _open_text(path: Path, data: bytes) -> io.StringIO:
-    try:
-        return io.StringIO(data.decode(), newline="")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{escape(path)}: no UTF-8 text ({error.reason} at byte {error.start})") from None
+def _open_text(data: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="")
 
 
-def _explain(path: Path, data: bytes, cells: int, error: Exception) -> str:
-    """Finds the line of a CSV file that is wrong, slowly."""
-    reader, line = csv.reader(_open_text(path, data), strict=True), 1
+def _explain(path: Path, data: bytes, cells: int) -> str:
+    """Finds the line of a CSV file that is wrong, slowly; nothing where there is none."""
+    reader, line = csv.reader(_open_text(data), strict=True), 1
     try:
         for row in reader:
             if row and len(row) != cells:
@@ -158,20 +160,28 @@ def _explain(path: Path, data: bytes, cells: int, error: Exception) -> str:
             line = reader.line_num + 1
     except csv.Error as fault:
         return f"{escape(path)}, line {line}: no CSV ({fault})"
-    return f"{escape(path)}: no CSV ({one_line(error, 200)})"
+    except UnicodeDecodeError:
+        return f"{escape(path)}, line {_find_no_text(data)}: no UTF-8 text"
+    return ""
+
+
+def _find_no_text(data: bytes) -> int:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return data.count(b"\n", 0, error.start) + 1
+    return 1
 
 
 def _find_line(path: Path, data: bytes, row: int) -> str:
     """Finds the line that a row of a CSV file begins at: there may be empty lines, and text of several lines."""
-    reader, line, count = csv.reader(_open_text(path, data)), 1, -1  # the header
-    try:
+    reader, line, count = csv.reader(_open_text(data)), 1, -1  # the header
+    with contextlib.suppress(csv.Error):  # a cell of more than csv's limit, which pyarrow has read
         for cells in reader:
             if cells and count == row:
                 break
             count += bool(cells)
             line = reader.line_num + 1
-    except csv.Error:  # a cell of more than csv's limit, which pyarrow has read
-        pass
     return f"{escape(path)}, line {line}"
 
 
@@ -181,7 +191,8 @@ def _row_of(path: Path) -> Callable[[int], str]:
 
 def _as_column(path: Path, name: str, field: np.ndarray) -> pyarrow.Array:
     if field.ndim != 1 or field.dtype.kind not in "Uiuf":
-        raise ValueError(f"{escape(path)}: column {quote(name)} holds {escape(field.dtype)}, expected text or numbers")
+        kind = escape(field.dtype, 60) if field.ndim == 1 else f"arrays of the shape {quote(field.shape[1:])}"
+        raise ValueError(f"{escape(path)}: column {quote(name)} holds {kind}, expected text or numbers")
     if field.dtype.kind != "U":
         return pyarrow.array(field.astype(np.float64))
     try:
@@ -197,7 +208,7 @@ def _as_known(path: Path, name: str, column: pyarrow.ChunkedArray) -> pyarrow.Ar
             column, kind = column.cast(kind.value_type), kind.value_type
         if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_decimal(kind):
             return column.cast(pyarrow.float64(), safe=False).combine_chunks()
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_null(kind):
+        if str(kind) in ("string", "large_string", "string_view", "null"):
             return compute.utf8_trim_whitespace(column.cast(pyarrow.string()).combine_chunks())
     except (pyarrow.ArrowException, ValueError) as error:
         raise ValueError(f"{escape(path)}: column {quote(name)} cannot be read ({one_line(error, 100)})") from None
