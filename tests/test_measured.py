@@ -171,7 +171,7 @@ def test_a_cost_that_falls_is_a_warning(what, tmp_path):
 
 def test_tables_are_not_overwritten(tmp_path):
     path = write(tmp_path / "mine.csv", "mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="exists and is never overwritten"):
         save_table(path, rising_table(), LAYERS)
     assert path.read_text() == "mine"
 

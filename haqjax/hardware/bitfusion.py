@@ -13,9 +13,11 @@ from haqjax.hardware.bitfusion_tiling import NEVER, Work, count_layer_work, ener
 from haqjax.hardware.overflow import as_floats, check_layers, check_products
 from haqjax.hardware.spec import check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
+from haqjax.reading import quote
 from haqjax.types import WIDTHS, LayerTable
 
 LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that one compilation serves many networks
+MOST_TILES = 1 << 13  # that are compared; 576 are for ResNet-50, and 1,600 with buffers that hold all of a layer
 
 
 def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
@@ -52,7 +54,9 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     impossible = (found.cycles == NEVER).any(axis=(1, 2))[back]
     if impossible.any():
         name = layers.names[int(np.argmax(impossible))]
-        raise ValueError(f"layer {name}: its smallest tile exceeds half a buffer; give the machine larger buffers")
+        raise ValueError(
+            f"layer {quote(name)}: its smallest tile exceeds half a buffer; give the machine larger buffers"
+        )
     return jax.tree.map(lambda field: field[back], found)
 
 
@@ -125,6 +129,10 @@ def _candidates(spec: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
     fit = np.asarray(_some_fit(spec, shape, powers)) & (powers[None] <= steps[:, None]).all(axis=2)
     lists = [powers[row] if row.any() else powers[:1] for row in fit]
     most = max(map(len, lists))
+    if most > MOST_TILES:
+        raise ValueError(
+            f"bitfusion: {most} tiles of a layer to compare, more than {MOST_TILES}: make the batch smaller"
+        )
     return np.stack([_pad_rows(each, _ceil_to(most, TILE_STEP)) for each in lists])
 
 

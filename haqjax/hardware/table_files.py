@@ -96,9 +96,9 @@ def check_new(path: str | Path) -> Path:
       ValueError: as `save_table`.
     """
     path = Path(path)
-    _check_suffix(path)
     if os.path.lexists(path):
-        raise ValueError(f"{escape(path)} exists already; tables are not overwritten")
+        raise ValueError(f"{escape(path)} exists and is never overwritten: choose another name, or move it away")
+    _check_suffix(path)
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"{escape(path)} cannot be written: {escape(path.parent)} is no folder that can be written to")
     return path
