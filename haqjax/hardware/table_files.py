@@ -112,6 +112,8 @@ def _check_suffix(path: Path) -> None:
 def _check_names(layers: LayerTable) -> None:
     keys: dict[str, str] = {}
     for name in layers.names:
+        if not name.isascii() and name.encode(errors="ignore").decode() != name:
+            raise ValueError(f"a table cannot name the layer {quote(name)}: it is no UTF-8 text")
         if (other := keys.setdefault(key_of(name), name)) is not name:
             raise ValueError(f"a table cannot tell the layers {quote(other)} and {quote(name)} apart")
 
