@@ -6,8 +6,8 @@
 
 Bytes: `flip`, `insert`, `delete`, `duplicate`, `truncate`. Text: `change_line`, `change_word`, `change_cell`. Values:
 `change_value` of what JSON and YAML hold, with `as_json` and `as_yaml` for whole files; `change_array` of arrays;
-`change_npy`, `change_npz` and `change_safetensors` of their files. All take a generator
-first, and are pure but for its state.
+`change_npy`, `change_npz`, `change_parquet` and `change_safetensors` of their files. All take a generator first, and
+are pure but for its state.
 """
 
 import copy
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import yaml
 
 Draw = np.random.Generator
@@ -244,7 +246,7 @@ TYPES = ("f2", "f4", "f8", "i1", "i8", "u8", "?", "c16", "m8[s]", "M8[s]", "S3",
 
 def change_array(draw: Draw, array: np.ndarray) -> np.ndarray:
     """Gives an array another type, another shape, or a nasty number."""
-    array = np.array(array)
+    array = np.array(array.real if np.iscomplexobj(array) else array)
     numbers = (np.nan, np.inf, -np.inf, -1, 0, 1e308, 5e-324, 2**62, 10.5)
 
     def with_number() -> np.ndarray:
@@ -278,7 +280,9 @@ def change_npy(draw: Draw, data: bytes) -> bytes:
         except Exception:  # another way has damaged it already; NumPy raises errors of many types
             return flip(draw, data)
         out = io.BytesIO()
-        np.save(out, change_array(draw, array) if not array.dtype.names else array[: int(draw.integers(len(array)))])
+        np.save(
+            out, change_array(draw, array) if not array.dtype.names else array[: int(draw.integers(1 + len(array)))]
+        )
         return out.getvalue()
     size = int.from_bytes(data[8:10], "little")
     header = change_word(draw, data[10 : 10 + size])[:60000]
@@ -302,6 +306,28 @@ def change_npz(draw: Draw, data: bytes) -> bytes:
     return out.getvalue()
 
 
+def change_parquet(draw: Draw, data: bytes) -> bytes:
+    """Changes the values or the type of a column of a Parquet file, drops it, or gives it another name."""
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
+        at = int(draw.integers(table.num_columns))
+        name, values = table.column_names[at], table.column(at).to_pylist()
+        kind = pick(draw, ("value", "value", "array", "drop", "rename", "rows"))
+        if kind == "rows":
+            table = table.slice(0, int(draw.integers(1 + len(table))))
+        elif kind in ("value", "array"):
+            changed = change_value(draw, values) if kind == "value" else change_array(draw, np.array(values)).tolist()
+            table = table.set_column(at, name, pyarrow.array(changed))
+        else:
+            table = table.remove_column(at)
+            table = table if kind == "drop" else table.append_column(pick(draw, WORDS), pyarrow.array(values))
+        out = io.BytesIO()
+        pyarrow.parquet.write_table(table, out)
+        return out.getvalue()
+    except Exception:  # damaged already, or no such column
+        return flip(draw, data)
+
+
 def change_safetensors(draw: Draw, data: bytes) -> bytes:
     """Changes a value in the header of a safetensors file, whose length is kept right."""
     size = int.from_bytes(data[:8], "little")
@@ -316,4 +342,5 @@ YAML_WAYS: tuple[Way, ...] = (*TEXT_WAYS, *[as_yaml] * 8)
 CSV_WAYS: tuple[Way, ...] = (*TEXT_WAYS, *[change_cell] * 8)
 NPY_WAYS: tuple[Way, ...] = (*BYTE_WAYS, *[change_npy] * 5)
 NPZ_WAYS: tuple[Way, ...] = (*BYTE_WAYS, *[change_npz] * 5)
+PARQUET_WAYS: tuple[Way, ...] = (*BYTE_WAYS, *[change_parquet] * 8)
 SAFETENSORS_WAYS: tuple[Way, ...] = (*BYTE_WAYS, *[change_safetensors] * 5)

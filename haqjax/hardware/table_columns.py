@@ -37,15 +37,15 @@ def measure_columns(path: Path, columns: Columns) -> Measured:
     weight, activation = (_read_whole(columns, name, WIDTHS) for name in NEEDED[1:])
     at = (layer * WIDTHS + weight - 1) * WIDTHS + activation - 1
     _refuse(columns, _find_repeats(at), lambda row: f"layer {quote(names[layer[row]])} stands here again")
-    costs = [_read_costs(columns, latency_unit, SECONDS)]
-    if energy_unit is not None:
-        costs.append(_read_costs(columns, energy_unit, JOULES, needed=False))
     return Measured(
         str(path),
         names,
         _read_shapes(columns, names, layer),
-        *_scatter(costs, at, len(names)),
-        batch=_read_batch(columns) if BATCH in columns.values else None,
+        len(names),
+        at,
+        _read_costs(columns, latency_unit, SECONDS),
+        None if energy_unit is None else _read_costs(columns, energy_unit, JOULES, needed=False),
+        _read_batch(columns) if BATCH in columns.values else None,
     )
 
 
@@ -204,14 +204,3 @@ def _read_batch(columns: Columns) -> int:
         lambda row: f"{BATCH} is {batch[row]}, but {batch[0]} in the first row: a table is of one batch size",
     )
     return int(batch[0])
-
-
-def _scatter(
-    costs: list[Float[np.ndarray, "N"]], at: Int[np.ndarray, "N"], count: int
-) -> tuple[Float[np.ndarray, "L 8 8"], Float[np.ndarray, "L 8 8"]]:
-    """Lays out latency and energy by layer and bits; NaN where the file has no entry."""
-    shape = (count, WIDTHS, WIDTHS)
-    tables = np.full((len(costs), *shape), np.nan)
-    for table, values in zip(tables, costs, strict=True):
-        table.reshape(-1)[at] = values
-    return tables[0], tables[1] if len(costs) > 1 else np.broadcast_to(np.nan, shape)

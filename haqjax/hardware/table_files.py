@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 
 from haqjax.files import write_bytes, write_text
-from haqjax.hardware.measured import Measured, key_of, shape_text
+from haqjax.hardware.measured import Measured, index_names, shape_text
 from haqjax.hardware.table_columns import BATCH, LAYERS, SHAPE, check_header, measure_columns
 from haqjax.hardware.table_formats import load_array, read_csv, read_npy, read_parquet
 from haqjax.reading import quote
@@ -110,12 +110,10 @@ def _check_suffix(path: Path) -> None:
 
 
 def _check_names(layers: LayerTable) -> None:
-    keys: dict[str, str] = {}
+    index_names(layers.names, "a table")
     for name in layers.names:
         if not name.isascii() and name.encode(errors="ignore").decode() != name:
             raise ValueError(f"a table cannot name the layer {quote(name)}: it is no UTF-8 text")
-        if (other := keys.setdefault(key_of(name), name)) is not name:
-            raise ValueError(f"a table cannot tell the layers {quote(other)} and {quote(name)} apart")
 
 
 def _header(batch: int | None) -> list[str]:
@@ -142,5 +140,4 @@ def _load_npy(path: Path) -> Measured:
             f"{escape(path)}: has {escape(values.dtype)}, which says no unit; save it with "
             "haqjax.hardware.save_table, or as integer clock cycles at 200 MHz"
         )
-    unknown = np.broadcast_to(np.nan, values.shape)
-    return Measured(str(path), None, {}, values / HAQ_CLOCK, unknown)
+    return Measured(str(path), None, {}, len(values), np.arange(values.size), values.reshape(-1) / HAQ_CLOCK, None)

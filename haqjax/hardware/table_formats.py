@@ -196,9 +196,14 @@ def _as_column(path: Path, name: str, field: np.ndarray) -> pyarrow.Array:
     if field.dtype.kind != "U":
         return pyarrow.array(field.astype(np.float64))
     try:
-        return compute.utf8_trim_whitespace(pyarrow.array(field.tolist(), pyarrow.string()))
-    except (ValueError, OverflowError, pyarrow.ArrowException) as error:  # no letter has such a number
+        return _trim(pyarrow.array(field.tolist(), pyarrow.string()))
+    except Exception as error:  # no letter has such a number: a SystemError, of NumPy
         raise ValueError(f"{escape(path)}: column {quote(name)} holds no text ({one_line(error, 100)})") from None
+
+
+def _trim(column: pyarrow.Array) -> pyarrow.Array:
+    column.validate(full=True)  # the letters, which neither NumPy nor Parquet have looked at
+    return compute.utf8_trim_whitespace(column)
 
 
 def _as_known(path: Path, name: str, column: pyarrow.ChunkedArray) -> pyarrow.Array:
@@ -209,7 +214,7 @@ def _as_known(path: Path, name: str, column: pyarrow.ChunkedArray) -> pyarrow.Ar
         if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind) or pyarrow.types.is_decimal(kind):
             return column.cast(pyarrow.float64(), safe=False).combine_chunks()
         if str(kind) in ("string", "large_string", "string_view", "null"):
-            return compute.utf8_trim_whitespace(column.cast(pyarrow.string()).combine_chunks())
-    except (pyarrow.ArrowException, ValueError) as error:
+            return _trim(column.cast(pyarrow.string()).combine_chunks())
+    except Exception as error:
         raise ValueError(f"{escape(path)}: column {quote(name)} cannot be read ({one_line(error, 100)})") from None
     raise ValueError(f"{escape(path)}: column {quote(name)} holds {escape(kind, 60)}, expected text or numbers")
