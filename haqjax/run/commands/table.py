@@ -65,4 +65,7 @@ def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, P
         sys.path.remove("")
     if not (isinstance(found, tuple) and len(found) == 3 and callable(found[0])):
         raise ValueError(f"{quote(model)} must return (apply, params, example), not {type(found).__name__}")
+    bad = next((leaf for leaf in jax.tree.leaves(found[1]) if not hasattr(leaf, "dtype")), None)
+    if bad is not None:
+        raise ValueError(f"{quote(model)} must return arrays as params, not {quote(bad)}")
     return found[0], jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), found[1]), found[2]
