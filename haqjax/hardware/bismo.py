@@ -4,7 +4,7 @@ The equations stand in docs/hardware.md. Everything is 64-bit integers, in a sco
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,11 +152,11 @@ def _bound_work(spec: Bismo, layers: LayerTable) -> Float[np.ndarray, "*machines
 
     An operand of R rows has at most T = R // D + 1 groups, which together have at most R + T D < 2 (R + D) rows.
     """
-    array, dot, port, result, batch = (
+    array, dot, port, result, batch = (  # [*machines, 1]
         np.asarray(field, np.float64)[..., None]
         for field in (spec.array, spec.dot_bits, spec.port_bits, spec.result_bits, spec.batch)
     )
-    gemm = as_gemm(batch, as_floats(layers), pack=True, numpy=np)
+    gemm: Any = as_gemm(batch, as_floats(layers), pack=True, numpy=np)
     steps = gemm.length // dot + 1
     row = WIDTHS * steps * (dot + port)  # bits of a row, in whole transfers
     tiles = [rows // array + 1 for rows in (gemm.vectors, gemm.outputs)]

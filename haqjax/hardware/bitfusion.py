@@ -3,6 +3,8 @@
 The equations stand in docs/hardware.md; bitfusion_tiling.py chooses the tiles of a layer, bitfusion_tile.py counts one.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +91,7 @@ def _bound_work(spec: Bitfusion, layers: LayerTable) -> Float[np.ndarray, "L"]:
     Tiles are rounded up, which at most doubles each of the five sizes, and a tile is padded to whole columns (of M
     output channels) and to what a column adds up.
     """
-    shape = Shape(*(np.asarray(field, np.float64) for field in _as_convolutions(spec, as_floats(layers))))
+    shape: Any = _as_convolutions(spec, as_floats(layers))
     padded, columns, bits = 16.0 * spec.inputs, float(spec.outputs), float(spec.output_bits + 2 * WIDTHS)
     area, places = np.prod(shape.kernel, axis=1), np.prod(shape.out_size, axis=1) * shape.images
     inputs, outputs = shape.in_channels, shape.out_channels

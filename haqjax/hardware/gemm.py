@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from haqjax.types import LayerTable
+from haqjax.types import AnyArray, LayerTable
 
 
 class Gemm(NamedTuple):
@@ -17,7 +17,7 @@ class Gemm(NamedTuple):
     jobs: Int[Array, "*n"]
 
 
-def as_gemm(batch: Int[Array, ""], layers: LayerTable, pack: bool, numpy: Any = jnp) -> Gemm:
+def as_gemm(batch: Int[AnyArray, "*n"], layers: LayerTable, pack: bool, numpy: Any = jnp) -> Gemm:
     """Reads each layer as matrix products; 64-bit integers where `jax.enable_x64` is on.
 
     A convolution is one product per image, a grouped one a product per image and group. A dense layer is one product

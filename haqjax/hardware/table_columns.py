@@ -174,25 +174,27 @@ def _find_repeats(at: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
 
 
 def _read_shapes(columns: Columns, names: tuple[str, ...], layer: Int[np.ndarray, "N"]) -> dict[str, tuple[str, ...]]:
-    """Reads the columns of the shape, which are the same in all rows of a layer; "8.0" is 8."""
+    """Reads the columns of the shape, which are the same in all rows of a layer."""
     first = np.empty(len(names), np.int64)
     first[layer[::-1]] = np.arange(len(layer))[::-1]
     shapes = {}
-    for name in SHAPE:
-        if name in columns.values:
-            column = columns.values[name]
-            _refuse(columns, _find_missing(column), lambda row, name=name: f"{name} is missing")
-            found = _as_text(column).dictionary_encode()
-            texts = np.array([_as_whole(text) for text in found.dictionary.to_pylist()], object)
-            _, same = np.unique(texts.astype(str), return_inverse=True)
-            kinds = same[found.indices.to_numpy()]
-            _refuse(
-                columns,
-                kinds != kinds[first[layer]],
-                lambda row, name=name: f"layer {quote(names[layer[row]])} stands here again with another {name}",
-            )
-            shapes[name] = tuple(texts[found.indices.to_numpy()[first]].tolist())
+    for name in (each for each in SHAPE if each in columns.values):
+        texts, kinds = _read_texts(columns, name)
+        other = kinds != kinds[first[layer]]
+        text = f"stands here again with another {name}"
+        _refuse(columns, other, lambda row, text=text: f"layer {quote(names[layer[row]])} {text}")  # type: ignore[misc]
+        shapes[name] = tuple(texts[kinds[first]].tolist())
     return shapes
+
+
+def _read_texts(columns: Columns, name: str) -> tuple[np.ndarray, Int[np.ndarray, "N"]]:
+    """Reads a column as few different texts, and the number of that in each row; "8.0" is 8."""
+    column = columns.values[name]
+    _refuse(columns, _find_missing(column), lambda row: f"{name} is missing")
+    found = _as_text(column).dictionary_encode()
+    texts = np.array([_as_whole(text) for text in found.dictionary.to_pylist()], object)
+    texts, kinds = np.unique(texts, return_inverse=True)
+    return texts, kinds[found.indices.to_numpy()]
 
 
 def _read_batch(columns: Columns) -> int:

@@ -123,7 +123,7 @@ def read_parquet(path: Path) -> Columns:
             raise ValueError(
                 f"it unpacks to {size / MIB:.0f} MiB, more than the {UNPACKED_BYTES / MIB:.0f} that are read"
             )
-        found = None if rows > ROWS else file.read(use_threads=False)
+        found: Any = None if rows > ROWS else file.read(use_threads=False)
     except Exception as error:  # a broken file is told by many types of errors
         raise ValueError(f"{escape(path)}: not a Parquet file that can be read ({one_line(error, 200)})") from None
     _check_count(path, rows)
