@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ from haqjax.run import (
 )
 from haqjax.run.distributed import leave
 from haqjax.run.float_network import cache_folder
+from haqjax.run.terminal import make_warner
 
 COMMANDS: dict[str, tuple[type, Callable]] = {
     "search": (SearchConfig, run_search),
@@ -47,6 +49,7 @@ CACHE_BYTES = 1 << 30  # with a limit, JAX locks the folder of compiled programs
 
 def main() -> None:
     """Runs one command; bad input is one line on standard error and exit status 2."""
+    warnings.showwarning = make_warner()
     try:
         config = read_config()
         keep_compiled_programs()

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from haqjax.text import escape
+
 MIB = 1 << 20
 YAML_BYTES = 64 << 10  # PyYAML reads about 100 kB/s
 JSON_BYTES = 32 * MIB
@@ -62,16 +64,16 @@ def check_regular(path: str | Path, most: int) -> Path:
     Traceback (most recent call last):
     ValueError: /dev/null is no regular file
     """
-    path = Path(path)
+    path, name = Path(path), escape(path)
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{path} cannot be read: {reason}") from None
+        raise ValueError(f"{name} cannot be read: {reason}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
+        raise ValueError(f"{name} is {'a folder' if stat.S_ISDIR(found.st_mode) else 'no regular file'}")
     if found.st_size > most:
-        raise ValueError(f"{path} has {found.st_size / MIB:.1f} MiB, more than the {most / MIB:g} MiB that are read")
+        raise ValueError(f"{name} has {found.st_size / MIB:.1f} MiB, more than the {most / MIB:g} MiB that are read")
     return path
 
 
@@ -85,9 +87,9 @@ def read_text(path: str | Path, most: int = JSON_BYTES) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error.reason} at byte {error.start}") from None
+        raise ValueError(f"{escape(path)} is no UTF-8 text: {error.reason} at byte {error.start}") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{escape(path)} cannot be read: {error.strerror}") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -109,12 +111,38 @@ def read_yaml(path: str | Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader without aliases."""
+    """YAML's safe loader without what says another thing than it seems to."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*): write the value out")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        known: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in known:
+                raise ValueError(
+                    f"line {key.start_mark.line + 1} has {quote(key.value)} again: YAML keeps the last only"
+                )
+            known |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> Any:
+        """Refuses 010, which is 8 in YAML 1.1, and 1:30, which is 90."""
+        text = self.construct_scalar(node)
+        digits = text.lstrip("+-")
+        if ":" in text or (digits.isdigit() and digits[0] == "0" and len(digits) > 1):
+            raise ValueError(
+                f"line {node.start_mark.line + 1} has {quote(text)}, which is another number in YAML: write it in "
+                "plain decimals"
+            )
+        read = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+        return read(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_number)
 
 
 def _parse(path: str | Path, most: int, parse: Callable[[str], Any], kind: str) -> Any:
@@ -122,6 +150,6 @@ def _parse(path: str | Path, most: int, parse: Callable[[str], Any], kind: str) 
     try:
         return parse(text)
     except RecursionError:
-        raise ValueError(f"{path} is not read as {kind}: its values are nested too deep") from None
-    except (ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: a list as a key
-        raise ValueError(f"{path} is no {kind} file: {one_line(error, 200)}") from None
+        raise ValueError(f"{escape(path)} is not read as {kind}: its values are nested too deep") from None
+    except Exception as error:  # PyYAML's constructors raise what comes up: of a list as a key, of `!!int ''`
+        raise ValueError(f"{escape(path)} is no {kind} file: {one_line(error, 200)}") from None

@@ -136,7 +136,7 @@ def test_maps_and_kernels_need_not_be_square():
 
 
 def test_a_layer_too_large_for_the_buffers_is_named():
-    with pytest.raises(ValueError, match="layer layer1: its smallest tile exceeds half a buffer"):
+    with pytest.raises(ValueError, match="layer 'layer1': its smallest tile exceeds half a buffer"):
         bitfusion.count_work(tiny(), table([conv(1, 1, 4, 4, 2), conv(31, 1, 4, 4, 2)]))
 
 

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import yaml
 
 import references_hardware as references
 import references_search
-from haqjax.hardware import cost_table, find_limits, machine, total_cost
+from haqjax.hardware import bismo, cost_table, find_limits, machine, total_cost
 from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
+from haqjax.hardware.spec import Count
 from haqjax.models import outline
 from haqjax.policies.cost import exact_cost
 from haqjax.tracing.hooks import layers
@@ -68,30 +71,54 @@ FAULTS = [
     ({"batch": True}, "batch is True, expected a whole number"),
     ({"clock": -2e8}, "clock is -200000000.0, expected a finite number above 0"),
     ({"clock": float("inf")}, "clock is inf, expected a finite number above 0"),
-    ({"clock": "fast"}, "clock is fast, expected a finite number above 0"),
+    ({"clock": "fast"}, "clock is 'fast', expected a finite number above 0"),
     ({"dram_energy": float("nan")}, "dram_energy is nan, expected a finite number of at least 0"),
     ({"leakage_power": -1}, "leakage_power is -1, expected a finite number of at least 0"),
-    ({"model": "quantum"}, "model is quantum; the models are bismo"),
+    ({"model": "quantum"}, "model is 'quantum'; the models are bismo"),
     ({"model": None}, "model is None; the models are bismo"),
+    ({"model": ["bismo"]}, "model is ['bismo']; the models are bismo"),
+    ({"model": {"a": 1}}, "model is {'a': 1}; the models are bismo"),
+    ({"array": 2**31 + 1}, "array is 2147483649, expected a whole number of at least 1 and at most 2147483648"),
+    ({"array": 2**62}, "array is 4611686018427387904, expected a whole number"),
+    ({"array": 1e30}, "array is 1e+30, expected a whole number"),
+    ({"array": 10**400}, "array is a whole number of 401 digits, expected a whole number"),
+    ({"array": "1_6"}, "array is '1_6', expected a whole number"),
+    ({"array": "\u0661"}, "array is '\u0661', expected a whole number"),
+    ({"array": [[8] * 50] * 50}, "array is [[8, 8, 8, 8, ...], [8, 8, 8, 8, ...], [8, 8, 8, 8, ...], ["),
+    ({"clock": 1e31}, "clock is 1e+31, expected a finite number above 0, from 1e-30 to 1e+30"),
+    ({"clock": 1e-31}, "clock is 1e-31, expected a finite number above 0"),
+    ({"dram_energy": 1e308}, "dram_energy is 1e+308, expected a finite number of at least 0; above 0 from 1e-30"),
+    ({"dram_energy": 5e-324}, "dram_energy is 5e-324, expected a finite number of at least 0"),
+    ({"dram_energy": 10**400}, "dram_energy is a whole number of 401 digits, expected"),
+    ({"x" * 5000: 1}, "unknown key xxxxxxxxxxxxxxxxxxx"),
+    ({"\x1b[2J\n": 1}, r"unknown key \x1b[2J\n; the keys are array"),
 ]
+
+
+class NoAliases(yaml.SafeDumper):
+    """Writes a value that stands twice twice."""
+
+    def ignore_aliases(self, data):
+        return True
 
 
 @pytest.mark.parametrize(("change", "message"), FAULTS)
 def test_a_fault_in_a_file_is_one_clear_line(change, message, tmp_path):
     given = yaml.safe_load((FOLDER / "bismo_edge.yaml").read_text()) | change
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    given = {key: value for key, value in given.items() if value is not None}
+    path.write_text(yaml.dump(given, Dumper=NoAliases, allow_unicode=True))
     with pytest.raises(ValueError, match="mine.yaml: ") as error:
         machine(path)
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) <= 500
 
 
 @pytest.mark.parametrize("text", ["", "just text", "a: [1", "- 1"])
 def test_a_file_of_something_else_is_one_clear_line(text, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(ValueError, match="mine.yaml: ") as error:
+    with pytest.raises(ValueError, match="mine.yaml") as error:
         machine(path)
     assert "\n" not in str(error.value)
 
@@ -183,6 +210,87 @@ def test_costs_of_large_layers_do_not_overflow():
     assert found.latency[0, 7, 7] >= busy / 2e8
     assert found.energy[0, 7, 7] >= busy * 2 * 16 * 16 * 256 * 0.52e-12
     assert found.size[0, 7, 7] == 4096**2
+
+
+def own_machine(name, **changes):
+    found = machine(name)
+    return Machine("mine", found.model, found.spec._replace(**changes))
+
+
+SMALL = table([conv(3, 2, 3, 8, 8), conv(3, 1, 8, 8, 4, groups=8), dense(8, 4)])
+COUNTS = {
+    name: [
+        field for field, kind in get_type_hints(type(machine(name).spec), include_extras=True).items() if kind == Count
+    ]
+    for name in ("bismo_edge", "roofline", "systolic", "bitfusion")
+}
+
+
+@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in COUNTS.items() for field in fields])
+def test_a_count_of_any_size_gives_costs_above_0_or_is_refused(name, field):
+    for value in (2**20, 2**31, 2**62, 2**63, 10**30):
+        try:
+            found = cost_table(own_machine(name, **{field: value}), SMALL)
+        except ValueError as error:
+            assert str(error).isprintable() and len(str(error)) <= 500
+            assert value > 2**20 or "exceeds half a buffer" in str(error)
+        else:
+            assert value <= 2**31
+            for costs in (found.latency, found.energy):
+                assert np.isfinite(costs).all() and (costs > 0).all()
+
+
+def test_counts_that_pass_64_bits_are_refused_by_the_layer():
+    """The bound stands above what is counted: where it lets a machine through, floating point says the same."""
+    for batch in 2 ** np.arange(2, 32, 3):
+        spec = own_machine("edge", batch=int(batch)).spec
+        try:
+            found = bismo.count_work(spec, SMALL)
+        except ValueError as error:
+            assert "layer 'layer1': with the machine's counts its sizes multiply to as much as" in str(error)
+            assert batch > 2**16
+        else:
+            bound = bismo._bound_work(spec, SMALL)
+            for counts in found:
+                assert (counts >= 0).all() and (counts.max(axis=(1, 2)) <= bound).all()
+    assert batch > 2**28
+
+
+@pytest.mark.parametrize("name", ["bismo_edge", "bitfusion", "roofline", "systolic"])
+@pytest.mark.parametrize(
+    "layer", [dense(2**31, 2**31), dense(8, 4, rows=2**62), conv(2**20, 1, 2**20, 2**20, 2**20), dense(2**40, 4)]
+)
+def test_layers_whose_sizes_multiply_beyond_64_bits_are_refused(name, layer):
+    with pytest.raises(ValueError, match="layer 'layer0': with the machine's counts its sizes multiply to as much as"):
+        cost_table(own_machine(name, batch=2**24), table([layer]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("edge", {"clock": 1e-29}, "mine: latency_s of layer 'layer0' at 1/1 bits (weights/activations) is"),
+        ("edge", {"dram_energy": 1e30}, "mine: energy_j of layer 'layer0' at 1/1 bits (weights/activations) is"),
+        ("roofline", {"mac_energy": 1e30}, "mine: energy_j of layer 'layer0' at 1/1 bits"),
+        ("roofline", {"overhead": 1e30, "clock": 1e30, "leakage_power": 1e30}, "mine: energy_j of layer 'layer0'"),
+    ],
+)
+def test_a_cost_that_is_no_number_above_0_is_refused_by_layer_and_bits(name, changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        cost_table(own_machine(name, **changes), SMALL)
+    assert "expected a number from 1e-30 to 1e+30" in str(error.value)
+
+
+def test_an_empty_layer_costs_nothing_and_is_refused():
+    with pytest.raises(ValueError, match="of layer 'layer0' at 1/1 bits"):
+        cost_table(machine("roofline"), table([dense(4, 0)]))
+
+
+@pytest.mark.parametrize("name", ["bismo_edge", "roofline", "systolic", "bitfusion"])
+def test_a_machine_without_energies_does_not_know_the_energy(name):
+    amounts = {field: 0.0 for field in machine(name).spec._fields if field.endswith(("energy", "power"))}
+    found = cost_table(own_machine(name, **amounts), SMALL)
+    assert np.isnan(found.energy).all()
+    np.testing.assert_array_equal(found.latency, cost_table(machine(name), SMALL).latency)
 
 
 # Policies

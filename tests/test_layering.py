@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "haqjax"
 # The lowest floor first: a room never imports from a later line.
 FLOORS = (
-    {"types", "files", "reading", "units", "widths"},
+    {"types", "files", "reading", "text", "units", "widths"},
     {"tracing", "policies", "data"},
     {"models", "quantizers", "hardware", "agent", "allocation", "sharding"},
     {"training", "searchers"},

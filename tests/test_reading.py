@@ -43,6 +43,14 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("? [1, 2]\n: 3\n", "no YAML file"),
         ("a: 1\n" * 20000, "more than the"),
         ("a: 2026-99-99", "no YAML file"),
+        ("a: 1\nb: 2\na: 3\n", "line 3 has 'a' again: YAML keeps the last only"),
+        ("a: {b: 1, b: 2}", "line 1 has 'b' again"),
+        ("a: 010", "line 1 has '010', which is another number in YAML"),  # 8
+        ("\na: 1:30", "line 2 has '1:30', which is another number in YAML"),  # 90
+        ("a: !!int ''", "no YAML file"),  # of which PyYAML raises an IndexError,
+        ("a: !!bool x", "no YAML file"),  # a KeyError,
+        ("a: !!timestamp x", "no YAML file"),  # an AttributeError
+        ("a: !!python/name:os.system", "no YAML file"),
     ],
 )
 def test_a_yaml_file_that_cannot_be_read_is_one_short_line(tmp_path, text, reason):
@@ -75,3 +83,19 @@ def test_values_are_quoted_short_whatever_they_hold():
         text = quote(value)
         assert len(text) <= 120 and text.isprintable()
     assert one_line("a\r\n\tb\x00", 20) == "a b\\x00"
+
+
+def test_plain_numbers_of_yaml_are_what_they_seem(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 0\nb: -10\nc: 1_000\nd: 0x10\ne: 0.5\nf: 007.5\ng: '010'\nh: 2.0e+8\n")
+    values = {"a": 0, "b": -10, "c": 1000, "d": 16, "e": 0.5, "f": 7.5, "g": "010", "h": 2e8}
+    assert read_yaml(tmp_path / "a.yaml") == values
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J\n.json", "x" * 200 + ".json", "\u202e.json", "\udc80.json"])
+def test_the_name_of_a_file_is_text_in_its_error(name, tmp_path):
+    for data in (None, b"{", b"\xff"):
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=r"\.json") as error:
+            read_json(tmp_path / name)
+        assert str(error.value).isprintable() and len(str(error.value)) <= 500

@@ -151,7 +151,7 @@ ROWS = [
 
 def cells(rows) -> list[list[str]]:
     table = tables.comparison_table(rows)
-    return [[str(column.header), *column.cells] for column in table.columns]
+    return [[str(column.header), *map(str, column.cells)] for column in table.columns]
 
 
 def test_a_table_gives_figures_and_ratios_to_the_first_row():

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from haqjax.hardware import cost_table, machine
+from haqjax.hardware.machines import FOLDER
 from haqjax.models import outline
 from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
 from haqjax.run.setup import prepare
@@ -22,6 +23,9 @@ def network():
 
 def number():
     return 3
+
+def floats():
+    return network()[0], {"w": 3.0}, network()[2]
 """
 
 
@@ -64,6 +68,11 @@ def test_a_function_of_the_user_s_is_a_network(tmp_path, monkeypatch):
         (dict(model="resnet18"), "unknown model 'resnet18': there are mobilenet_v1"),
         (dict(model="no_such_module:network"), "cannot call 'no_such_module:network' without arguments"),
         (dict(model="own_network:number"), "'own_network:number' must return"),
+        (dict(model="own_network:floats"), "must return arrays as params, not 3.0"),
+        (dict(model="absent\n:network"), r"cannot call 'absent\\n:network' without arguments"),
+        (dict(out="no/such/e.csv"), "no/such/e.csv cannot be written: no/such is no folder that can be written to"),
+        (dict(hw="own_machine.yaml"), "own_machine: energy_j of layer 'stem' at 1/1 bits"),
+        (dict(hw="edge\n"), r"unknown machine edge\\n; there are"),
         (dict(model="own_network:absent"), "cannot call 'own_network:absent'"),
         (dict(hw="tpu9"), "unknown machine tpu9"),
         (dict(out="table.txt"), "table"),
@@ -72,11 +81,12 @@ def test_a_function_of_the_user_s_is_a_network(tmp_path, monkeypatch):
 )
 def test_bad_input_is_refused_and_leaves_nothing(changes, message, tmp_path, monkeypatch):
     (tmp_path / "own_network.py").write_text(OWN)
+    (tmp_path / "own_machine.yaml").write_text((FOLDER / "roofline.yaml").read_text().replace("0.031e-12", "1e30"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "own_network", raising=False)
     with pytest.raises(ValueError, match=message):
         run_table(TableConfig(**(dict(out="t.csv", model="resnet20", image_size=32) | changes)), Console(quiet=True))
-    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["own_network.py"]
+    assert [path.name for path in tmp_path.iterdir() if path.name[:3] != "own"] in ([], ["__pycache__"])
 
 
 def test_hardware_says_what_limits_each_layer_and_draws_it(tmp_path):

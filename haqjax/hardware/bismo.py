@@ -4,15 +4,16 @@ The equations stand in docs/hardware.md. Everything is 64-bit integers, in a sco
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from haqjax.hardware.gemm import Gemm, as_gemm
-from haqjax.hardware.spec import Amount, Count, Positive
+from haqjax.hardware.overflow import as_floats, check_layers, check_products
+from haqjax.hardware.spec import Amount, Count, Positive, check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, LayerTable
 
@@ -51,6 +52,9 @@ def count_work(spec: Bismo, layers: LayerTable) -> Work:
 
     Returns:
       Exact int64 counts on the host, [*machines, L, 8, 8]: `[..., layer, weight_bits - 1, activation_bits - 1]`.
+
+    Raises:
+      ValueError: a field of the machine is out of range, or a count may pass 2**62.
     """
     bits = range(1, WIDTHS + 1)
     _, weight_bits, activation_bits = np.meshgrid(range(len(layers)), bits, bits, indexing="ij")
@@ -135,9 +139,31 @@ def estimate(spec: Bismo, layers: LayerTable) -> Usage:
 
 def _count(spec: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
     """Counts in 64 bits, for bits whose first axis is the layers'; back on the host, where JAX leaves 64 bits alone."""
+    check_fields(spec, "bismo")
+    check_layers(layers, spec.batch)
+    check_products(layers, _bound_work(spec, layers))
     given = (Bismo(*np.broadcast_arrays(*spec)), layers, weight_bits, activation_bits)
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, _count_batch(*jax.tree.map(_widen, given)))
+
+
+def _bound_work(spec: Bismo, layers: LayerTable) -> Float[np.ndarray, "*machines L"]:
+    """Bounds every count of a layer from above, in floating point.
+
+    An operand of R rows has at most T = R // D + 1 groups, which together have at most R + T D < 2 (R + D) rows.
+    """
+    array, dot, port, result, batch = (  # [*machines, 1]
+        np.asarray(field, np.float64)[..., None]
+        for field in (spec.array, spec.dot_bits, spec.port_bits, spec.result_bits, spec.batch)
+    )
+    gemm: Any = as_gemm(batch, as_floats(layers), pack=True, numpy=np)
+    steps = gemm.length // dot + 1
+    row = WIDTHS * steps * (dot + port)  # bits of a row, in whole transfers
+    tiles = [rows // array + 1 for rows in (gemm.vectors, gemm.outputs)]
+    fetched = [2 * (rows + array) * row for rows in (gemm.vectors, gemm.outputs)]
+    busy = 4 * tiles[0] * tiles[1] * steps * WIDTHS**2
+    written = 4 * (gemm.vectors + array) * (gemm.outputs + array) * result
+    return 4 * gemm.jobs * (busy + fetched[0] * tiles[1] + fetched[1] * tiles[0] + written)
 
 
 def _widen(number: np.ndarray) -> np.ndarray:

@@ -3,17 +3,23 @@
 The equations stand in docs/hardware.md; bitfusion_tiling.py chooses the tiles of a layer, bitfusion_tile.py counts one.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware.bitfusion_tile import Bitfusion, Shape, as_tile, summed, tile_fits
 from haqjax.hardware.bitfusion_tiling import NEVER, Work, count_layer_work, energies, list_loop_orders
+from haqjax.hardware.overflow import as_floats, check_layers, check_products
+from haqjax.hardware.spec import check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
+from haqjax.reading import quote
 from haqjax.types import WIDTHS, LayerTable
 
 LAYER_STEP, TILE_STEP = 8, 64  # layers and tiles are padded to multiples, so that one compilation serves many networks
+MOST_TILES = 1 << 13  # that are compared; 576 are for ResNet-50, and 1,600 with buffers that hold all of a layer
 
 
 def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
@@ -27,7 +33,8 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
       Exact int64 counts on the host, each [L, 8, 8], indexed `[layer, weight_bits - 1, activation_bits - 1]`.
 
     Raises:
-      ValueError: the smallest tile of a layer exceeds a buffer.
+      ValueError: the smallest tile of a layer exceeds a buffer; a field of the machine is out of range, or a count may
+        pass 2**62.
 
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
@@ -36,6 +43,9 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     >>> counts.busy[0, [1, 3, 7], [1, 3, 7]].tolist()  # 16 images x 64 inputs / 16 units of 16, 4 and 1 products
     [16, 16, 64]
     """
+    check_fields(spec, "bitfusion")
+    check_layers(layers, spec.batch)
+    check_products(layers, _bound_work(spec, layers))
     given = _as_convolutions(spec, layers)
     rows = np.concatenate([np.reshape(field, (len(layers), -1)) for field in given], axis=1)
     _, chosen, back = np.unique(rows, axis=0, return_index=True, return_inverse=True)  # networks repeat themselves
@@ -46,7 +56,9 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     impossible = (found.cycles == NEVER).any(axis=(1, 2))[back]
     if impossible.any():
         name = layers.names[int(np.argmax(impossible))]
-        raise ValueError(f"layer {name}: its smallest tile exceeds half a buffer; give the machine larger buffers")
+        raise ValueError(
+            f"layer {quote(name)}: its smallest tile exceeds half a buffer; give the machine larger buffers"
+        )
     return jax.tree.map(lambda field: field[back], found)
 
 
@@ -73,6 +85,23 @@ def estimate(spec: Bitfusion, layers: LayerTable) -> Usage:
     return Usage(latency, ideal, counts.busy / spec.clock, transfers, moved, energy)
 
 
+def _bound_work(spec: Bitfusion, layers: LayerTable) -> Float[np.ndarray, "L"]:
+    """Bounds every count of a layer from above, in floating point, whatever its tiles and the order of their loops.
+
+    Tiles are rounded up, which at most doubles each of the five sizes, and a tile is padded to whole columns (of M
+    output channels) and to what a column adds up.
+    """
+    shape: Any = _as_convolutions(spec, as_floats(layers))
+    padded, columns, bits = 16.0 * spec.inputs, float(spec.outputs), float(spec.output_bits + 2 * WIDTHS)
+    area, places = np.prod(shape.kernel, axis=1), np.prod(shape.out_size, axis=1) * shape.images
+    inputs, outputs = shape.in_channels, shape.out_channels
+    products = 32 * places * inputs * outputs * shape.jobs
+    patch = np.prod(shape.kernel + shape.stride, axis=1)
+    moved = products * np.maximum(bits * (area + padded), np.maximum(bits * patch, bits * (1 + columns)))
+    flow = area * (inputs + padded) * (outputs + columns) * places * bits
+    return np.maximum(np.maximum(moved, products * area * bits), flow)
+
+
 def _as_convolutions(spec: Bitfusion, layers: LayerTable) -> Shape:
     """Reads each layer as convolutions: a grouped layer is one a group, the rows of a dense layer are images."""
     dense = np.asarray(layers.dense)
@@ -88,7 +117,8 @@ def _as_convolutions(spec: Bitfusion, layers: LayerTable) -> Shape:
         np.where(merged, 1, layers.groups),
         (np.arange(len(layers)) == 0) & ~dense & bool(spec.unroll_first),
     )
-    return Shape(*(np.asarray(field, np.int64) for field in fields))  # type: ignore[arg-type]
+    whole = np.asarray(layers.kernel).dtype.kind in "iu"
+    return Shape(*(np.asarray(field, np.int64 if whole else np.float64) for field in fields))  # type: ignore[arg-type]
 
 
 def _candidates(spec: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
@@ -101,6 +131,10 @@ def _candidates(spec: Bitfusion, shape: Shape) -> Int[np.ndarray, "L T 4"]:
     fit = np.asarray(_some_fit(spec, shape, powers)) & (powers[None] <= steps[:, None]).all(axis=2)
     lists = [powers[row] if row.any() else powers[:1] for row in fit]
     most = max(map(len, lists))
+    if most > MOST_TILES:
+        raise ValueError(
+            f"bitfusion: {most} tiles of a layer to compare, more than {MOST_TILES}: make the batch smaller"
+        )
     return np.stack([_pad_rows(each, _ceil_to(most, TILE_STEP)) for each in lists])
 
 

@@ -1,11 +1,11 @@
 """GEMM: layers as matrix products, the input of accelerator models."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from haqjax.types import LayerTable
+from haqjax.types import AnyArray, LayerTable
 
 
 class Gemm(NamedTuple):
@@ -17,7 +17,7 @@ class Gemm(NamedTuple):
     jobs: Int[Array, "*n"]
 
 
-def as_gemm(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Gemm:
+def as_gemm(batch: Int[AnyArray, "*n"], layers: LayerTable, pack: bool, numpy: Any = jnp) -> Gemm:
     """Reads each layer as matrix products; 64-bit integers where `jax.enable_x64` is on.
 
     A convolution is one product per image, a grouped one a product per image and group. A dense layer is one product
@@ -27,15 +27,16 @@ def as_gemm(batch: Int[Array, ""], layers: LayerTable, pack: bool) -> Gemm:
       batch: images.
       layers: the network, L layers.
       pack: whether a depthwise layer is one product per channel, the images side by side in a block-diagonal matrix.
+      numpy: what computes it, `jax.numpy` or `numpy`.
 
     Returns:
       The products, each [L].
     """
-    area, rows = (jnp.prod(jnp.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
-    packed = jnp.where(layers.depthwise & ~layers.dense & pack, batch, 1)
+    area, rows = (numpy.prod(numpy.asarray(n), axis=-1) for n in (layers.kernel, layers.out_size))
+    packed = numpy.where(layers.depthwise & ~layers.dense & pack, batch, 1)
     return Gemm(
-        vectors=jnp.where(layers.dense, batch, 1) * rows,
+        vectors=numpy.where(layers.dense, batch, 1) * rows,
         outputs=packed * layers.out_channels // layers.groups,
         length=packed * area * layers.in_channels // layers.groups,
-        jobs=jnp.where(layers.dense, 1, batch) // packed * layers.groups,
+        jobs=numpy.where(layers.dense, 1, batch) // packed * layers.groups,
     )

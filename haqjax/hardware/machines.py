@@ -1,16 +1,17 @@
 """Machines by name or from a YAML file."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from haqjax.hardware import bismo, bitfusion, measured, roofline
 from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
+from haqjax.reading import quote, read_yaml
+from haqjax.text import escape
 from haqjax.types import LayerTable
 
 FOLDER = Path(__file__).parent / "machines"  # one YAML file a machine
@@ -43,7 +44,14 @@ class Machine:
 
     def __post_init__(self):
         if self.model not in MODELS:
-            raise ValueError(f"{self.name}: unknown model {self.model}; the models are {', '.join(MODELS)}")
+            raise ValueError(
+                f"{escape(self.name)}: unknown model {escape(self.model, 60)}; the models are {', '.join(MODELS)}"
+            )
+
+    @property
+    def batch(self) -> int | None:
+        """Images that a latency and an energy are of; None for a measured table that does not say."""
+        return self.spec.batch
 
 
 def machine(name_or_path: str | Path) -> Machine:
@@ -65,26 +73,32 @@ def machine(name_or_path: str | Path) -> Machine:
     name = SHORT_NAMES.get(str(name_or_path), str(name_or_path))
     known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = known.get(name, Path(name))
-    if path.suffix not in (".yaml", ".yml", *SUFFIXES) or not path.is_file():
+    if path.suffix not in (".yaml", ".yml", *SUFFIXES) or not _is_there(path):
         names = ", ".join([*known, *SHORT_NAMES])
         kinds = ", ".join([".yaml", *SUFFIXES[:-1]])
         raise ValueError(
-            f"unknown machine {name}; there are {names}, or give the path of a {kinds} or {SUFFIXES[-1]} file"
+            f"unknown machine {escape(name) or quote(name)}; there are {names}, or give the path of a {kinds} or "
+            f"{SUFFIXES[-1]} file"
         )
     if path.suffix in SUFFIXES:
         return Machine(path.stem, "measured", load_table(path))
     return _read_machine(path)
 
 
-def _read_machine(path: Path) -> Machine:
+def _is_there(path: Path) -> bool:
+    """Returns True for anything of that name; what is no regular file is told when it is read."""
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+        return os.path.lexists(path)
+    except ValueError:  # the character 0, which no path has
+        return False
+
+
+def _read_machine(path: Path) -> Machine:
+    given = read_yaml(path)
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: expected one `key: value` a line")
-    model = given.pop("model", None)
+        raise ValueError(f"{escape(path)}: expected one `key: value` a line")
     fields = {name: each.spec for name, each in MODELS.items() if each.spec}
-    if model not in fields:
-        raise ValueError(f"{path}: model is {model}; the models are {', '.join(fields)}")
+    model = given.pop("model", None)
+    if not isinstance(model, str) or model not in fields:
+        raise ValueError(f"{escape(path)}: model is {quote(model)}; the models are {', '.join(fields)}")
     return Machine(path.stem, model, read_fields(fields[model], given, str(path)))

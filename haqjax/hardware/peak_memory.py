@@ -1,5 +1,6 @@
 """Lifetimes of the tensors in a network's program, which its peak memory follows from."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
 
 
 def _add(elements: list[int], var: Any) -> int:
-    elements.append(int(np.prod(shape_of(var), dtype=np.int64)))
+    elements.append(math.prod(shape_of(var)))
     return len(elements) - 1
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from haqjax.hardware.gemm import Gemm, as_gemm
-from haqjax.hardware.spec import Amount, Count, Positive, Switch
+from haqjax.hardware.overflow import check_layers
+from haqjax.hardware.spec import Amount, Count, Positive, Switch, check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.types import WIDTHS, LayerTable
 
@@ -81,6 +82,9 @@ def estimate(spec: Spec, layers: LayerTable) -> Usage:
     Returns:
       The usage for one batch.
 
+    Raises:
+      ValueError: a field of the machine is out of range, or the sizes of a layer multiply to more than 2**62.
+
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
@@ -88,6 +92,8 @@ def estimate(spec: Spec, layers: LayerTable) -> Usage:
     >>> float(usage.compute[0, 7, 7] * 5e8)  # one row of 64 through 32 x 32 cells
     125.0
     """
+    check_fields(spec, type(spec).__name__.lower())
+    check_layers(layers, spec.batch)
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, _estimate_network(spec, layers))
 

@@ -1,6 +1,7 @@
 """The cost table of a network on a machine."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -8,10 +9,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.measured import LARGEST, SMALLEST
+from haqjax.hardware.overflow import check_layers
 from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
 from haqjax.hardware.usage import Limits
 from haqjax.policies.cost import check_shape, policy_cost
+from haqjax.reading import quote
+from haqjax.text import escape
 from haqjax.types import Cost, CostTable, LayerTable, Lifetimes
+from haqjax.units import RESOURCES
 from haqjax.widths import check_widths
 
 CHUNK = 1024  # policies at a time: what is gathered for them stays in the cache, twice as fast on a CPU
@@ -33,7 +39,8 @@ def cost_table(
       `bop_table`) for one image; each float64 [L, 8, 8]. The same machine and layers give the same table.
 
     Raises:
-      ValueError: the machine's model cannot run these layers.
+      ValueError: the machine's model cannot run these layers, a measured table is of others, or a cost is not a finite
+        number above 0.
 
     >>> from haqjax.tracing.hooks import layers
     >>> from haqjax.hardware import machine
@@ -41,10 +48,31 @@ def cost_table(
     >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9
     160.0
     """
+    check_layers(layers)
     usage = MODELS[machine.model].estimate(machine.spec, layers)
     fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters, 0.0, 0.0]))
     energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
+    if not energy.any():  # a machine without energies
+        energy = np.full_like(energy, np.nan)
+    if machine.model != "measured":  # which is checked as it is read; what it has no entry for costs infinity there
+        _check_costs(machine, layers, {"latency": usage.latency, "energy": energy})
+    _check_costs(machine, layers, {"size": size, "bops": bops})
     return CostTable(usage.latency, energy, size, fixed, bops, lifetimes, layers.names)
+
+
+def _check_costs(machine: Machine, layers: LayerTable, costs: Mapping[str, Float[np.ndarray, "L 8 8"]]) -> None:
+    """Checks that costs are numbers above 0, in the range of the 32 bits in which policies are compared."""
+    for resource, values in costs.items():
+        bad = ~((values >= SMALLEST) & (values <= LARGEST))
+        if resource == "energy" and np.isnan(values).all():
+            continue
+        if bad.any():
+            layer, w, a = np.argwhere(bad)[0]
+            raise ValueError(
+                f"{escape(machine.name, 60)}: {RESOURCES[resource].field} of layer {quote(layers.names[layer])} at "
+                f"{w + 1}/{a + 1} bits (weights/activations) is {values[layer, w, a]:g}, expected a number from "
+                f"{SMALLEST:g} to {LARGEST:g}: look at the machine's constants and the layer's sizes"
+            )
 
 
 def available_widths(machine: Machine, layers: LayerTable) -> Bool[np.ndarray, "L 2 8"] | None:

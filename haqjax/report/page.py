@@ -1,7 +1,6 @@
 """Page of a report: one HTML file that needs nothing beside it."""
 
 import base64
-import html
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -12,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from haqjax.report.catalogue import PICTURES, chart_runs
+from haqjax.report.names import as_html
 from haqjax.report.run_data import RunData, layer_kinds
 from haqjax.report.tables import comparison_columns
 from haqjax.types import ACTIVATION, WEIGHT
@@ -58,7 +58,7 @@ def make_page(runs: Sequence[RunData], stills: Mapping[str, Sequence[bytes | Non
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("haqjax", "plotly", "matplotlib"))
     page = Template(resources.files("haqjax.report").joinpath("page.html").read_text(encoding="utf-8"))
     return page.substitute(
-        title=html.escape(title),
+        title=as_html(title),
         lead="".join(_lead(run_data, several) for run_data in runs),
         body="\n".join(parts),
         plotly=get_plotlyjs(),
@@ -74,8 +74,8 @@ def _section(title: str, content: str) -> str:
 
 def _lead(run_data: RunData, several: bool) -> str:
     name = f"{run_data.name}: {run_data.title}" if several else f"Run folder {run_data.name}"
-    notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in run_data.notes)
-    return f"<p>{html.escape(name)}</p>\n{notes}"
+    notes = "".join(f'<p class="note">{as_html(note)}</p>' for note in run_data.notes)
+    return f"<p>{as_html(name)}</p>\n{notes}"
 
 
 def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, text: str) -> str:
@@ -84,10 +84,10 @@ def _figure(key: str, name: str, chart: go.Figure | None, still: bytes | None, t
         return ""
     div = chart.to_html(CONFIG, full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=key)
     picture = base64.b64encode(still).decode()
-    caption = f"<figcaption>{html.escape(name)}</figcaption>" if name else ""
+    caption = f"<figcaption>{as_html(name)}</figcaption>" if name else ""
     return (
         f'<figure>{caption}<div class="chart">{div}</div>'
-        f'<img class="still" alt="{html.escape(text)}" src="data:image/svg+xml;base64,{picture}"></figure>'
+        f'<img class="still" alt="{as_html(text)}" src="data:image/svg+xml;base64,{picture}"></figure>'
     )
 
 
@@ -100,15 +100,24 @@ def _result(runs: Sequence[RunData]) -> str:
     for at, row in enumerate(zip(*columns.values(), strict=True)):
         if len(runs) > 1 and at in starts:
             run_data = runs[starts.index(at)]
-            body += f'<tr class="group"><th colspan="{len(columns)}">{html.escape(run_data.name)}</th></tr>'
+            body += f'<tr class="group"><th colspan="{len(columns)}">{as_html(run_data.name)}</th></tr>'
         body += _row(row)
     text = (
         "Accuracy on the report split, which nothing was chosen by, with its standard error; in brackets the fraction "
         "of the 8-bit cost. Costs are simulated, or from a measured table."
-    )
+    ) + _describe_batches(runs)
     below = "".join(f"<p>{_compare(run_data, len(runs) > 1)}</p>" for run_data in runs)
     below += "".join(_front_table(run_data) for run_data in runs)
     return f"{_table(list(columns), body)}<p>{text}</p>{below}"
+
+
+def _describe_batches(runs: Sequence[RunData]) -> str:
+    """Says what a latency and an energy are of, where it is known: costs of different batches cannot be compared."""
+    batches = {run_data.name: run_data.batch for run_data in runs if run_data.batch is not None}
+    if len(set(batches.values())) > 1:
+        each = ", ".join(f"{batch} images in {as_html(name)}" for name, batch in batches.items())
+        return f" Latency and energy are of one batch: {each}."
+    return "".join(f" Latency and energy are of batches of {batch} images." for batch in set(batches.values()))
 
 
 def _front_table(run_data: RunData) -> str:
@@ -131,7 +140,7 @@ def _compare(run_data: RunData, several: bool) -> str:
         f"images that the policy was chosen by: float {100 * search_accuracy['float']:.1f} %, "
         f"uniform {100 * search_accuracy['uniform']:.1f} %, found {100 * search_accuracy['policy']:.1f} %."
     )
-    return html.escape(f"{run_data.name}: {text}" if several else text)
+    return as_html(f"{run_data.name}: {text}" if several else text)
 
 
 def _layer_table(run_data: RunData, several: bool) -> str:
@@ -161,14 +170,14 @@ def _configuration(runs: Sequence[RunData]) -> str:
     for name in names:
         values = [run_data.configuration.get(name, "–") for run_data in runs]
         style = ' class="differs"' if len(set(values)) > 1 else ""
-        cells = "".join(f"<td>{html.escape(value)}</td>" for value in values)
-        body += f"<tr{style}><th>{html.escape(name)}{' ≠' if style else ''}</th>{cells}</tr>"
+        cells = "".join(f"<td>{as_html(value)}</td>" for value in values)
+        body += f"<tr{style}><th>{as_html(name)}{' ≠' if style else ''}</th>{cells}</tr>"
     return _table(["", *(run_data.name for run_data in runs)], body, style="words")
 
 
 def _table(headings: Sequence[str], body: str, caption: str = "", style: str = "") -> str:
-    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in headings)
-    named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    head = "".join(f'<th scope="col">{as_html(heading)}</th>' for heading in headings)
+    named = f"<caption>{as_html(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll" tabindex="0"><table class="{style}">{named}<thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -176,5 +185,5 @@ def _table(headings: Sequence[str], body: str, caption: str = "", style: str = "
 
 
 def _row(cells: Sequence[str]) -> str:
-    first, *rest = map(html.escape, cells)
+    first, *rest = map(as_html, cells)
     return f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'

@@ -1,13 +1,13 @@
 """Data of a run that figures are drawn from, in matplotlib as in plotly: plain arrays on the host."""
 
 import dataclasses
-import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from haqjax.report.names import as_plotly
 from haqjax.report.palette import KINDS
 from haqjax.report.tables import Row
 from haqjax.searchers.base import Record
@@ -83,6 +83,7 @@ class RunData:
     best: int | None  # the episode that the policy is of
     configuration: Mapping[str, str]
     notes: tuple[str, ...] = ()  # for the reader: what is not shown and why
+    batch: int | None = None  # images that a latency and an energy are of; None where it is not known
 
 
 def shorten_names(names: Sequence[str], most: int = 24) -> list[str]:
@@ -120,13 +121,13 @@ def layer_kinds(depthwise: Bool[np.ndarray, "L"], pointwise: Bool[np.ndarray, "L
 
 
 def describe_layers(run_data: RunData) -> list[str]:
-    """Describes each layer by its numbers, as lines of HTML with <br> between them."""
+    """Describes each layer by its numbers, as lines of plotly's text with <br> between them."""
     layers = run_data.layers
     kinds, texts = layer_kinds(layers.depthwise, layers.pointwise), []
     for at, name in enumerate(layers.names):
         place = {0: ", first", len(layers.names) - 1: ", last"}.get(at, "")
         weight, activation = run_data.policy[at, WEIGHT], run_data.policy[at, ACTIVATION]
-        lines = [f"<b>{at + 1} {html.escape(name)}</b>", f"{kinds[at]}{place} {layers.shapes[at]}".strip()]
+        lines = [f"<b>{at + 1} {as_plotly(name)}</b>", f"{kinds[at]}{place} {as_plotly(layers.shapes[at])}".strip()]
         lines += [f"{layers.macs[at] / 1e6:.3g} M multiply-accumulates"] if layers.macs is not None else []
         lines += [f"weights {weight} bits, activations {activation} bits"]
         for resource, costs in run_data.layer_costs.items():

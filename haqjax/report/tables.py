@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from haqjax.report.names import as_cell
 from haqjax.types import Cost
 from haqjax.units import RESOURCES, unit_of
 
@@ -53,12 +54,12 @@ def comparison_table(rows: Sequence[Row], title: str | None = None) -> Table:
       8 bits     90.0 ± 1.5   2.00 (1.00x)   4.00 (1.00x)
       found      88.0 ± 1.6   1.20 (0.60x)   2.00 (0.50x)
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(title=title and as_cell(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     columns = comparison_columns(rows)
     for at, heading in enumerate(columns):
         table.add_column(heading, justify="right" if at else "left", no_wrap=bool(at))
     for cells in zip(*columns.values(), strict=True):
-        table.add_row(*cells)
+        table.add_row(*map(as_cell, cells))
     return table
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from haqjax.data import Dataset
 from haqjax.models import Network, build, outline
 from haqjax.run.progress import show_progress
+from haqjax.run.terminal import say
 from haqjax.training import RECIPES, Progress, fit, load_params, save_params
 from haqjax.training.checkpoints import fingerprint
 
@@ -42,7 +43,7 @@ def load_network(network: Network, data: Dataset, weights: str | None, console: 
         try:
             return dataclasses.replace(network, params=load_params(folder, network.params))
         except ValueError as error:
-            console.print(f"the cached network is not usable and is trained again ({error})", highlight=False)
+            say(console, f"the cached network is not usable and is trained again ({error})")
     save_params(folder, train_network(network, data, 0, console).params)
     return dataclasses.replace(network, params=load_params(folder, network.params))  # as the next run will have them
 

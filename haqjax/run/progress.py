@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from haqjax.run.terminal import say
+from haqjax.text import escape
 
 TENTHS = 10  # lines of a log from start to end
 
@@ -16,10 +20,10 @@ Advance = Callable[[int, str], None]  # how many are complete, and a note
 def show_phase(console: Console, title: str) -> Iterator[None]:
     """Shows that a phase of unknown length has begun."""
     if console.is_terminal:
-        with console.status(title):
+        with console.status(Text(escape(title))):
             yield
     else:
-        console.print(f"{title} ...", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{title} ...")
         yield
 
 
@@ -40,18 +44,18 @@ def show_progress(
     """
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(title, total=total, note="compiling")
+            bar = progress.add_task(escape(title), total=total, note="compiling")
             yield lambda completed, note: progress.update(bar, completed=completed, note=note)
         return
     started, lines = clock(), 0
-    console.print(f"{title}, {total} in all ...", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"{title}, {total} in all ...")
 
     def advance(completed: int, note: str) -> None:
         nonlocal lines
@@ -60,7 +64,6 @@ def show_progress(
         lines = completed * TENTHS // total
         seconds = (clock() - started) * (total - completed) / completed
         left = f"about {seconds / 60:.0f} min" if seconds >= 59.5 else f"about {seconds:.0f} s"
-        line = f"{title}: {completed} of {total}, {left} left, {note}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"{title}: {completed} of {total}, {left} left, {note}")
 
     yield advance

@@ -18,6 +18,7 @@ from haqjax.run.folder.files import EPISODES, open_folder, write_config
 from haqjax.run.folder.journal import Journal, open_journal, read_back, read_warm_start
 from haqjax.run.progress import show_progress
 from haqjax.run.setup import PreparedSearch
+from haqjax.run.terminal import say
 from haqjax.searchers import Problem, Searcher, SearchResult
 from haqjax.searchers.accuracy_constrained import PROBES, Cheapest
 from haqjax.searchers.base import Question
@@ -44,7 +45,7 @@ def run_resumable(
         if before is None and config.method.warm_start is not None:
             before = read_warm_start(config.method.warm_start, searcher, problem, jax.random.clone(key))
         for line in journal.complaints():
-            console.print(line, highlight=False, soft_wrap=True)
+            say(console, line)
         question, total = _make_question(config, prepared, problem, before, key)
         with show_progress(console, f"searching ({config.method.search})", total) as advance:
 

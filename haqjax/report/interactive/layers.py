@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
 from haqjax.report.interactive.style import HOVER, LOOKS, as_json, lay_out, make_panels
+from haqjax.report.names import as_plotly
 from haqjax.report.palette import INK, KINDS
 from haqjax.report.run_data import RunData, describe_layers, label_layers, layer_kinds
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS
@@ -47,7 +48,7 @@ def cost_chart(run_data: RunData) -> go.Figure | None:
     if not count:
         return None
     figure = make_panels(count, gap=0.06)
-    bar = {"x": label_layers(run_data.layers), "hovertext": describe_layers(run_data), "width": 0.92} | HOVER
+    bar = {"x": _label(run_data), "hovertext": describe_layers(run_data), "width": 0.92} | HOVER
     for row, (resource, (before, after)) in enumerate(run_data.layer_costs.items(), start=1):
         unit, scale = unit_of(resource, before)
         legend = {"name": "at 8 bits", "legendgroup": "8", "showlegend": row == 1}
@@ -68,7 +69,7 @@ def _add_bars(
     prefix: str = "",
 ) -> None:
     """Draws a bar a layer, a trace a kind of layer, and those that the search could not change as outlines."""
-    texts, names = describe_layers(run_data), label_layers(run_data.layers)
+    texts, names = describe_layers(run_data), _label(run_data)
     kinds = layer_kinds(run_data.layers.depthwise, run_data.layers.pointwise)
     groups = np.where(np.zeros(len(names), bool) if fixed is None else fixed, "not searched", kinds)
     for group in (*KINDS, "not searched"):
@@ -88,10 +89,12 @@ def _add_bars(
             figure.add_trace(bars, row=row, col=1)
 
 
+def _label(run_data: RunData) -> list[str]:
+    return [as_plotly(name) for name in label_layers(run_data.layers)]
+
+
 def _name_layers(figure: go.Figure, run_data: RunData, rows: int) -> go.Figure:
     """Writes names below the last panel, as many as there is room for."""
-    figure.update_xaxes(
-        type="category", categoryorder="array", categoryarray=label_layers(run_data.layers), showgrid=False
-    )
+    figure.update_xaxes(type="category", categoryorder="array", categoryarray=_label(run_data), showgrid=False)
     figure.update_xaxes(row=rows, tickangle=-90, tickfont_size=9)
     return figure.update_layout(barmode="overlay", bargap=0)

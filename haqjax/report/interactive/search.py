@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float, Int
 
 from haqjax.report.interactive.style import HOVER, as_json, lay_out, make_panels
+from haqjax.report.names import as_plotly
 from haqjax.report.palette import BEST, EVALUATED, INK, UNIFORM
 from haqjax.report.run_data import (
     RunData,
@@ -130,7 +131,7 @@ def runs_chart(runs: Sequence[RunData], resource: str) -> go.Figure | None:
         if episodes is None or resource not in front_resources(run_data, always=resource):
             continue
         line = {"color": INK, "width": 1.6, "dash": DASHES[at % len(DASHES)], "shape": "hv"}
-        style: dict[str, Any] = {"line": line, "name": run_data.name, "legendgroup": run_data.name}
+        style: dict[str, Any] = {"line": line, "name": as_plotly(run_data.name, 60), "legendgroup": str(at)}
         order = list(range(1, 1 + len(episodes.best)))
         figure.add_trace(go.Scatter(x=order, y=as_json(100 * episodes.best), mode="lines", **style), row=1, col=1)
         front, texts = find_front(episodes, resource), describe_policies(run_data)
@@ -141,7 +142,7 @@ def runs_chart(runs: Sequence[RunData], resource: str) -> go.Figure | None:
             y=as_json(100 * episodes.accuracy[front]),
             mode="lines+markers",
             marker={"symbol": symbol, "size": 8, "color": "white", "line": {"color": INK, "width": 1.4}},
-            hovertext=[f"<b>{run_data.name}</b><br>{texts[i]}" for i in front],
+            hovertext=[f"<b>{as_plotly(run_data.name)}</b><br>{texts[i]}" for i in front],
             showlegend=False,
             **style,
             **HOVER,

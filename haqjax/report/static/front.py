@@ -8,6 +8,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from haqjax.report.names import as_label
 from haqjax.report.palette import BEST, EVALUATED, UNIFORM
 from haqjax.report.static.style import LEGEND, TEXT, TITLE, WIDTH, outline_axes
 from haqjax.report.tables import standard_error
@@ -76,7 +77,7 @@ def front_figure(
             axes.axhline(100 * value, color="0.35", lw=1.0, ls=style, label=f"{label}, {100 * value:.1f} %")
     axes.set_xlabel(f"{resource} ({unit})", fontsize=TEXT)
     axes.set_xlim(left=0)
-    figure.legend(ncols=3, title=title, **LEGEND, **TITLE)
+    figure.legend(ncols=3, title=as_label(title), **LEGEND, **TITLE)
     return figure
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
+from haqjax.report.names import as_label
 from haqjax.report.run_data import LayerCosts, layer_kinds
 from haqjax.report.static.style import (
     FEWEST,
@@ -80,7 +81,9 @@ def bits_figure(
     drawn = {kinds[at] for at in np.flatnonzero(~fixed[:, columns].all(axis=1))}
     looks = {kind: look for kind, look in LOOKS.items() if kind in drawn}
     looks |= {"not searched": OUTLINE} if fixed.any() else {}
-    figure.legend(handles=[make_patch(*item) for item in looks.items()], ncols=4, title=title, **LEGEND, **TITLE)
+    figure.legend(
+        handles=[make_patch(*item) for item in looks.items()], ncols=4, title=as_label(title), **LEGEND, **TITLE
+    )
     return figure
 
 
@@ -141,5 +144,5 @@ def cost_figure(
     name_layers(panels[-1], names)
     patches = [make_patch(f"found, {kind}", look) for kind, look in LOOKS.items() if kind in kinds]
     behind = Patch(label="at 8 bits", **BEHIND)
-    figure.legend(handles=[behind, *patches], ncols=4, title=title, **LEGEND, **TITLE)
+    figure.legend(handles=[behind, *patches], ncols=4, title=as_label(title), **LEGEND, **TITLE)
     return figure

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from haqjax.report.names import as_label
 from haqjax.report.run_data import Rooflines, find_roofs, layer_kinds
 from haqjax.report.static.style import GRID, LEGEND, LOOKS, TEXT, TITLE, WIDTH, outline_axes
 
@@ -42,7 +43,7 @@ def roofline_figure(
             axes.plot(before.intensity[at], before.speed[at], mark, color="white", **style)
             color = LOOKS[kind]["facecolor"]
             axes.plot(after.intensity[at], after.speed[at], mark, color=color, label=kind, **style)
-    figure.legend(ncols=6, title=title, **LEGEND, **TITLE)
+    figure.legend(ncols=6, title=as_label(title), **LEGEND, **TITLE)
     return figure
 
 
@@ -80,7 +81,7 @@ def limits_figure(
         if (at := kinds == kind).any():
             axes.plot(intensity[at], speed[at], mark, color=LOOKS[kind]["facecolor"], label=kind, **style)
     axes.legend(fontsize=TEXT, frameon=False, loc="lower right")
-    axes.set_title(title, fontsize=TEXT + 1, fontweight="bold", loc="left")
+    axes.set_title(as_label(title), fontsize=TEXT + 1, fontweight="bold", loc="left")
     return figure
 
 
@@ -101,12 +102,12 @@ def latency_figure(
     panels = np.atleast_1d(figure.subplots(len(fractions), sharex=True))
     kinds = layer_kinds(depthwise, pointwise)
     for axes, (name, of_layers) in zip(panels, fractions.items(), strict=True):
-        outline_axes(axes, f"{name}: % of latency")
+        outline_axes(axes, f"{as_label(name, 24)}: % of latency")
         for at, fraction in enumerate(of_layers):
             axes.bar(at, 100 * fraction, width=0.8, edgecolor="0.15", linewidth=0.4, **LOOKS[kinds[at]])
         axes.grid(axis="y", color=GRID, linewidth=0.5)
     panels[-1].set_xlabel("layer, in order of execution", fontsize=TEXT)
-    panels[0].set_title(title, fontsize=TEXT + 1, fontweight="bold", loc="left")
+    panels[0].set_title(as_label(title), fontsize=TEXT + 1, fontweight="bold", loc="left")
     return figure
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from haqjax.report.names import as_label
 from haqjax.report.palette import BEST, EVALUATED, UNIFORM
 from haqjax.report.static.style import LEGEND, TEXT, TITLE, WIDTH, outline_axes
 from haqjax.units import unit_of
@@ -72,7 +73,7 @@ def search_figure(
     panels[-1].set_xlabel("episode", fontsize=TEXT)
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.015)
-    figure.legend(ncols=3, title=title, **LEGEND, **TITLE)
+    figure.legend(ncols=3, title=as_label(title), **LEGEND, **TITLE)
     return figure
 
 
@@ -115,7 +116,7 @@ def policies_figure(
     panels = figure.subplots(len(costs), 1, squeeze=False)[:, 0]
     for axes, (resource, of) in zip(panels, costs.items(), strict=True):
         _draw_policies(axes, 100 * np.asarray(accuracy, float), np.asarray(feasible, bool), resource, of)
-    figure.legend(*panels[0].get_legend_handles_labels(), ncols=7, title=title, **LEGEND, **TITLE)
+    figure.legend(*panels[0].get_legend_handles_labels(), ncols=7, title=as_label(title), **LEGEND, **TITLE)
     return figure
 
 
@@ -150,8 +151,10 @@ def runs_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
     above, below = figure.subplots(2, 1)
     for at, (name, (best, cost, accuracy)) in enumerate(curves.items()):
         style: dict[str, Any] = {"color": BEST, "lw": 1.4, "ls": DASHES[at % len(DASHES)], "drawstyle": "steps-post"}
-        above.plot(np.arange(1, len(best) + 1), 100 * best, label=name, **style)
-        below.plot(cost, 100 * accuracy, marker=MARKS[at % len(MARKS)], ms=4.5, mfc="white", label=name, **style)
+        above.plot(np.arange(1, len(best) + 1), 100 * best, label=as_label(name, 40), **style)
+        below.plot(
+            cost, 100 * accuracy, marker=MARKS[at % len(MARKS)], ms=4.5, mfc="white", label=as_label(name, 40), **style
+        )
     for axes, label in ((above, "episode"), (below, cost_name)):
         outline_axes(axes, "accuracy, search split (%)")
         axes.set_xlabel(label, fontsize=TEXT)

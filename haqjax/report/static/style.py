@@ -10,8 +10,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 
 from haqjax.files import write_bytes
+from haqjax.report.names import as_label
 from haqjax.report.palette import HATCHED, KINDS
 from haqjax.report.run_data import shorten_names
 
@@ -52,7 +54,9 @@ def as_bytes(figure: Figure, ending: str, dpi: int = 300) -> bytes:
     True
     """
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "haqjax"}):
+    for text in figure.findobj(Text):
+        text.set_usetex(False)  # where a user's settings ask for TeX, a name would be a program
+    with rc_context({"svg.hashsalt": "haqjax", "text.usetex": False}):
         figure.savefig(buffer, format=ending, dpi=dpi, metadata={"Date": None} if ending == "svg" else None)
     return buffer.getvalue()
 
@@ -71,7 +75,9 @@ def name_layers(axes: Axes, names: Sequence[str]) -> None:
     """Writes the names upright under the bars, every n-th where there is no room for all."""
     room = (WIDTH - 0.6) / max(len(names), FEWEST)
     every = int(np.ceil(1.25 * SMALL * POINT / room))
-    axes.set_xticks(range(0, len(names), every), shorten_names(names)[::every], rotation=90)
+    axes.set_xticks(
+        range(0, len(names), every), [as_label(name, 24) for name in shorten_names(names)[::every]], rotation=90
+    )
     axes.tick_params(axis="x", labelsize=SMALL, pad=2)
 
 

@@ -18,6 +18,7 @@ from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import leave_activations, measure_accuracies
 from haqjax.run.folder.files import cost_of, write_episodes
 from haqjax.run.setup import PreparedSearch
+from haqjax.run.terminal import say
 from haqjax.searchers import Problem, SearchResult
 from haqjax.searchers.base import Record
 from haqjax.types import Budget, Cost, Evaluator
@@ -194,4 +195,4 @@ def show_end(lines: list[str], result: SearchResult, out: Path, console: Console
     """Prints lines to end with."""
     searched = f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies."
     lines = [*lines, f"{searched} Costs are simulated, not measured.", f"Run folder: {out}"]
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    say(console, *lines)

@@ -15,6 +15,7 @@ from haqjax.files import write_csv, write_json
 from haqjax.policies.actions import to_rows
 from haqjax.policies.projection import best_uniform
 from haqjax.report import standard_error
+from haqjax.report.names import as_cell
 from haqjax.report.static.front import Marks, front_figure
 from haqjax.run.answers.common import (
     Measured,
@@ -147,7 +148,7 @@ def _show(
     unit = RESOURCES[resource].usual
     size = RESOURCES[resource].sizes[unit]
     title = f"{make_title(run)}, found by {run.config.method.search}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(title=as_cell(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("budget", f"{resource} ({unit})", "found (%)", "uniform (%)", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     full = float(getattr(cost_of(run.prepared.table, measured.policies["8_bits"]), resource))

@@ -13,6 +13,7 @@ from haqjax.run.config.commands import EvaluateConfig
 from haqjax.run.evaluators import leave_activations
 from haqjax.run.finished import FINETUNED, load_tuned, measure_run, open_run
 from haqjax.run.folder.files import cost_of
+from haqjax.run.terminal import say
 from haqjax.types import FULL_PRECISION, WIDTHS
 
 
@@ -46,9 +47,9 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
         if name != "float"
     ]
     console.print(comparison_table(rows, f"{config.run}: accuracy on the {len(report)} images of the report split"))
-    console.print(f"float {100 * found['float']:.1f} %", highlight=False)
+    say(console, f"float {100 * found['float']:.1f} %")
     compared = compare(run.network.apply, run.network.params, report, run.policy, ranges, tuned=params)
-    console.print("\n".join(describe_comparison(compared, names)), highlight=False)
+    say(console, *describe_comparison(compared, names))
     document = {"accuracies": found} | comparison_to_json(compared, names)
     write_json(Path(config.run) / "evaluation.json", document)
     return found

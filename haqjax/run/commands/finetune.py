@@ -11,6 +11,7 @@ from haqjax.files import check_free, write_json
 from haqjax.run.config.commands import FinetuneConfig
 from haqjax.run.finished import FINETUNED, FINETUNING, measure_run, open_run, save_tuned
 from haqjax.run.progress import show_progress
+from haqjax.run.terminal import say
 from haqjax.training import Progress, finetune_all
 
 
@@ -51,10 +52,9 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     shutil.rmtree(Path(config.run) / FINETUNING)
     found = {"report": {"before": before, "after": after, "images": len(report)}}
     write_json(Path(config.run) / "finetune.json", dataclasses.asdict(config) | found)
-    console.print(
+    say(
+        console,
         f"policy of {config.run} on the report split: {100 * before:.1f} % before, {100 * after:.1f} % after "
         f"fine-tuning; weights in {out}",
-        highlight=False,
-        soft_wrap=True,
     )
     return out

@@ -6,15 +6,18 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from haqjax.files import new_folder
 from haqjax.hardware import Machine, cost_table, find_limits, machine
 from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
+from haqjax.report.names import as_cell, name_apart
 from haqjax.report.static.roofline import latency_figure, limits_figure
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import HardwareConfig
+from haqjax.run.terminal import say
 from haqjax.tracing.hooks import layers
 from haqjax.types import LayerTable
 
@@ -39,14 +42,14 @@ def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
     parts = [_explain(accelerator, table_of) for accelerator in machines]
     for accelerator, rows in zip(machines, parts, strict=True):
         text = as_text(_as_table(accelerator, table_of, rows, config.model), TABLE_WIDTH)
-        console.print(text, end="\n\n", highlight=False, markup=False, soft_wrap=True)
+        console.print(Text(text), end="\n\n", soft_wrap=True)
     if config.out is None:
         return None
-    out = new_folder(config.out)
-    for accelerator, rows in zip(machines, parts, strict=True):
+    out, places = new_folder(config.out), name_apart([accelerator.name for accelerator in machines])
+    for accelerator, rows, place in zip(machines, parts, places, strict=True):
         for name, figure in _figures(accelerator, table_of, rows, config.model).items():
-            save(figure, out / f"{accelerator.name}-{name}.png")
-    console.print(f"figures in {out}", highlight=False)
+            save(figure, out / f"{place}-{name}.png")
+    say(console, f"figures in {out}")
     return out
 
 
@@ -69,7 +72,7 @@ def _explain(accelerator: Machine, table_of: LayerTable) -> Parts:
 
 def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> Table:
     title = f"{model} on {accelerator.name}: part of the latency, its limit, operations per byte, use of the peak"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table = Table(title=as_cell(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("layer", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     for bits in WIDTHS:
@@ -80,7 +83,7 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
         cells = [name, next((kind for kind, flags in kinds.items() if flags[at]), "conv")]
         for fraction, limit, intensity, utilisation in parts.values():
             cells += [f"{fraction[at]:.1%}", LIMITS[limit[at]], f"{intensity[at]:.1f}", f"{utilisation[at]:.0%}"]
-        table.add_row(*cells)
+        table.add_row(*map(as_cell, cells))
     return table
 
 

@@ -9,11 +9,13 @@ from rich.console import Console
 
 from haqjax.files import write_bytes, write_text
 from haqjax.report.catalogue import PICTURES, draw_runs
+from haqjax.report.names import name_apart
 from haqjax.report.page import make_page
 from haqjax.report.run_data import RunData
 from haqjax.report.static.style import as_bytes
 from haqjax.run.config.commands import ReportConfig
 from haqjax.run.folder.run_data import read_run_data
+from haqjax.run.terminal import say
 
 PAGE = "report.html"
 
@@ -37,17 +39,18 @@ def run_report(config: ReportConfig, console: Console) -> Path:
     if len(runs) > 1:
         stills["runs"] = [_draw(draw_runs(runs))]
     (out / "figures").mkdir(parents=True, exist_ok=True)
+    places = name_apart([run_data.name for run_data in runs])
     for key, drawn in stills.items():
-        for run_data, contents in zip(runs, drawn, strict=False):
-            name = key if len(runs) == 1 or key == "runs" else f"{run_data.name}-{key}"
+        for place, contents in zip(places, drawn, strict=False):
+            name = key if len(runs) == 1 or key == "runs" else f"{place}-{key}"
             for ending, content in contents.items():
                 write_bytes(out / "figures" / f"{name}.{ending}", content)
     svg = {key: [contents.get("svg") for contents in drawn] for key, drawn in stills.items()}
     page = write_text(out / PAGE, make_page(runs, svg))
     for run_data in runs:
         for note in run_data.notes:
-            console.print(f"{run_data.name}: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{page}, and its figures in {out / 'figures'}", highlight=False, markup=False, soft_wrap=True)
+            say(console, f"{run_data.name}: {note}")
+    say(console, f"{page}, and its figures in {out / 'figures'}")
     return page
 
 

@@ -29,6 +29,7 @@ from haqjax.run.folder.files import open_folder
 from haqjax.run.progress import show_phase
 from haqjax.run.resumable import run_resumable
 from haqjax.run.setup import PreparedSearch, find_ranges, prepare
+from haqjax.run.terminal import say
 from haqjax.searchers import make_problem
 from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
@@ -54,7 +55,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     prepared = prepare(config)
     out = out or free_folder(_name_folder(config, prepared))
     for note in prepared.data.notes:
-        console.print(note, highlight=False, soft_wrap=True)
+        say(console, note)
     weights = config.network.weights
     params = from_first(lambda: load_network(prepared.network, prepared.data, weights, console).params)
     network = dataclasses.replace(prepared.network, params=params)
@@ -66,7 +67,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     result = run_resumable(config, prepared, run.problem, out, console)
     if count := count_not_finite(result.records):
         line = f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     answers_to(config.aim).conclude(run, result, out, console)
     return out
 

@@ -11,10 +11,12 @@ import numpy as np
 from jaxtyping import PyTree
 from rich.console import Console
 
-from haqjax.files import check_free
 from haqjax.hardware import cost_table, save_table
+from haqjax.hardware.table_files import check_new
 from haqjax.models import MODELS, outline
+from haqjax.reading import one_line, quote
 from haqjax.run.config.commands import TableConfig
+from haqjax.run.terminal import say
 from haqjax.tracing.hooks import layers
 
 
@@ -24,12 +26,12 @@ def run_table(config: TableConfig, console: Console) -> Path:
     Raises:
       ValueError: bad input; nothing is written.
     """
-    out = check_free(config.out)
+    out = check_new(config.out)
     accelerator = config.machine
     apply, params, example = find_network(config.model, config.classes, config.image_size)
     table_of = layers(apply, params, example)
-    save_table(out, cost_table(accelerator, table_of), table_of)
-    console.print(f"{len(table_of)} layers of {config.model} on {accelerator.name}: {out}", highlight=False)
+    save_table(out, cost_table(accelerator, table_of), table_of, accelerator.batch)
+    say(console, f"{len(table_of)} layers of {config.model} on {accelerator.name}: {out}")
     return out
 
 
@@ -48,7 +50,9 @@ def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, P
     """
     if ":" not in model:
         if model not in MODELS:
-            raise ValueError(f"unknown model {model!r}: there are {', '.join(sorted(MODELS))}, or give module:function")
+            raise ValueError(
+                f"unknown model {quote(model)}: there are {', '.join(sorted(MODELS))}, or give module:function"
+            )
         network = outline(model, classes=classes, image_size=image_size)
         return network.apply, network.params, network.example
     module, _, function = model.partition(":")
@@ -56,9 +60,12 @@ def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, P
     try:
         found = getattr(importlib.import_module(module), function)()
     except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"cannot call {model!r} without arguments: {error}") from error
+        raise ValueError(f"cannot call {quote(model)} without arguments: {one_line(error, 200)}") from error
     finally:
         sys.path.remove("")
     if not (isinstance(found, tuple) and len(found) == 3 and callable(found[0])):
-        raise ValueError(f"{model!r} must return (apply, params, example), not {type(found).__name__}")
+        raise ValueError(f"{quote(model)} must return (apply, params, example), not {type(found).__name__}")
+    bad = next((leaf for leaf in jax.tree.leaves(found[1]) if not hasattr(leaf, "dtype")), None)
+    if bad is not None:
+        raise ValueError(f"{quote(model)} must return arrays as params, not {quote(bad)}")
     return found[0], jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), found[1]), found[2]

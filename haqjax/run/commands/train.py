@@ -9,6 +9,7 @@ from haqjax.evaluation import measure_accuracy
 from haqjax.files import check_free
 from haqjax.run.config.commands import TrainConfig, free_folder
 from haqjax.run.float_network import empty_network, train_network
+from haqjax.run.terminal import say
 from haqjax.training import save_params
 
 
@@ -24,9 +25,9 @@ def run_train(config: TrainConfig, console: Console) -> Path:
     network = train_network(empty_network(config.model, data), data, config.seed, console)
     measured = measure_accuracy(network.apply, network.params, data.report)
     save_params(out, network.params)
-    console.print(
+    say(
+        console,
         f"{config.model} on {data.name}: {100 * measured.value:.1f} ± {100 * measured.error:.1f} % on the "
         f"{len(data.report)} images of the report split; weights in {out}",
-        highlight=False,
     )
     return out

@@ -38,7 +38,8 @@ def read_run_data(folder: str | Path) -> RunData:
     costs = {name: _read_cost(document["costs"][name]) for name in NAMES}
     prepared, notes = _prepare(config, [row["name"] for row in document["layers"]])
     costs_by_layer = _price_layers(prepared, policy, config) if prepared else {}
-    rooflines = find_rooflines(machine(config.target.hw), prepared.layers, policy) if prepared else None
+    accelerator = machine(config.target.hw) if prepared else None
+    rooflines = find_rooflines(accelerator, prepared.layers, policy) if accelerator and prepared else None
     episodes = _read_episodes(folder)
     if prepared and rooflines is None:
         notes.append("A measured table does not say what limits a layer: there is no roofline.")
@@ -72,6 +73,7 @@ def read_run_data(folder: str | Path) -> RunData:
         best=document.get("best_episode"),
         configuration=_configure(folder, document),
         notes=tuple(notes),
+        batch=None if accelerator is None else accelerator.batch,
     )
 
 
