@@ -1,5 +1,6 @@
 """Atomic writes: files whole or not at all, folders that were not there before."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -28,20 +29,28 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     Returns:
       The path.
 
+    Raises:
+      OSError: of a full disk or what else stops it; its `filename` is `path`.
+
     >>> import tempfile
     >>> write_bytes(Path(tempfile.mkdtemp()) / "a.bin", b"abc").read_bytes()
     b'abc'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # writes name no file, and nobody knows the temporary one
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
