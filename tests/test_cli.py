@@ -12,7 +12,6 @@ import haqjax.cli
 from haqjax.cli import describe_error, main, read_config
 from haqjax.run import TrainConfig
 
-
 WITHIN = str(haqjax.cli.PACKAGE / "run" / "x.py")
 
 

@@ -14,7 +14,8 @@ from haqjax.files import new_folder
 from haqjax.run.config.aim import CheapestAim, FrontAim
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
-from haqjax.run.folder.files import EPISODES, open_folder, write_config
+from haqjax.run.folder.documents import EPISODES, open_folder
+from haqjax.run.folder.files import write_config
 from haqjax.run.folder.journal import Journal, open_journal, read_back, read_warm_start
 from haqjax.run.progress import show_progress
 from haqjax.run.setup import PreparedSearch

@@ -25,7 +25,7 @@ from haqjax.run.evaluators import (
     measure_accuracies,
 )
 from haqjax.run.float_network import load_network
-from haqjax.run.folder.files import open_folder
+from haqjax.run.folder.documents import open_folder
 from haqjax.run.progress import show_phase
 from haqjax.run.resumable import run_resumable
 from haqjax.run.setup import PreparedSearch, find_ranges, prepare

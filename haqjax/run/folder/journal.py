@@ -17,7 +17,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 from haqjax.run.config.options import to_options
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
-from haqjax.run.folder.files import open_folder, write_episodes
+from haqjax.run.folder.documents import open_folder
+from haqjax.run.folder.files import write_episodes
 from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
 from haqjax.searchers.warm_start import start_warm
