@@ -319,7 +319,7 @@ def test_a_run_is_evaluated_and_fine_tuned_by_its_folder(world, finished):
         (lambda told: told | {"weights": "0" * 16}, "the float network of .* is not at hand"),
         (lambda told: {k: v for k, v in told.items() if k != "layers"}, "policy.json lacks layers"),
         (lambda told: told | {"layers": told["layers"][:-1]}, "the policy has 7 layers, the network 8"),
-        (lambda told: [], "policy.json is \[\], expected object"),
+        (lambda told: [], r"policy.json is \[\], expected object"),
     ],
 )
 def test_a_run_that_was_tampered_with_is_refused(world, finished, change, message, tmp_path):

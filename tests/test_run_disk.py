@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_later(world, finished, w
 
 def test_a_disk_that_is_full_from_the_first_leaves_nothing(world, monkeypatch):
     with full_disk(0), pytest.raises(OSError, match=r"cannot be written \(File too large\)"):
-        haqjax.run.resumable._open_journal(SearchConfig(), world / "never").__enter__()
+        haqjax.run.resumable.make_run_folder(world / "never", SearchConfig(), Console(quiet=True)).__enter__()
     assert not (world / "never").exists()
 
 

@@ -169,6 +169,15 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
             manager.close()
 
 
+def has_checkpoint(folder: str | Path) -> bool:
+    """Tells whether a folder holds a checkpoint, whole or not, without opening it.
+
+    >>> has_checkpoint("nowhere")
+    False
+    """
+    return any(path.name.isdecimal() for path in Path(folder).glob("[0-9]*"))
+
+
 @contextlib.contextmanager
 def shorten_disk_errors(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
     """Turns errors of a full or read-only disk into an OSError of one line: Orbax raises many `kinds`, of many lines.

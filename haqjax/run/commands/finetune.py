@@ -10,7 +10,9 @@ from rich.console import Console
 from haqjax.files import check_free, write_json
 from haqjax.run.config.commands import FinetuneConfig
 from haqjax.run.finished import FINETUNED, FINETUNING, measure_run, open_run, save_tuned
+from haqjax.run.folder.documents import TUNED, open_folder
 from haqjax.run.progress import show_progress
+from haqjax.run.resumable import hold_folder
 from haqjax.training import Progress, finetune_all
 
 
@@ -23,9 +25,15 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
       The folder of weights and ranges; `finetune.json` beside it has the accuracies before and after.
 
     Raises:
-      ValueError: no finished run there, or one that was fine-tuned before.
+      ValueError: no finished run there, one that was fine-tuned before, or one that another process writes to.
     """
-    out = check_free(Path(config.run) / FINETUNED)
+    folder = Path(config.run)
+    open_folder(folder)
+    with hold_folder(folder, console, FINETUNING, f"go on with the same command, from the checkpoints in {folder}"):
+        return _finetune(config, check_free(folder / FINETUNED), console)
+
+
+def _finetune(config: FinetuneConfig, out: Path, console: Console) -> Path:
     run = open_run(config.run, console)
     policies, report = {"policy": run.policy}, run.prepared.data.report
     before = measure_run(run, run.network.params, run.ranges, policies)["policy"]
@@ -50,7 +58,7 @@ def run_finetune(config: FinetuneConfig, console: Console) -> Path:
     save_tuned(out, tuned)
     shutil.rmtree(Path(config.run) / FINETUNING)
     found = {"report": {"before": before, "after": after, "images": len(report)}}
-    write_json(Path(config.run) / "finetune.json", dataclasses.asdict(config) | found)
+    write_json(Path(config.run) / TUNED, dataclasses.asdict(config) | found)
     console.print(
         f"policy of {config.run} on the report split: {100 * before:.1f} % before, {100 * after:.1f} % after "
         f"fine-tuning; weights in {out}",

@@ -1,5 +1,6 @@
 """The search command: from a configuration to a run folder."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -27,7 +28,7 @@ from haqjax.run.evaluators import (
 from haqjax.run.float_network import load_network
 from haqjax.run.folder.documents import open_folder
 from haqjax.run.progress import show_phase
-from haqjax.run.resumable import run_resumable
+from haqjax.run.resumable import hold_search, make_run_folder, run_resumable
 from haqjax.run.setup import PreparedSearch, find_ranges, prepare
 from haqjax.searchers import make_problem
 from haqjax.training.checkpoints import fingerprint
@@ -51,6 +52,14 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     console = make_speaker(console)
     config, out = from_first(lambda: find_folder(config))
     config.check_files()
+    if config.run.resume is not None and out is not None:
+        with hold_search(out, console):
+            return _search(config, out, console)
+    return _search(config, out, console)
+
+
+def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
+    """Searches into a folder that is there and held, or into a new one, which is made once a search can begin."""
     prepared = prepare(config)
     out = out or free_folder(_name_folder(config, prepared))
     for note in prepared.data.notes:
@@ -63,11 +72,15 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     config = choose_batch_sizes(config, network, prepared.data.search, ranges)
     with show_phase(console, "measuring float, 8 bits, uniform"):
         run = _pose(config, prepared, network, ranges)
-    result = run_resumable(config, prepared, run.problem, out, console)
-    if count := count_not_finite(result.records):
-        line = f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."
-        console.print(line, highlight=False, soft_wrap=True)
-    answers_to(config.aim).conclude(run, result, out, console)
+    new = config.run.resume is None
+    with make_run_folder(out, config, console) if new else contextlib.nullcontext():
+        result = run_resumable(config, prepared, run.problem, out, console)
+        if count := count_not_finite(result.records):
+            line = (
+                f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."
+            )
+            console.print(line, highlight=False, soft_wrap=True)
+        answers_to(config.aim).conclude(run, result, out, console)
     return out
 
 
@@ -82,6 +95,10 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
         if config.target.budget is None and config.aim.resource is None:
             config = with_options(config, {"budget": USUAL_BUDGET})
         return config, None if run.out is None else Path(run.out)
+    if run.out is not None and not _is_same(run.out, run.resume):
+        raise ValueError(
+            f"a search that goes on writes to its own folder, {run.resume}, not to {run.out}: leave out OUT"
+        )
     before = open_folder(run.resume)
     if not os.access(run.resume, os.W_OK | os.X_OK):
         raise ValueError(f"{run.resume} cannot be written to, and a search that goes on writes there: make it writable")
@@ -100,6 +117,10 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
         )
     changes = {"resume": run.resume, "episodes": episodes, "out": None, "hosts": run.hosts}
     return with_options(before, changes), Path(run.resume)
+
+
+def _is_same(one: str, other: str) -> bool:
+    return Path(one).absolute() == Path(other).absolute()
 
 
 def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
