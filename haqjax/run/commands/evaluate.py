@@ -12,7 +12,7 @@ from haqjax.run.answers.common import shown_cost
 from haqjax.run.config.commands import EvaluateConfig
 from haqjax.run.evaluators import leave_activations
 from haqjax.run.finished import FINETUNED, load_tuned, measure_run, open_run
-from haqjax.run.folder.documents import open_folder
+from haqjax.run.folder.documents import TUNED, open_folder
 from haqjax.run.folder.files import cost_of
 from haqjax.run.resumable import hold_folder
 from haqjax.types import FULL_PRECISION, WIDTHS
@@ -43,7 +43,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
     policies = {"float": whole, "8 bits": eight, "uniform": run.uniform, "policy": run.policy}
     found = measure_run(run, params, ranges, policies)
     tuned = Path(config.run) / FINETUNED
-    if tuned.is_dir():
+    if tuned.is_dir() and (Path(config.run) / TUNED).exists():  # which a fine-tuning writes last
         params, ranges = load_tuned(tuned, run)
         found["policy, fine-tuned"] = measure_run(run, params, ranges, {"policy": run.policy})["policy"]
         policies["policy, fine-tuned"] = run.policy

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from haqjax.files import check_free
 from haqjax.models import Network
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
@@ -34,6 +36,7 @@ from haqjax.searchers import make_problem
 from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
+UNUSUAL = re.compile(r"[^\w.+-]")  # letters of a machine's name that do not belong in a folder's
 MAY_DIFFER = ("resume", "out", "episodes", "hosts")  # when a search goes on
 
 
@@ -61,7 +64,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
 def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
     """Searches into a folder that is there and held, or into a new one, which is made once a search can begin."""
     prepared = prepare(config)
-    out = out or free_folder(_name_folder(config, prepared))
+    out = out or check_free(free_folder(_name_folder(config, prepared)))
     for note in prepared.data.notes:
         console.print(note, highlight=False, soft_wrap=True)
     weights = config.network.weights
@@ -125,7 +128,8 @@ def _is_same(one: str, other: str) -> bool:
 
 def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
     method = config.method
-    return f"runs/{config.network.model}-{prepared.machine}-{config.aim.slug}-{method.search}-seed{method.seed}"
+    name = f"{config.network.model}-{prepared.machine}-{config.aim.slug}-{method.search}-seed{method.seed}"
+    return f"runs/{UNUSUAL.sub('-', name)}"
 
 
 def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> SearchRun:

@@ -1,6 +1,7 @@
 """Options of the commands besides search, and the checks that need no computation."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from haqjax.hardware import Machine, machine
@@ -167,4 +168,4 @@ def _check_network(config: TableConfig | HardwareConfig) -> None:
 def free_folder(name: str) -> Path:
     """Returns the first of `name`, `name-2`, `name-3` ... that is not there yet."""
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
-    return next(path for path in numbered if not path.exists())
+    return next(path for path in numbered if not os.path.lexists(path))
