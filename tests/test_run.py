@@ -343,6 +343,17 @@ BAD = [
     (["--search", "luck"], "unknown search 'luck': there are "),
     (["--resume", "nowhere"], "nowhere is not there: give the folder of a run"),
     (["--layers", "no.such=4"], "'no.such' matches none of the 53 layers"),
+    (["--layers", "stem=8/"], "rule 'stem=8/': widths are 8, or 2,4,8"),
+    (["--layers", "*=1-8"], "allow stem weights of 1 bit: linear levels need 2"),
+    (["--tie", "+"], "group '+' has nothing beside a '+'"),
+    (["--image-size", "100000"], "image_size is 100000: give a whole number from 1 to 4096; larger ones fill"),
+    (["--image-size", "1000"], "from 1 to 256; digits are of 8, and all are held in memory"),
+    (["--budget", "1e300"], "budget is '1e300': give at most 1e+24"),
+    (["--hw", "edge\n"], "hw is 'edge\\n': leave out the control character '\\n'"),
+    (["--out", "/proc/x"], "/proc/x cannot be made: /proc is no folder that can be written to"),
+    (["--out", "x" * 300], "is a name of 300 bytes: at most 215"),
+    (["--out", "~/x"], "'~' is not read as the home folder here"),
+    (["--resume", "."], ". is no run folder: it has no config.yaml"),
     (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
     (
         ["--search", "haq", "--extensions", "wings"],
@@ -375,7 +386,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("words, message", BAD, ids=[" ".join(words) for words, _ in BAD])
+@pytest.mark.parametrize("words, message", BAD, ids=[" ".join(words)[:40] for words, _ in BAD])
 def test_bad_input_is_one_line_and_leaves_nothing(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HAQJAX_CACHE", str(tmp_path / "cache"))

@@ -30,9 +30,17 @@ from haqjax.training.checkpoints import has_checkpoint, shorten_disk_errors
 
 
 def run_resumable(
-    config: SearchConfig, prepared: PreparedSearch, problem: Problem, out: Path, console: Console
+    config: SearchConfig,
+    prepared: PreparedSearch,
+    problem: Problem,
+    out: Path,
+    console: Console,
+    weights: str | None = None,
 ) -> SearchResult:
     """Searches for what the configuration asks, shows progress, and keeps a journal to go on from.
+
+    Args:
+      weights: fingerprint of the float network, which a search that goes on must have, too.
 
     Raises:
       OSError: the run folder cannot be written; what it holds of the search can be resumed.
@@ -41,7 +49,7 @@ def run_resumable(
     started = config if config.run.resume is None else from_first(lambda: open_folder(out))
     searcher = make_searcher(started, len(prepared.budgets), problem)
     key = jax.random.key(config.method.seed)
-    with open_journal(out, config) as journal:
+    with open_journal(out, config, weights=weights) as journal:
         before = None if config.run.resume is None else read_back(journal, searcher, problem)
         if before is None and config.method.warm_start is not None:
             before = read_warm_start(config.method.warm_start, searcher, problem, jax.random.clone(key))

@@ -77,7 +77,7 @@ def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
         run = _pose(config, prepared, network, ranges)
     new = config.run.resume is None
     with make_run_folder(out, config, console) if new else contextlib.nullcontext():
-        result = run_resumable(config, prepared, run.problem, out, console)
+        result = run_resumable(config, prepared, run.problem, out, console, run.baselines.weights)
         if count := count_not_finite(result.records):
             line = (
                 f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."

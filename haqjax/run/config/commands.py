@@ -6,8 +6,15 @@ from pathlib import Path
 
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
-from haqjax.run.config.options import SIZES, check_one_of, check_range, check_seed, check_texts
-from haqjax.run.config.search import MOST_PIXELS
+from haqjax.run.config.options import (
+    MOST_PIXELS,
+    SIZES,
+    check_image_size,
+    check_one_of,
+    check_range,
+    check_seed,
+    check_texts,
+)
 from haqjax.training import Tuning
 
 MOST_CLASSES = 10**6
@@ -48,7 +55,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_texts(self)
         check_one_of("model", self.model, MODELS)
-        check_range(1, MOST_PIXELS, SIZES, image_size=self.image_size)
+        check_image_size(self.data, self.image_size)
         check_seed(self.seed)
 
 

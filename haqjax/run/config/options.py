@@ -12,6 +12,7 @@ from haqjax.reading import check_text, quote
 
 T = TypeVar("T")
 OR_NUMBER = ("budget",)  # texts that Python code may give as a number
+MOST_PIXELS, MOST_DIGIT_PIXELS = 4096, 256  # of an image's height and width
 SIZES = "; larger ones fill the memory"  # why there are limits
 
 
@@ -109,6 +110,13 @@ def check_one_of(what: str, value: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if value not in names:
         raise ValueError(f"unknown {what} {quote(value)}: there are {', '.join(names)}")
+
+
+def check_image_size(data: str, image_size: int | None) -> None:
+    """Raises a ValueError for images of no size, or of one that fills the memory."""
+    check_range(1, MOST_PIXELS, SIZES, image_size=image_size)
+    if data == "digits":
+        check_range(1, MOST_DIGIT_PIXELS, "; digits are of 8, and all are held in memory", image_size=image_size)
 
 
 def check_range(least: int, most: int, why: str = "", **options: int | None) -> None:

@@ -12,6 +12,7 @@ from haqjax.quantizers.clipping import METHODS
 from haqjax.run.config.aim import Aim, read_aim
 from haqjax.run.config.options import (
     SIZES,
+    check_image_size,
     check_one_of,
     check_range,
     check_seed,
@@ -23,7 +24,6 @@ from haqjax.run.distributed import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
 
-MOST_PIXELS = 4096  # of an image's height and width
 BY_ACCURACY = ("haq", "random", "uniform")  # searches that need no loss: a policy given up says enough
 
 
@@ -78,7 +78,7 @@ class DataOptions:
     """Images to report on, at most. Default: all of the report split."""
 
     def __post_init__(self) -> None:
-        check_range(1, MOST_PIXELS, SIZES, image_size=self.image_size)
+        check_image_size(self.data, self.image_size)
         check_range(1, 2**31, search_images=self.search_images, report_images=self.report_images)
         check_range(0, 1024, workers=self.workers)
 
