@@ -27,10 +27,10 @@ import tyro
 ROOT = Path(__file__).parents[1]
 USUAL = ("--model", "resnet20", "--image-size", "8", "--rounding", "nearest", "--seed", "3")
 SEARCHES: dict[str, tuple[str, ...]] = {
-    "ilp": (*USUAL, "--search", "ilp", "--episodes", "1600"),
+    "ilp": (*USUAL, "--search", "ilp", "--episodes", "800"),
     "haq": (*USUAL, "--search", "haq", "--episodes", "400"),
-    "gradient": (*USUAL, "--search", "gradient", "--episodes", "1200"),
-    "front": (*USUAL, "--search", "ilp", "--episodes", "1600", "--front", "latency", "--budget", "0.3,0.5,0.7"),
+    "gradient": (*USUAL, "--search", "gradient", "--episodes", "600"),
+    "front": (*USUAL, "--search", "ilp", "--episodes", "800", "--front", "latency", "--budget", "0.3,0.5,0.7"),
 }
 TUNING = ("--epochs", "40", "--clip-rate", "0.001", "--seed", "3")
 KINDS = (*SEARCHES, "finetune")
@@ -80,9 +80,9 @@ class Runs:
         return ["search", *SEARCHES[self.kind], "--out", str(folder)]
 
     def start(self, name: str) -> subprocess.Popen:
-        said = open(self.place / f"{name}.txt", "a")
         words = [sys.executable, "-m", "haqjax", *self.words(name)]
-        return subprocess.Popen(words, env=self.environment, stdout=said, stderr=said, cwd=self.place)
+        with open(self.place / f"{name}.txt", "a") as said:
+            return subprocess.Popen(words, env=self.environment, stdout=said, stderr=said, cwd=self.place)
 
     def has_begun(self, name: str, before: int) -> bool:
         return self.newest(name) > before
