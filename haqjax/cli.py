@@ -83,7 +83,7 @@ def read_config(words: Sequence[str]) -> Any:
     """
     said = io.StringIO()
     flat = tyro.conf.configure(tyro.conf.OmitArgPrefixes)  # --model, not --network.model
-    commands = {name: flat(kind) for name, (kind, _) in COMMANDS.items()}
+    commands: dict[str, Callable[..., Any]] = {name: flat(kind) for name, (kind, _) in COMMANDS.items()}
     try:
         with contextlib.redirect_stderr(said):
             return tyro.extras.subcommand_cli_from_dict(

@@ -27,10 +27,10 @@ import tyro
 ROOT = Path(__file__).parents[1]
 USUAL = ("--model", "resnet20", "--image-size", "8", "--rounding", "nearest", "--seed", "3")
 SEARCHES: dict[str, tuple[str, ...]] = {
-    "ilp": (*USUAL, "--search", "ilp", "--episodes", "800"),
-    "haq": (*USUAL, "--search", "haq", "--episodes", "400"),
-    "gradient": (*USUAL, "--search", "gradient", "--episodes", "600"),
-    "front": (*USUAL, "--search", "ilp", "--episodes", "800", "--front", "latency", "--budget", "0.3,0.5,0.7"),
+    "ilp": (*USUAL, "--search", "ilp", "--episodes", "240"),
+    "haq": (*USUAL, "--search", "haq", "--episodes", "160"),
+    "gradient": (*USUAL, "--search", "gradient", "--episodes", "240"),
+    "front": (*USUAL, "--search", "ilp", "--episodes", "240", "--front", "latency", "--budget", "0.3,0.5,0.7"),
 }
 TUNING = ("--epochs", "40", "--clip-rate", "0.001", "--seed", "3")
 KINDS = (*SEARCHES, "finetune")

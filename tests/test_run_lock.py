@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -29,6 +30,7 @@ from haqjax.run import (
 from haqjax.run.commands.search import find_folder
 from haqjax.run.folder.lock import LOCK, lock_folder
 from haqjax.searchers import loop
+from haqjax.training import save_params
 from run_world import install
 
 ASKED = dict(search="random", layers="*=2-8", rounding="nearest", episodes=8)
@@ -170,11 +172,22 @@ def test_an_interrupt_that_leaves_a_checkpoint_says_how_to_go_on(finished, world
     assert (out / "policy.json").read_bytes() == (finished / "policy.json").read_bytes()
 
 
-def test_a_fine_tuning_that_is_interrupted_says_how_to_go_on(finished, world, monkeypatch):
-    copy = shutil.copytree(finished, world / "tuned")
+def save_half(out, tuned):
+    save_params(out / "ranges", {"0": np.zeros(1)})
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place, stop", [("save_tuned", save_half), ("write_json", interrupt)])
+def test_a_fine_tuning_that_is_stopped_while_it_writes_goes_on(finished, world, monkeypatch, place, stop):
+    copy = shutil.copytree(finished, world / f"tuned_{place}")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as stopped:
-        patch.setattr(haqjax.run.commands.finetune, "save_tuned", interrupt)
+        patch.setattr(haqjax.run.commands.finetune, place, stop)
         run_finetune(FinetuneConfig(run=str(copy), epochs=1), QUIET)
     assert describe_error(stopped.value)[0].endswith(f"go on with the same command, from the checkpoints in {copy}")
+    assert (copy / "finetuned").is_dir() and not (copy / "finetune.json").exists()
+    assert "policy, fine-tuned" not in run_evaluate(EvaluateConfig(run=str(copy)), QUIET)  # it may be half of one
     run_finetune(FinetuneConfig(run=str(copy), epochs=1), QUIET)
     assert (copy / "finetune.json").is_file() and not (copy / "finetuning").exists()
+    assert "policy, fine-tuned" in run_evaluate(EvaluateConfig(run=str(copy)), QUIET)
+    with pytest.raises(ValueError, match="finetuned exists and is never overwritten"):
+        run_finetune(FinetuneConfig(run=str(copy), epochs=1), QUIET)

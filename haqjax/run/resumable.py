@@ -1,6 +1,7 @@
 """Resumable search: the stages of a question, with a journal in the run folder."""
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -118,7 +119,7 @@ def hold_folder(out: Path, console: Console, checkpoints: str = "", how: str = "
 
 def hold_search(out: Path, console: Console) -> AbstractContextManager[None]:
     """Holds the folder of a search; see `hold_folder`."""
-    return hold_folder(out, console, CHECKPOINTS, f"go on with `make search RESUME={out}`")
+    return hold_folder(out, console, CHECKPOINTS, f"go on with `make search RESUME={shlex.quote(str(out))}`")
 
 
 @contextmanager

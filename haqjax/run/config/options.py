@@ -91,7 +91,8 @@ def check_texts(config: Any) -> None:
 
 def _types(config: Any) -> dict[str, Any]:
     """Lists the types of the options of a record of records by name."""
-    hints, types = typing.get_type_hints(type(config)), {}
+    hints = typing.get_type_hints(type(config))
+    types: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         kind = hints[field.name] | (float if field.name in OR_NUMBER else hints[field.name])

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -74,9 +75,8 @@ def read_policy(folder: str | Path, config: SearchConfig) -> PolicyFile:
     """
     path = Path(folder) / POLICY
     if not path.exists():
-        raise ValueError(
-            f"{folder} has no {POLICY}, as its search has not ended: go on with `make search RESUME={folder}`"
-        )
+        how = f"make search RESUME={shlex.quote(str(folder))}"
+        raise ValueError(f"{folder} has no {POLICY}, as its search has not ended: go on with `{how}`")
     found = read_document(path, PolicyFile)
     try:
         check_kind(found.layers, config.by_codebook)
