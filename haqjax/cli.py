@@ -8,6 +8,7 @@ import os
 import sys
 import sysconfig
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", 
 def main() -> None:
     """Runs one command; whatever goes wrong is one line on standard error, after a traceback with `--debug`."""
     words = sys.argv[1:]
+    warnings.showwarning = make_warner()
     try:
         config = read_config([word for word in words if word != DEBUG])
         keep_compiled_programs()
@@ -70,6 +72,19 @@ def main() -> None:
         line, status = describe_error(error)
         print(line, file=sys.stderr)
         leave(status)
+
+
+def make_warner() -> Callable[..., None]:
+    """Makes what shows Python's warnings as one line each, and each text once, without a line of source."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        line = f"haqjax: warning: {one_line(message)}"
+        if line not in said:
+            said.add(line)
+            print(line, file=sys.stderr)
+
+    return show
 
 
 def read_config(words: Sequence[str]) -> Any:

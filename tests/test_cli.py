@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
@@ -121,6 +122,16 @@ def test_output_that_nobody_reads_ends_the_command_in_one_line(tmp_path):
     script = f"({words}; echo status $? >&2) | true"
     ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.stderr == "haqjax: what reads its output has ended\nstatus 1\n"
+
+
+def test_a_warning_is_one_line_and_each_text_is_said_once(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", haqjax.cli.make_warner())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for text in ("latency falls\n from 3 to 4 bits", "energy falls", "latency falls from 3 to 4 bits"):
+            warnings.warn(text, stacklevel=1)
+    said = "haqjax: warning: latency falls from 3 to 4 bits\nhaqjax: warning: energy falls\n"
+    assert capsys.readouterr().err == said
 
 
 def test_help_names_debug(capsys):

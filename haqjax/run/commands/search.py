@@ -12,6 +12,7 @@ from rich.console import Console
 
 from haqjax.files import check_free
 from haqjax.models import Network
+from haqjax.reading import quote
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
 from haqjax.run.config.aim import USUAL_BUDGET
@@ -109,7 +110,7 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     for name in asked:
         if name not in MAY_DIFFER and asked[name] not in (usual[name], started[name]):
             raise ValueError(
-                f"{run.resume} was started with {name} {started[name]!r}, not {asked[name]!r}: leave it out, or "
+                f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it out, or "
                 "start anew"
             )
     episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
