@@ -110,8 +110,8 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     for name in asked:
         if name not in MAY_DIFFER and asked[name] not in (usual[name], started[name]):
             raise ValueError(
-                f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it out, or "
-                "start anew"
+                f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it "
+                "out, or start anew"
             )
     episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
     if before.aim.resource is not None and episodes != started["episodes"]:
