@@ -1,5 +1,6 @@
 """Atomic writes: files whole or not at all, folders that were not there before."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -15,6 +16,10 @@ import jax
 import numpy as np
 import yaml
 
+from haqjax.reading import check_text, quote
+
+BESIDE, BELOW = 40, 512  # bytes of names that are written beside a new file or folder, and of paths below it
+
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Writes a file that other programs see complete or not at all, also after a crash.
@@ -28,20 +33,28 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     Returns:
       The path.
 
+    Raises:
+      OSError: of a full disk or what else stops it; its `filename` is `path`.
+
     >>> import tempfile
     >>> write_bytes(Path(tempfile.mkdtemp()) / "a.bin", b"abc").read_bytes()
     b'abc'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # writes name no file, and nobody knows the temporary one
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
@@ -148,26 +161,92 @@ def plain(value: Any) -> Any:
         return plain(value._asdict())
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    raise ValueError(f"cannot write {value!r}, a {type(value).__name__}: give numbers, text, arrays, lists or mappings")
+    raise ValueError(
+        f"cannot write {quote(value)}, a {type(value).__name__}: give numbers, text, arrays, lists or mappings"
+    )
 
 
 def check_free(path: str | Path) -> Path:
-    """Checks, before any work, that a new folder can be made, and makes nothing.
+    """Checks, before any work, that a new file or folder can be made, by making one beside it, and leaves nothing.
 
     Raises:
-      ValueError: there is something at `path` already, or a file where a folder above it should be.
+      ValueError: there is something at `path` already, or a file where a folder above it should be; a name is too long
+        or has control characters; nothing can be written there.
 
     >>> import tempfile
     >>> check_free(Path(tempfile.mkdtemp()) / "runs" / "mine").name
     'mine'
     """
-    path = Path(path)
+    path = _check_name(path)
     if os.path.lexists(path):
         raise ValueError(f"{path} exists and is never overwritten: choose another name, or move it away")
-    above = next((folder for folder in path.absolute().parents if folder.exists()), None)
-    if above is None or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be made: {above} is no folder that can be written to")
+    above = next((folder for folder in path.absolute().parents if os.path.lexists(folder)), Path(path.anchor or "."))
+    _check_lengths(path, above)
+    if reason := _try_writing(above):
+        raise ValueError(f"{path} cannot be made: {above} is no folder that can be written to ({reason})")
     return path
+
+
+def check_writable(folder: str | Path) -> Path:
+    """Checks that files can be written to a folder, which is there or can be made, and leaves nothing.
+
+    Raises:
+      ValueError: as `check_free`, but for a folder that is there.
+
+    >>> import tempfile
+    >>> check_writable(tempfile.mkdtemp()).is_dir()
+    True
+    """
+    folder = _check_name(folder)
+    if not os.path.lexists(folder):
+        return check_free(folder)
+    if reason := _try_writing(folder):
+        raise ValueError(f"{folder} is no folder that can be written to ({reason}): choose another, or mend that")
+    return folder
+
+
+def _check_name(path: str | Path) -> Path:
+    text = check_text("the name", os.fspath(path))
+    if not text.strip():
+        raise ValueError("the name of the place to write to is empty: give one")
+    if text.startswith("~"):
+        raise ValueError(f"{text}: '~' is not read as the home folder here: write it out, {os.path.expanduser(text)}")
+    return Path(text)
+
+
+def _check_lengths(path: Path, above: Path) -> None:
+    """Checks the lengths of names, with what is written beside them and below them, against those of the system."""
+    name_bytes, path_bytes = (_limit(above, name, usual) for name, usual in (("NAME", 255), ("PATH", 4096)))
+    longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(longest)) > name_bytes - BESIDE:
+        count = len(os.fsencode(longest))
+        raise ValueError(f"{quote(longest)} is a name of {count} bytes: at most {name_bytes - BESIDE} can be used")
+    if len(os.fsencode(path.absolute())) > path_bytes - BELOW:
+        count = len(os.fsencode(path.absolute()))
+        raise ValueError(f"{quote(str(path))} is a path of {count} bytes: at most {path_bytes - BELOW} can be used")
+
+
+def _limit(folder: Path, name: str, usual: int) -> int:
+    try:
+        return os.pathconf(folder, f"PC_{name}_MAX")
+    except (OSError, ValueError):
+        return usual
+
+
+def _try_writing(folder: Path) -> str:
+    """Makes, renames and removes a folder within another; returns why that fails, or nothing."""
+    first, second = (folder / f".{uuid.uuid4().hex}.tmp" for _ in range(2))
+    try:
+        first.mkdir()
+        try:
+            first.rename(second)
+        finally:
+            for made in (first, second):
+                if made.is_dir():
+                    made.rmdir()
+    except OSError as error:
+        return str(error.strerror)
+    return ""
 
 
 def new_folder(path: str | Path) -> Path:
@@ -181,8 +260,8 @@ def new_folder(path: str | Path) -> Path:
     True
     """
     path = check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir()
     except FileExistsError:  # made since the check
         return check_free(path)

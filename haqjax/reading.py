@@ -5,6 +5,7 @@ import math
 import os
 import reprlib
 import stat
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,24 @@ def one_line(text: object, most: int = MESSAGE) -> str:
     return line if len(line) <= most else f"{line[: most - 2]} …"
 
 
+def check_text(name: str, text: str, most: int = 4096) -> str:
+    r"""Checks a text that people write: a path, a name, a rule.
+
+    Raises:
+      ValueError: it is longer, or has control characters or bytes that are no UTF-8.
+
+    >>> check_text("out", "runs/a\nb")
+    Traceback (most recent call last):
+    ValueError: out is 'runs/a\nb': leave out the control character '\n'
+    """
+    if len(text) > most:
+        raise ValueError(f"{name} is {quote(text)}, of {len(text)} characters: at most {most} are read")
+    for letter in text:
+        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+            raise ValueError(f"{name} is {quote(text)}: leave out the control character {quote(letter)}")
+    return text
+
+
 def check_regular(path: str | Path, most: int) -> Path:
     """Checks, before a file is opened, that it is a regular one and of at most so many bytes.
 
@@ -93,12 +112,16 @@ def read_text(path: str | Path, most: int = JSON_BYTES) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, in which NaN and Infinity, that are no JSON, are refused.
 
     Raises:
       ValueError: as `read_text`, or it is no JSON.
     """
-    return _parse(path, JSON_BYTES, json.loads, "JSON")
+    return _parse(path, JSON_BYTES, lambda text: json.loads(text, parse_constant=_refuse_constant), "JSON")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_yaml(path: str | Path) -> Any:

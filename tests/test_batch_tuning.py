@@ -18,7 +18,7 @@ from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candida
 from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
 from haqjax.evaluation.sensitivity import draw_policies
 from haqjax.run import SearchConfig, run_search
-from haqjax.run.folder.files import open_folder
+from haqjax.run.folder.documents import open_folder
 from run_world import install
 
 QUIET = Console(quiet=True)

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
+import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,3 +126,60 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
 def test_checking_makes_nothing(tmp_path):
     files.check_free(tmp_path / "runs" / "mine")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("check", [files.check_free, files.check_writable])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "is empty"),
+        ("a\0b", r"leave out the control character '\\x00'"),
+        ("a\nb", r"leave out the control character '\\n'"),
+        ("a\x1b[2J", r"leave out the control character '\\x1b'"),
+        ("~/runs/mine", "'~' is not read as the home folder here: write it out, /"),
+        ("x" * 300, "is a name of 300 bytes: at most 215 can be used"),
+        ("runs/" + "ü" * 120, "is a name of 240 bytes: at most 215"),
+        ("/".join(["x" * 100] * 40), "bytes: at most 3584 can be used"),
+        ("/proc/haqjax", "/proc/haqjax cannot be made: /proc is no folder that can be written to"),
+        ("/sys/haqjax/a", "/sys is no folder that can be written to"),
+        ("file/a", "file is no folder that can be written to"),
+        ("file/a/b", "file is no folder that can be written to"),
+        ("dangling/a", "dangling is no folder that can be written to"),
+        ("loop/a", "loop is no folder that can be written to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_before_any_work(tmp_path, monkeypatch, check, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match=message) as refused:
+        check(name)
+    assert str(refused.value).isprintable() and len(str(refused.value)) <= 500
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_longest_name_that_is_free_can_be_written(tmp_path):
+    name = "x" * 215
+    assert files.write_text(files.check_free(tmp_path / name), "a").read_text() == "a"
+    files.new_folder(tmp_path / ("y" * 215))
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_old_one(tmp_path):
+    path = files.write_text(tmp_path / "policy.json", "old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as full:
+            files.write_bytes(path, bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (full.value.errno, full.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["policy.json"]
+
+
+def test_a_folder_that_is_not_there_is_named_by_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
+        files.write_text(tmp_path / "no" / "such.csv", "")
+    assert missing.value.filename == str(tmp_path / "no" / "such.csv")

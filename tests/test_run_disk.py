@@ -19,9 +19,10 @@ import haqjax.run.evaluators
 import haqjax.run.folder.journal
 import haqjax.run.resumable
 from haqjax import calibrate
-from haqjax.cli import main
+from haqjax.cli import describe_error, main
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
+from haqjax.files import write_bytes
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.commands.search import find_folder
 from haqjax.training.checkpoints import open_checkpoints
@@ -102,9 +103,38 @@ def test_a_full_disk_is_one_line_and_the_search_goes_on_later(world, finished, w
     assert read(out) == read(finished)
 
 
+@pytest.mark.parametrize("name", ["figures/bits.png", "policy.json"])
+def test_a_disk_that_is_full_at_the_end_names_the_file_and_how_to_go_on(world, finished, name, monkeypatch):
+    out, stack = world / f"full_{Path(name).stem}", contextlib.ExitStack()
+    place, write = haqjax.run.answers.common, haqjax.run.answers.common.write_json
+
+    def draw(figure, path, *rest):
+        stack.enter_context(full_disk(100))
+        write_bytes(path, bytes(1000))
+
+    def write_last(*arguments):
+        with full_disk(100):
+            return write(*arguments)
+
+    with monkeypatch.context() as patch, stack, pytest.raises(OSError) as full:
+        if name == "policy.json":
+            patch.setattr(place, "write_json", write_last)
+        else:
+            patch.setattr(place, "save", draw)
+        run_search(SearchConfig.of(**ASKED, out=str(out)), Console(quiet=True))
+    line, status = describe_error(full.value)
+    assert status == 2 and line == (
+        f"haqjax: {out / name}: File too large; nothing of that name was written; make room and ask again; "
+        f"go on with `make search RESUME={out}`"
+    )
+    assert not (out / "policy.json").exists()
+    resume(out)
+    assert read(out) == read(finished)
+
+
 def test_a_disk_that_is_full_from_the_first_leaves_nothing(world, monkeypatch):
     with full_disk(0), pytest.raises(OSError, match=r"cannot be written \(File too large\)"):
-        haqjax.run.resumable._open_journal(SearchConfig(), world / "never").__enter__()
+        haqjax.run.resumable.make_run_folder(world / "never", SearchConfig(), Console(quiet=True)).__enter__()
     assert not (world / "never").exists()
 
 

@@ -412,3 +412,28 @@ def test_a_searcher_of_ones_own_is_three_functions():
     climbed = search(problem, Searcher(init, ask, tell), episodes=80, key=jax.random.key(0))
     assert climbed.accuracy > climbed.records.accuracy[:4].max()
     assert climbed.accuracy == pytest.approx(0.95 + float(climbed.state[1]), abs=1e-6)
+
+
+def with_latency(problem, factor):
+    """The same problem on a machine that is slower by a factor."""
+    table = dataclasses.replace(problem.table, latency=problem.table.latency * factor)
+    return dataclasses.replace(problem, table=table)
+
+
+@pytest.mark.parametrize(
+    "problem, searcher, key, message",
+    [
+        (make_toy, ("uniform", 2), 0, r"result of the searcher random.make_random, not of uniform.make_uniform"),
+        (make_toy, ("random", 4), 0, r"result of random.make_random with other numbers"),
+        (make_toy, ("random", 2), 1, "result of a search with another key"),
+        (lambda: make_toy(latency=0.7), ("random", 2), 0, "result within another budget"),
+        (lambda: with_latency(make_toy(), 0.5), ("random", 2), 0, "the latency of its first policy was .*, and is"),
+        (lambda: make_toy(6), ("random", 2), 0, "resume is a result for 5 layers, the network has 6"),
+    ],
+    ids=["searcher", "numbers", "key", "budget", "machine", "network"],
+)
+def test_a_result_of_another_search_is_no_result_to_go_on_from(problem, searcher, key, message):
+    half = search(make_toy(), named("random", 2), episodes=4, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=message) as refused:
+        search(problem(), named(*searcher), episodes=8, key=jax.random.key(key), resume=half)
+    assert len(str(refused.value)) < 500

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Bool
 
 from haqjax.policies.bounds import PINNED, make_bounds
+from haqjax.reading import quote
 from haqjax.types import WIDTHS, Bounds
 
-WIDTH = re.compile(r"([1-8])(?:-([1-8]))?")
+WIDTH = re.compile(r"([1-8])(?:\s*-\s*([1-8]))?", re.ASCII)
 
 
 def bounds_by_rules(
@@ -49,7 +50,7 @@ def bounds_by_rules(
     for rule in _parts(rules, ";"):
         pattern, equals, text = rule.partition("=")
         if not equals:
-            raise ValueError(f"rule {rule!r} has no '=': write PATTERN=WIDTHS, such as '*.depthwise=4-8'")
+            raise ValueError(f"rule {quote(rule)} has no '=': write PATTERN=WIDTHS, such as '*.depthwise=4-8'")
         matched = _match(pattern.strip(), names)
         allowed[matched] = there[matched] & _read_widths(rule, text)
     _check_left(names, allowed)
@@ -67,24 +68,26 @@ def _match(pattern: str, names: Sequence[str]) -> list[int]:
     found = [index for index, name in enumerate(names) if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         raise ValueError(
-            f"{pattern!r} matches none of the {len(names)} layers: {names[0]}, {names[-1]} are the outer ones"
+            f"{quote(pattern)} matches none of the {len(names)} layers: {names[0]}, {names[-1]} are the outer ones"
         )
     return found
 
 
 def _find_group(group: str, names: Sequence[str]) -> list[int]:
+    if not all(part.strip() for part in group.split("+")):
+        raise ValueError(f"group {quote(group)} has nothing beside a '+': write PATTERN+PATTERN, such as 'a.*+b.*'")
     found = sorted({index for pattern in _parts(group, "+") for index in _match(pattern, names)})
     if len(found) < 2:
-        raise ValueError(f"group {group!r} ties {names[found[0]]} to nothing: it needs two layers")
+        raise ValueError(f"group {quote(group)} ties {names[found[0]]} to nothing: it needs two layers")
     return found
 
 
 def _read_widths(rule: str, text: str) -> Bool[np.ndarray, "2 8"]:
-    kinds = _parts(text, "/")
+    kinds = text.split("/")
     columns = [_read_column(kind) for kind in (kinds * 2 if len(kinds) == 1 else kinds)]
     if len(columns) != 2 or not all(column.any() for column in columns):
         raise ValueError(
-            f"rule {rule!r}: widths are 8, or 2,4,8, or 3-6 between 1 and {WIDTHS}, or two of these with / between"
+            f"rule {quote(rule)}: widths are 8, or 2,4,8, or 3-6 between 1 and {WIDTHS}, or two of these with / between"
         )
     return np.stack(columns)
 

@@ -1,10 +1,11 @@
 """Finished runs, opened again with their network."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import msgspec
 from jaxtyping import Array, Int, PyTree
 from rich.console import Console
 
@@ -12,11 +13,13 @@ from haqjax.evaluation import make_evaluator
 from haqjax.models import Network
 from haqjax.policies.actions import from_rows, uniform
 from haqjax.quantizers.rounding_offsets import to_nearest
+from haqjax.reading import one_line
 from haqjax.run.config.options import with_options
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.evaluators import leave_activations, measure_accuracies
 from haqjax.run.float_network import load_network
-from haqjax.run.folder.files import open_folder, read_file
+from haqjax.run.folder.documents import POLICY, open_folder, read_policy
+from haqjax.run.folder.schema import PolicyFile
 from haqjax.run.progress import show_phase
 from haqjax.run.setup import PreparedSearch, find_ranges, prepare
 from haqjax.training import Tuned, load_params, save_params
@@ -43,21 +46,33 @@ def open_run(folder: str | Path, console: Console) -> FinishedRun:
     Raises:
       ValueError: no finished run there.
     """
-    document = read_file(Path(folder) / "policy.json", json.loads, "layers", "uniform_bits", "weights")
     config = with_options(open_folder(folder), {"out": None})
+    found = read_policy(folder, config)
     config.check_files()
     prepared = prepare(config)
     network = load_network(prepared.network, prepared.data, config.network.weights, console)
-    if document["weights"] != fingerprint(network.params):
+    if found.weights != fingerprint(network.params):
         raise ValueError(
             f"the float network of {folder} is not at hand: what is cached or was trained now differs from what the "
             "run used; search again, with WEIGHTS for a network that is kept"
         )
     with show_phase(console, "calibrating"):
         ranges = find_ranges(config.quantizer, config.by_codebook, network, prepared.data)
-    policy = from_rows(document["layers"], prepared.layers.names)
-    even = leave_activations(config, uniform(document["uniform_bits"], prepared.bounds))
+    policy = match_policy(Path(folder) / POLICY, found, prepared.layers.names)
+    even = leave_activations(config, uniform(found.uniform_bits, prepared.bounds))
     return FinishedRun(config, prepared, network, ranges, policy, even)
+
+
+def match_policy(path: Path, found: PolicyFile, names: Sequence[str]) -> Int[Array, "L 2"]:
+    """Takes the policy of a file for the network with these layers.
+
+    Raises:
+      ValueError: it is of another network.
+    """
+    try:
+        return from_rows(msgspec.to_builtins(found.layers), names)
+    except ValueError as error:
+        raise ValueError(one_line(f"{path}: {error}")) from None
 
 
 def measure_run(

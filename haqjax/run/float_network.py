@@ -9,11 +9,12 @@ import jax
 from rich.console import Console
 
 from haqjax.data import Dataset
+from haqjax.files import check_writable
 from haqjax.models import Network, build, outline
 from haqjax.run.progress import show_progress
 from haqjax.run.terminal import say
 from haqjax.training import RECIPES, Progress, fit, load_params, save_params
-from haqjax.training.checkpoints import fingerprint
+from haqjax.training.checkpoints import fingerprint, shorten_disk_errors
 
 VERSION = 1  # of the cache: raise it when training or a network changes
 
@@ -44,7 +45,10 @@ def load_network(network: Network, data: Dataset, weights: str | None, console: 
             return dataclasses.replace(network, params=load_params(folder, network.params))
         except ValueError as error:
             say(console, f"the cached network is not usable and is trained again ({error})")
-    save_params(folder, train_network(network, data, 0, console).params)
+    check_writable(folder.parent)
+    trained = train_network(network, data, 0, console).params
+    with shorten_disk_errors(folder, Exception):
+        save_params(folder, trained)
     return dataclasses.replace(network, params=load_params(folder, network.params))  # as the next run will have them
 
 

@@ -1,9 +1,10 @@
 """Resumable search: the stages of a question, with a journal in the run folder."""
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -14,8 +15,10 @@ from haqjax.files import new_folder
 from haqjax.run.config.aim import CheapestAim, FrontAim
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
-from haqjax.run.folder.files import EPISODES, open_folder, write_config
-from haqjax.run.folder.journal import Journal, open_journal, read_back, read_warm_start
+from haqjax.run.folder.documents import EPISODES, open_folder
+from haqjax.run.folder.files import write_config
+from haqjax.run.folder.journal import CHECKPOINTS, open_journal, read_back, read_warm_start
+from haqjax.run.folder.lock import lock_folder
 from haqjax.run.progress import show_progress
 from haqjax.run.setup import PreparedSearch
 from haqjax.run.terminal import say
@@ -25,13 +28,21 @@ from haqjax.searchers.base import Question
 from haqjax.searchers.front import make_front
 from haqjax.searchers.haq import HAQ, extend, make_haq
 from haqjax.searchers.loop import Within, answer, find_searcher
-from haqjax.training.checkpoints import shorten_disk_errors
+from haqjax.training.checkpoints import has_checkpoint, shorten_disk_errors
 
 
 def run_resumable(
-    config: SearchConfig, prepared: PreparedSearch, problem: Problem, out: Path, console: Console
+    config: SearchConfig,
+    prepared: PreparedSearch,
+    problem: Problem,
+    out: Path,
+    console: Console,
+    weights: str | None = None,
 ) -> SearchResult:
     """Searches for what the configuration asks, shows progress, and keeps a journal to go on from.
+
+    Args:
+      weights: fingerprint of the float network, which a search that goes on must have, too.
 
     Raises:
       OSError: the run folder cannot be written; what it holds of the search can be resumed.
@@ -40,7 +51,7 @@ def run_resumable(
     started = config if config.run.resume is None else from_first(lambda: open_folder(out))
     searcher = make_searcher(started, len(prepared.budgets), problem)
     key = jax.random.key(config.method.seed)
-    with _open_journal(config, out) as journal:
+    with open_journal(out, config, weights=weights) as journal:
         before = None if config.run.resume is None else read_back(journal, searcher, problem)
         if before is None and config.method.warm_start is not None:
             before = read_warm_start(config.method.warm_start, searcher, problem, jax.random.clone(key))
@@ -80,19 +91,51 @@ def _describe_progress(result: SearchResult, prepared: PreparedSearch, config: S
 
 
 @contextmanager
-def _open_journal(config: SearchConfig, out: Path) -> Iterator[Journal]:
-    """Opens the journal; a new run that stops before its first round is over leaves nothing."""
-    new = config.run.resume is None and is_first()
-    if new:
+def hold_folder(out: Path, console: Console, checkpoints: str = "", how: str = "") -> Iterator[None]:
+    """Holds the lock of a run folder; an error on the way notes how to go on, where there is something to go on from.
+
+    Args:
+      checkpoints: name of the folder of checkpoints within it.
+      how: for people.
+
+    Raises:
+      ValueError: another process writes there.
+    """
+    with ExitStack() as held:
+
+        def lock() -> str:
+            return held.enter_context(lock_folder(out)) if is_first() else ""
+
+        if note := from_first(lock):
+            console.print(note, highlight=False, soft_wrap=True)
+        try:
+            yield
+        except ValueError:  # says itself what to do
+            raise
+        except BaseException as error:
+            if checkpoints and has_checkpoint(out / checkpoints):
+                error.add_note(how)
+            raise
+
+
+def hold_search(out: Path, console: Console) -> AbstractContextManager[None]:
+    """Holds the folder of a search; see `hold_folder`."""
+    return hold_folder(out, console, CHECKPOINTS, f"go on with `make search RESUME={shlex.quote(str(out))}`")
+
+
+@contextmanager
+def make_run_folder(out: Path, config: SearchConfig, console: Console) -> Iterator[None]:
+    """Makes and holds the folder of a new run; one that stops before its first round is over leaves nothing."""
+    if is_first():
         new_folder(out)
     try:
-        if new:
-            with shorten_disk_errors(out):
-                write_config(out, config)
-        with open_journal(out, config) as journal:
-            yield journal
+        with hold_search(out, console):
+            if is_first():
+                with shorten_disk_errors(out):
+                    write_config(out, config)
+            yield
     finally:
-        if new and not (out / EPISODES).is_file():
+        if is_first() and not (out / EPISODES).is_file():
             shutil.rmtree(out)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,6 @@ from haqjax.types import (
     LayerTable,
     Ranges,
 )
-from haqjax.widths import CODEBOOK, LINEAR, check_widths
 
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
@@ -66,7 +66,8 @@ def prepare(config: SearchConfig) -> PreparedSearch:
     least = (2, WIDTHS if config.by_codebook else 2)  # where size is all that counts, activations stay at 8 bits
     available = available_widths(accelerator, rows)
     bounds = bounds_by_rules(rows.names, config.target.layers, config.target.tie, low=least, available=available)
-    check_widths(bounds.low, CODEBOOK if config.by_codebook else LINEAR, rows.names, leave=False)
+    if not config.by_codebook:
+        _check_linear(bounds, rows.names)
     limits = budget(table, **aim.limits)
     budgets: tuple[Budget, ...] = ()
     if aim.resource is not None:
@@ -78,6 +79,17 @@ def prepare(config: SearchConfig) -> PreparedSearch:
     for one in (limits, *budgets):
         check_reachable(table, bounds, one, rows.names)
     return PreparedSearch(accelerator.name, data, network, rows, table, bounds, limits, budgets)
+
+
+def _check_linear(bounds: Bounds, names: Sequence[str]) -> None:
+    """Raises a ValueError where rules allow a layer 1 bit: linear levels need 2, and are no numbers at 1."""
+    at = np.argwhere(np.asarray(bounds.low) < 2)
+    if len(at):
+        kind = ("weights", "activations")[at[0][1]]
+        raise ValueError(
+            f"the rules on layers allow {names[at[0][0]]} {kind} of 1 bit: linear levels need 2 (codebooks, with "
+            "metric size, have weights of 1)"
+        )
 
 
 def open_network(network: NetworkOptions, data: DataOptions) -> tuple[Network, Dataset]:

@@ -150,6 +150,7 @@ class SearchResult:
     chosen: tuple[int | None, ...]  # the best episode within each budget, whichever it was evaluated for
     state: Any  # of the searcher, in the last stage
     interrupted: bool = False
+    searcher: str = ""  # that found it, see `haqjax.searchers.resuming.name_searcher`; empty where unknown
 
     @property
     def best(self) -> int | None:

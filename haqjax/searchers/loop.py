@@ -26,6 +26,7 @@ from haqjax.searchers.greedy import make_greedy
 from haqjax.searchers.haq import HAQ, make_haq
 from haqjax.searchers.ilp import ILP, make_ilp
 from haqjax.searchers.random import make_random
+from haqjax.searchers.resuming import check_resumable, check_stage, name_searcher
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 
@@ -99,7 +100,8 @@ def search(
         are added. They make a search shorter, and change nothing else.
 
     Raises:
-      ValueError: an unknown name, fewer than one episode, or a budget that no policy can meet: before anything runs.
+      ValueError: an unknown name, fewer than one episode, a budget that no policy can meet, or a result to go on from
+        that is of another problem, searcher or key: before anything runs.
       RuntimeError: interrupted before the first round ended, or no policy within the budget had a finite accuracy.
     """
     if episodes < 1:
@@ -148,8 +150,10 @@ def answer(
       resume: records and the searcher's state of the same question and searcher, to go on from.
 
     Raises:
+      ValueError: the result to go on from is of another problem, searcher, key or budget.
       RuntimeError: interrupted before the first round ended, or the question has no answer.
     """
+    check_resumable(problem, searcher, resume)
     result, episodes = None, 0 if resume is None else count_episodes(resume.records)
     try:
         for result in _run_stages(problem, searcher, question, resume, {} if known is None else known):
@@ -158,7 +162,9 @@ def answer(
             episodes = count_episodes(result.records)
     except KeyboardInterrupt:
         if result is None:
-            raise RuntimeError("interrupted before the first round of the search ended: nothing was found") from None
+            found = f"the {episodes} policies so far are kept" if episodes else "nothing was found"
+            which = "another" if episodes else "the first"
+            raise RuntimeError(f"interrupted before {which} round of the search ended: {found}") from None
         result = dataclasses.replace(result, interrupted=True)
     assert result is not None
     question.check(problem, result)
@@ -178,8 +184,10 @@ def _run_stages(
     if records is not None:
         remember(known, records)
     stages: list[Stage] = []
+    name = name_searcher(searcher)
     first = question.opening  # episode of the stage
     while (stage := question.next_stage(problem, len(stages), first_episodes(records, first))) is not None:
+        check_stage(len(stages), stage, resume)
         stages.append(stage._replace(first=first))
         stage_problem = dataclasses.replace(problem, budget=stage.budget)
         start_key, round_key = jax.random.split(stage.key)
@@ -191,10 +199,10 @@ def _run_stages(
             state, record = run_round(searcher, stage_problem, state, jax.random.fold_in(round_key, done), known, least)
             records = join_records(records, first_episodes(record, stage.episodes - done))
             done = count_episodes(records) - first
-            yield SearchResult(records, tuple(stages), question.choose(problem, records), state)
+            yield SearchResult(records, tuple(stages), question.choose(problem, records), state, searcher=name)
         first += stage.episodes
     if records is not None:
-        yield SearchResult(records, tuple(stages), question.choose(problem, records), state)
+        yield SearchResult(records, tuple(stages), question.choose(problem, records), state, searcher=name)
 
 
 def _best_accuracy(records: Record | None, budget: Budget) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,8 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from haqjax.reading import one_line, quote
+
 KEPT = 2  # checkpoints: the newest, and one to fall back on
 CONFIGURATION, STATE = "configuration", "state"
+DIGEST, SEAL = "fingerprint of the state", "seal"  # in the configuration on disk: what is garbled is not gone on from
+WEIGHTS = "fingerprint of the weights"  # in a configuration; compared where both have one, as older ones have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         leaves = dict(_pack(i, np.array(leaf)) for i, leaf in enumerate(jax.tree.leaves(state)))  # steps overwrite them
-        items = {STATE: ocp.args.StandardSave(leaves), CONFIGURATION: ocp.args.JsonSave(dict(self.configuration))}
+        about = dict(self.configuration) | {DIGEST: fingerprint(leaves)}
+        about[SEAL] = _seal(about)
+        items = {STATE: ocp.args.StandardSave(leaves), CONFIGURATION: ocp.args.JsonSave(about)}
         with shorten_disk_errors(self.folder, Exception):
             self._discard_unreadable(number)
             self.manager.save(number, args=ocp.args.Composite(**items))
@@ -70,8 +77,9 @@ class Checkpoints:
         for step in steps:
             try:
                 stored = self._read_configuration(step)
+                digest = stored.pop(DIGEST, None)
                 same = not self._differing(stored)
-                found = self._read_leaves(step) if same else []
+                found = self._read_leaves(step, digest) if same else []
             except Exception as error:  # Orbax and what is below it raise many kinds
                 reasons.append(_reason(error))
                 self.unreadable.append(step)
@@ -79,8 +87,8 @@ class Checkpoints:
             if not same:
                 name = min(self._differing(stored))
                 raise ValueError(
-                    f"the checkpoints in '{self.folder}' are of another run: {name} was {stored.get(name)!r} and is "
-                    f"{self.configuration.get(name)!r} now; remove the folder or choose another"
+                    f"the checkpoints in '{self.folder}' are of another run: {name} was {quote(stored.get(name))} and "
+                    f"is {quote(self.configuration.get(name))} now; remove the folder or choose another"
                 )
             return found, step
         if reasons:
@@ -99,18 +107,29 @@ class Checkpoints:
     def _read_configuration(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
-        return self.manager.restore(step, args=ocp.args.Composite(configuration=ocp.args.JsonRestore())).configuration
+        found = self.manager.restore(step, args=ocp.args.Composite(configuration=ocp.args.JsonRestore())).configuration
+        if (DIGEST in found or SEAL in found) and found.pop(SEAL, None) != _seal(found):  # older ones have neither
+            raise ValueError("its configuration is not what was written")
+        return found
 
-    def _read_leaves(self, step: int) -> list[np.ndarray]:
+    def _read_leaves(self, step: int, digest: str | None) -> list[np.ndarray]:
         import orbax.checkpoint as ocp
 
         found = self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        if digest is not None and fingerprint(found) != digest:
+            raise ValueError("what was read is not what was written")
         return [leaf for _, leaf in sorted((_unpack(*item) for item in found.items()), key=lambda pair: pair[0])]
 
     def _differing(self, stored: Mapping[str, Any]) -> list[str]:
         """Lists the names of values that differ; a missing one is None."""
         names = {*stored, *self.configuration}
+        if stored.get(WEIGHTS) is None or self.configuration.get(WEIGHTS) is None:
+            names -= {WEIGHTS}
         return [name for name in names if stored.get(name) != self.configuration.get(name)]
+
+
+def _seal(configuration: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pack(place: int, leaf: np.ndarray) -> tuple[str, np.ndarray]:
@@ -169,6 +188,15 @@ def open_checkpoints(folder: str | Path, configuration: Mapping[str, Any], every
             manager.close()
 
 
+def has_checkpoint(folder: str | Path) -> bool:
+    """Tells whether a folder holds a checkpoint, whole or not, without opening it.
+
+    >>> has_checkpoint("nowhere")
+    False
+    """
+    return any(path.name.isdecimal() for path in Path(folder).glob("[0-9]*"))
+
+
 @contextlib.contextmanager
 def shorten_disk_errors(folder: Path, kinds: type[Exception] = OSError) -> Iterator[None]:
     """Turns errors of a full or read-only disk into an OSError of one line: Orbax raises many `kinds`, of many lines.
@@ -193,7 +221,7 @@ def _reason(error: Exception) -> str:
     code = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
     if code is not None:
         return os.strerror(int(code if isinstance(code, int) else code[1]))
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return one_line(str(error).strip().partition("\n")[0], 200) or type(error).__name__
 
 
 @contextlib.contextmanager

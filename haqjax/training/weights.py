@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haqjax.reading import one_line
+
 ABANDONED = 3600  # seconds after which an unfinished folder is taken for that of a killed process
 
 Params = Any
@@ -100,13 +102,16 @@ def _read(path: str | Path) -> dict[str, np.ndarray]:
     folder = Path(path).absolute()
     if not folder.is_dir():
         raise ValueError(f"there are no saved parameters at {str(path)!r}")
-    steps = _numbers(folder)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder / str(max(steps)) if steps else folder)
-    except Exception as error:  # Orbax and what is below it raise many kinds
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"cannot read the parameters at {str(path)!r}: {reason}") from error
+    while True:
+        newest = max(_numbers(folder), default=None)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(folder if newest is None else folder / str(newest))
+        except Exception as error:  # Orbax and what is below it raise many kinds
+            if folder.is_dir() and max(_numbers(folder), default=None) != newest:
+                continue  # another process has written newer ones, and removed these, in the meantime
+            reason = one_line(str(error).strip().partition("\n")[0] or type(error).__name__, 200)
+            raise ValueError(f"cannot read the parameters at {str(path)!r}: {reason}") from error
 
 
 def _check_same(path: str | Path, expected: dict[str, Any], found: dict[str, np.ndarray]) -> None:

@@ -12,7 +12,9 @@ from haqjax.run.answers.common import shown_cost
 from haqjax.run.config.commands import EvaluateConfig
 from haqjax.run.evaluators import leave_activations
 from haqjax.run.finished import FINETUNED, load_tuned, measure_run, open_run
+from haqjax.run.folder.documents import TUNED, open_folder
 from haqjax.run.folder.files import cost_of
+from haqjax.run.resumable import hold_folder
 from haqjax.run.terminal import say
 from haqjax.types import FULL_PRECISION, WIDTHS
 
@@ -27,8 +29,14 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
       Accuracies in 0..1 by name.
 
     Raises:
-      ValueError: no finished run there.
+      ValueError: no finished run there, or another process writes to it.
     """
+    open_folder(config.run)
+    with hold_folder(Path(config.run), console):
+        return _evaluate(config, console)
+
+
+def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
     run = open_run(config.run, console)
     params, ranges = run.network.params, run.ranges
     whole = jnp.full_like(run.policy, FULL_PRECISION)
@@ -36,7 +44,7 @@ def run_evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
     policies = {"float": whole, "8 bits": eight, "uniform": run.uniform, "policy": run.policy}
     found = measure_run(run, params, ranges, policies)
     tuned = Path(config.run) / FINETUNED
-    if tuned.is_dir():
+    if tuned.is_dir() and (Path(config.run) / TUNED).exists():  # which a fine-tuning writes last
         params, ranges = load_tuned(tuned, run)
         found["policy, fine-tuned"] = measure_run(run, params, ranges, {"policy": run.policy})["policy"]
         policies["policy, fine-tuned"] = run.policy

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from haqjax.files import write_bytes, write_text
+from haqjax.files import check_writable, write_bytes, write_text
 from haqjax.report.catalogue import PICTURES, draw_runs
 from haqjax.report.names import name_apart
 from haqjax.report.page import make_page
@@ -29,12 +29,12 @@ def run_report(config: ReportConfig, console: Console) -> Path:
       The page.
 
     Raises:
-      ValueError: no finished run in one of the folders; nothing is written.
+      ValueError: no finished run in one of the folders, or OUT is no place to write to; nothing is written.
     """
     if not config.run:
         raise ValueError("no run was given: name one or more run folders")
     runs = _name_apart([read_run_data(folder) for folder in config.run])
-    out = Path(config.out or config.run[0])
+    out = check_writable(config.out or config.run[0])
     stills = {key: [_draw(picture.static(run_data)) for run_data in runs] for key, picture in PICTURES.items()}
     if len(runs) > 1:
         stills["runs"] = [_draw(draw_runs(runs))]

@@ -1,14 +1,18 @@
 """The search command: from a configuration to a run folder."""
 
+import contextlib
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
+from haqjax.files import check_free
 from haqjax.models import Network
+from haqjax.reading import quote
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
 from haqjax.run.config.aim import USUAL_BUDGET
@@ -25,15 +29,16 @@ from haqjax.run.evaluators import (
     measure_accuracies,
 )
 from haqjax.run.float_network import load_network
-from haqjax.run.folder.files import open_folder
+from haqjax.run.folder.documents import open_folder
 from haqjax.run.progress import show_phase
-from haqjax.run.resumable import run_resumable
+from haqjax.run.resumable import hold_search, make_run_folder, run_resumable
 from haqjax.run.setup import PreparedSearch, find_ranges, prepare
 from haqjax.run.terminal import say
 from haqjax.searchers import make_problem
 from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
+UNUSUAL = re.compile(r"[^\w.+-]")  # letters of a machine's name that do not belong in a folder's
 MAY_DIFFER = ("resume", "out", "episodes", "hosts")  # when a search goes on
 
 
@@ -52,8 +57,16 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     console = make_speaker(console)
     config, out = from_first(lambda: find_folder(config))
     config.check_files()
+    if config.run.resume is not None and out is not None:
+        with hold_search(out, console):
+            return _search(config, out, console)
+    return _search(config, out, console)
+
+
+def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
+    """Searches into a folder that is there and held, or into a new one, which is made once a search can begin."""
     prepared = prepare(config)
-    out = out or free_folder(_name_folder(config, prepared))
+    out = out or check_free(free_folder(_name_folder(config, prepared)))
     for note in prepared.data.notes:
         say(console, note)
     weights = config.network.weights
@@ -64,11 +77,13 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     config = choose_batch_sizes(config, network, prepared.data.search, ranges)
     with show_phase(console, "measuring float, 8 bits, uniform"):
         run = _pose(config, prepared, network, ranges)
-    result = run_resumable(config, prepared, run.problem, out, console)
-    if count := count_not_finite(result.records):
-        line = f"{count} of {len(result.records.accuracy)} policies gave outputs that are not finite: none was chosen."
-        say(console, line)
-    answers_to(config.aim).conclude(run, result, out, console)
+    new = config.run.resume is None
+    with make_run_folder(out, config, console) if new else contextlib.nullcontext():
+        result = run_resumable(config, prepared, run.problem, out, console, run.baselines.weights)
+        if count := count_not_finite(result.records):
+            total = len(result.records.accuracy)
+            say(console, f"{count} of {total} policies gave outputs that are not finite: none was chosen.")
+        answers_to(config.aim).conclude(run, result, out, console)
     return out
 
 
@@ -83,6 +98,10 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
         if config.target.budget is None and config.aim.resource is None:
             config = with_options(config, {"budget": USUAL_BUDGET})
         return config, None if run.out is None else Path(run.out)
+    if run.out is not None and not _is_same(run.out, run.resume):
+        raise ValueError(
+            f"a search that goes on writes to its own folder, {run.resume}, not to {run.out}: leave out OUT"
+        )
     before = open_folder(run.resume)
     if not os.access(run.resume, os.W_OK | os.X_OK):
         raise ValueError(f"{run.resume} cannot be written to, and a search that goes on writes there: make it writable")
@@ -90,8 +109,8 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     for name in asked:
         if name not in MAY_DIFFER and asked[name] not in (usual[name], started[name]):
             raise ValueError(
-                f"{run.resume} was started with {name} {started[name]!r}, not {asked[name]!r}: leave it out, or "
-                "start anew"
+                f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it "
+                "out, or start anew"
             )
     episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
     if before.aim.resource is not None and episodes != started["episodes"]:
@@ -103,9 +122,14 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     return with_options(before, changes), Path(run.resume)
 
 
+def _is_same(one: str, other: str) -> bool:
+    return Path(one).absolute() == Path(other).absolute()
+
+
 def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
     method = config.method
-    return f"runs/{config.network.model}-{prepared.machine}-{config.aim.slug}-{method.search}-seed{method.seed}"
+    name = f"{config.network.model}-{prepared.machine}-{config.aim.slug}-{method.search}-seed{method.seed}"
+    return f"runs/{UNUSUAL.sub('-', name)}"
 
 
 def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> SearchRun:

@@ -1,12 +1,24 @@
 """Options of the commands besides search, and the checks that need no computation."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from haqjax.hardware import Machine, machine
 from haqjax.models import MODELS
-from haqjax.run.config.options import check_one_of, check_seed
+from haqjax.run.config.options import (
+    MOST_PIXELS,
+    SIZES,
+    check_image_size,
+    check_one_of,
+    check_range,
+    check_seed,
+    check_texts,
+)
 from haqjax.training import Tuning
+
+MOST_CLASSES = 10**6
+MOST_RATE = 1000.0  # of learning
 
 __all__ = [
     "EvaluateConfig",
@@ -41,7 +53,9 @@ class TrainConfig:
     """Folder to write; never overwritten. Default: weights/MODEL-DATA-seedSEED."""
 
     def __post_init__(self) -> None:
+        check_texts(self)
         check_one_of("model", self.model, MODELS)
+        check_image_size(self.data, self.image_size)
         check_seed(self.seed)
 
 
@@ -51,6 +65,9 @@ class EvaluateConfig:
 
     run: str
     """Run folder."""
+
+    def __post_init__(self) -> None:
+        check_texts(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +94,14 @@ class FinetuneConfig:
     """Of the order of the images."""
 
     def __post_init__(self) -> None:
+        check_texts(self)
         check_seed(self.seed)
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs {self.epochs} and batch_size {self.batch_size} must be above 0")
-        self.tuning  # noqa: B018 - checks the rates
+        check_range(1, 10**5, epochs=self.epochs)
+        check_range(1, 2**20, SIZES, batch_size=self.batch_size)
+        for name in ("learning_rate", "clip_rate", "codebook_rate"):
+            if not 0 <= getattr(self, name) <= MOST_RATE:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to {MOST_RATE:g}")
+        self.tuning  # noqa: B018 - checks that one of the rates is above 0, and distill
 
     @property
     def tuning(self) -> Tuning:
@@ -98,6 +119,9 @@ class ReportConfig:
     out: str | None = None
     """Folder to write to. Default: the first run folder. A report that is there is replaced."""
 
+    def __post_init__(self) -> None:
+        check_texts(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TableConfig:
@@ -113,6 +137,9 @@ class TableConfig:
     """Height and width of the images, for a network of the zoo."""
     classes: int = 1000
     """Number of classes, for a network of the zoo."""
+
+    def __post_init__(self) -> None:
+        _check_network(self)
 
     @property
     def machine(self) -> Machine:
@@ -134,8 +161,18 @@ class HardwareConfig:
     out: str | None = None
     """Folder for the figures; never overwritten. Default: none are drawn."""
 
+    def __post_init__(self) -> None:
+        _check_network(self)
+
+
+def _check_network(config: TableConfig | HardwareConfig) -> None:
+    """Raises a ValueError for a network of the zoo that no memory holds."""
+    check_texts(config)
+    check_range(1, MOST_PIXELS, SIZES, image_size=config.image_size)
+    check_range(1, MOST_CLASSES, SIZES, classes=config.classes)
+
 
 def free_folder(name: str) -> Path:
     """Returns the first of `name`, `name-2`, `name-3` ... that is not there yet."""
     numbered = (Path(name if n == 1 else f"{name}-{n}") for n in range(1, 1 << 20))
-    return next(path for path in numbered if not path.exists())
+    return next(path for path in numbered if not os.path.lexists(path))

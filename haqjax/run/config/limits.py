@@ -3,6 +3,7 @@
 import math
 import re
 
+from haqjax.reading import quote
 from haqjax.types import Cost
 
 KEYWORDS = {  # of an absolute limit, see haqjax.budget
@@ -20,6 +21,7 @@ UNITS = {
     "bops": {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "memory": BYTES,
 }
+MOST = 1e24  # of any limit, in any unit: float32 holds 1e38
 NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -36,10 +38,10 @@ def read_metrics(metric: str) -> tuple[str, ...]:
     for name in names:
         if name not in Cost._fields:
             raise ValueError(
-                f"unknown metric {name!r}: there are {', '.join(Cost._fields)}, several with commas between"
+                f"unknown metric {quote(name)}: there are {', '.join(Cost._fields)}, several with commas between"
             )
     if len(set(names)) < len(names):
-        raise ValueError(f"metric {metric!r} names a resource twice")
+        raise ValueError(f"metric {quote(metric)} names a resource twice")
     return names
 
 
@@ -61,7 +63,7 @@ def read_limits(metric: str, budget: str | float) -> dict[str, float]:
     texts = texts * len(names) if len(texts) == 1 else texts
     if len(texts) != len(names):
         raise ValueError(
-            f"budget {budget!r} has {len(texts)} limits for {len(names)} metrics: give one, or one for each"
+            f"budget {quote(budget)} has {len(texts)} limits for {len(names)} metrics: give one, or one for each"
         )
     return dict(_read_limit(name, text) for name, text in zip(names, texts, strict=True))
 
@@ -69,9 +71,13 @@ def read_limits(metric: str, budget: str | float) -> dict[str, float]:
 def _read_limit(name: str, text: str) -> tuple[str, float]:
     found = NUMBER.fullmatch(text)
     if found is None or not (math.isfinite(value := float(found[1])) and value > 0):
-        raise ValueError(f"budget is {text.strip()!r}: give a fraction of the 8-bit cost above 0, such as 0.6")
+        raise ValueError(f"budget is {quote(text.strip())}: give a fraction of the 8-bit cost above 0, such as 0.6")
+    if value > MOST:
+        raise ValueError(f"budget is {quote(text.strip())}: give at most {MOST:g}")
     if not found[2]:
         return name, value
     if found[2] not in UNITS[name]:
-        raise ValueError(f"budget {text.strip()!r}: {name} is measured in {', '.join(UNITS[name])}, not {found[2]}")
+        raise ValueError(
+            f"budget {quote(text.strip())}: {name} is measured in {', '.join(UNITS[name])}, not {found[2]}"
+        )
     return KEYWORDS[name], value * UNITS[name][found[2]]

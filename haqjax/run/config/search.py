@@ -10,7 +10,16 @@ from haqjax.models import MODELS, is_pretrained_source
 from haqjax.quantizers.calibration import ROUNDINGS
 from haqjax.quantizers.clipping import METHODS
 from haqjax.run.config.aim import Aim, read_aim
-from haqjax.run.config.options import check_at_least, check_one_of, check_seed, with_options
+from haqjax.run.config.options import (
+    SIZES,
+    check_image_size,
+    check_one_of,
+    check_range,
+    check_seed,
+    check_texts,
+    check_types,
+    with_options,
+)
 from haqjax.run.distributed import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
@@ -69,7 +78,9 @@ class DataOptions:
     """Images to report on, at most. Default: all of the report split."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, search_images=self.search_images, report_images=self.report_images)
+        check_image_size(self.data, self.image_size)
+        check_range(1, 2**31, search_images=self.search_images, report_images=self.report_images)
+        check_range(0, 1024, workers=self.workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +142,10 @@ class EvaluationOptions:
     """Batches of fine-tuning under each policy before it is evaluated."""
 
     def __post_init__(self) -> None:
-        check_at_least(1, batch_size=self.batch_size, policies_at_once=self.policies_at_once, cuts=self.cuts)
-        check_at_least(0, finetune_steps=self.finetune_steps)
+        check_range(1, 2**20, SIZES, batch_size=self.batch_size)
+        check_range(1, 2**16, SIZES, policies_at_once=self.policies_at_once)
+        check_range(1, 1000, cuts=self.cuts)
+        check_range(0, 10**6, finetune_steps=self.finetune_steps)
         if self.race is not None and not 0 <= self.race < 1:
             raise ValueError(f"race is {self.race}: give the chance of an error, from 0 to below 1")
         if self.cuts and self.finetune_steps:
@@ -161,7 +174,8 @@ class MethodOptions:
         for extension in self.extension_names:
             check_one_of("extension", extension, EXTENSIONS)
         check_seed(self.seed)
-        check_at_least(1, episodes=self.episodes, parallel=self.parallel)
+        check_range(1, 10**7, SIZES, episodes=self.episodes)
+        check_range(1, 2**16, SIZES, parallel=self.parallel)
 
     @property
     def extension_names(self) -> tuple[str, ...]:
@@ -204,12 +218,18 @@ class SearchConfig:
     def of(cls, **options: Any) -> "SearchConfig":
         """Makes a configuration of options by name, whichever record they belong to.
 
+        Raises:
+          ValueError: a value that is not of its option's type, or that the search cannot be run with.
+          TypeError: an option that there is not.
+
         >>> SearchConfig.of(model="resnet20", budget="0.5").target.budget
         '0.5'
         """
+        check_types(cls(), options)
         return with_options(cls(), options)
 
     def __post_init__(self) -> None:
+        check_texts(self)
         if self.run.resume is None:  # else the options that the run was started with have been checked
             self._check_together()
 

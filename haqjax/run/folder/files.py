@@ -3,23 +3,20 @@
 import importlib.metadata
 import operator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import yaml
 from jaxtyping import Float, Int
 
 from haqjax.files import write_csv, write_yaml
 from haqjax.policies.cost import policy_cost
 from haqjax.run.config.options import to_options
 from haqjax.run.config.search import SearchConfig
+from haqjax.run.folder.documents import CONFIG, EPISODES
 from haqjax.searchers import Record
 from haqjax.types import WIDTHS, AnyArray, Cost, CostTable
 from haqjax.units import RESOURCES, as_fields
-
-EPISODES = "episodes.csv"
 
 
 def write_config(out: Path, config: SearchConfig) -> None:
@@ -27,37 +24,7 @@ def write_config(out: Path, config: SearchConfig) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("haqjax", "jax", "flax", "optax")}
     device = jax.devices()[0]
     about = {"versions": versions, "device": f"{device.platform} {device.device_kind} x {jax.device_count()}"}
-    write_yaml(out / "config.yaml", to_options(config) | about)
-
-
-def open_folder(folder: str | Path) -> SearchConfig:
-    """Reads the configuration that a run was started with.
-
-    Raises:
-      ValueError: no search was started there.
-    """
-    read = read_file(Path(folder) / "config.yaml", yaml.safe_load, "model", "hw")
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in read.items()}
-    known = to_options(SearchConfig())
-    return SearchConfig.of(**{name: value for name, value in options.items() if name in known})
-
-
-def read_file(path: Path, parse: Any, *keys: str) -> dict[str, Any]:
-    """Reads one file of a run folder.
-
-    Raises:
-      ValueError: it is not there, cannot be read, or lacks a key.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path.parent} is no finished run: it has no {path.name}")
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}: it is not what a search wrote")
-    return found
+    write_yaml(out / CONFIG, to_options(config) | about)
 
 
 def write_episodes(

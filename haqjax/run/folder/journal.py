@@ -17,11 +17,12 @@ from jaxtyping import PRNGKeyArray, PyTree
 from haqjax.run.config.options import to_options
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import from_first, is_first
-from haqjax.run.folder.files import open_folder, write_episodes
+from haqjax.run.folder.documents import open_folder
+from haqjax.run.folder.files import write_episodes
 from haqjax.searchers import Problem, Record, Searcher, SearchResult
 from haqjax.searchers.base import choose_best
 from haqjax.searchers.warm_start import start_warm
-from haqjax.training.checkpoints import Checkpoints, open_checkpoints, shorten_disk_errors
+from haqjax.training.checkpoints import WEIGHTS, Checkpoints, has_checkpoint, open_checkpoints, shorten_disk_errors
 from haqjax.types import Cost
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
@@ -90,13 +91,14 @@ class Journal:
 
 
 @contextlib.contextmanager
-def open_journal(out: Path, config: SearchConfig, episodes: int = 0) -> Iterator[Journal]:
+def open_journal(out: Path, config: SearchConfig, episodes: int = 0, weights: str | None = None) -> Iterator[Journal]:
     """Opens the journal of a run, and waits at the end until all is on disk; of several hosts the first writes.
 
     Args:
       out: the run folder, which is there.
       config: of the search: its checkpoints serve no other.
       episodes: that were searched before.
+      weights: fingerprint of the float network; checkpoints of a search of another one are refused.
     """
     if not is_first():
         yield Journal(out, None)
@@ -106,7 +108,8 @@ def open_journal(out: Path, config: SearchConfig, episodes: int = 0) -> Iterator
     with shorten_disk_errors(out):
         # A queue without end: one that is full waits for its thread, which a full disk has ended.
         curves = SummaryWriter(str(out / TENSORBOARD), purge_step=episodes or None, max_queue=0)
-    with _silence_curves(), open_checkpoints(out / CHECKPOINTS, identity(config), every=1) as checkpoints:
+    about = identity(config) | ({} if weights is None else {WEIGHTS: weights})
+    with _silence_curves(), open_checkpoints(out / CHECKPOINTS, about, every=1) as checkpoints:
         try:
             yield Journal(out, checkpoints, curves, config.aim.resource, drawn=episodes)
         except BaseException:
@@ -176,6 +179,8 @@ def read_warm_start(folder: str | Path, searcher: Searcher, problem: Problem, ke
 
 
 def _read_newest(folder: Path, config: SearchConfig) -> tuple[list[np.ndarray], int] | None:
+    if not has_checkpoint(folder):
+        return None
     with open_checkpoints(folder, identity(config), every=1) as checkpoints:
         return checkpoints.newest()
 

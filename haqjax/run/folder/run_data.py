@@ -1,27 +1,33 @@
 """Run data of a report, read from a run folder: nothing is trained, and of the network only shapes are needed."""
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from haqjax.hardware import machine
 from haqjax.policies.cost import layer_costs
+from haqjax.reading import one_line
 from haqjax.report.run_data import Episodes, LayerCosts, Layers, RunData
 from haqjax.report.tables import Row
 from haqjax.run.config.options import with_options
 from haqjax.run.config.search import SearchConfig
-from haqjax.run.folder.files import EPISODES, open_folder, read_file
+from haqjax.run.folder.documents import (
+    EPISODES,
+    RunConfig,
+    read_episodes,
+    read_front,
+    read_policy,
+    read_run_config,
+    read_tuned,
+)
+from haqjax.run.folder.schema import Amounts, FrontFile, PolicyFile, TunedFile
 from haqjax.run.rooflines import find_rooflines
 from haqjax.run.setup import PreparedSearch, prepare
 from haqjax.types import WIDTHS, Cost, LayerTable
 from haqjax.units import RESOURCES
 
-NAMES = {"8_bits": "8 bits", "uniform": "uniform {}", "policy": "found by {}"}  # of the rows of a comparison
 CHANGED = 1e-4  # relative; a cost that differs by more was computed by another version of the machine
 SUMS = ("latency", "energy", "size", "bops")  # resources that add up over layers
 
@@ -33,58 +39,59 @@ def read_run_data(folder: str | Path) -> RunData:
       ValueError: no search was started there, it has not ended yet, or a file cannot be read.
     """
     folder = Path(folder)
-    config, document = open_folder(folder), _read_policy(folder)
-    policy = np.array([[row["weight_bits"], row["activation_bits"]] for row in document["layers"]])
-    costs = {name: _read_cost(document["costs"][name]) for name in NAMES}
-    prepared, notes = _prepare(config, [row["name"] for row in document["layers"]])
+    run = read_run_config(folder)
+    config, found = run.config, read_policy(folder, run.config)
+    tuned, front, episodes = read_tuned(folder), read_front(folder, found), _read_episodes(folder)
+    names = [layer.name for layer in found.layers]
+    policy = np.array([[layer.weight_bits, layer.activation_bits] for layer in found.layers])
+    of = {"8_bits": found.costs.eight, "uniform": found.costs.uniform, "policy": found.costs.policy}
+    costs = {name: _read_cost(amounts) for name, amounts in of.items()}
+    prepared, notes = _prepare(config, names)
     costs_by_layer = _price_layers(prepared, policy, config) if prepared else {}
     accelerator = machine(config.target.hw) if prepared else None
     rooflines = find_rooflines(accelerator, prepared.layers, policy) if accelerator and prepared else None
-    episodes = _read_episodes(folder)
     if prepared and rooflines is None:
         notes.append("A measured table does not say what limits a layer: there is no roofline.")
     if prepared and "energy" not in costs_by_layer:
-        notes.append(f"{document['hardware']} has no energy model: energy is not shown.")
+        notes.append(f"{found.hardware} has no energy model: energy is not shown.")
     if prepared and not np.isclose(_total(prepared, costs_by_layer, "latency"), costs["policy"].latency, rtol=CHANGED):
         notes.append(
             "What the hardware model says now differs from the costs in policy.json: layers are drawn as it is now."
         )
     if episodes is None:
         notes.append(f"There is no {EPISODES}: neither the search nor its front can be drawn.")
-    if document.get("interrupted"):
-        notes.append(f"The search was interrupted after {document['episodes']} policies.")
+    if found.interrupted:
+        notes.append(f"The search was interrupted after {found.episodes} policies.")
+    if episodes is not None and len(episodes.accuracy) != found.episodes:
+        notes.append(
+            f"{EPISODES} has {len(episodes.accuracy)} policies, policy.json is of {found.episodes}: the search goes on."
+        )
+    searched = found.accuracies.search
     return RunData(
         name=folder.resolve().name,
-        title=f"{config.network.model} on {document['hardware']}, {config.aim.text}",
-        layers=_describe(prepared, [row["name"] for row in document["layers"]]),
+        title=f"{config.network.model} on {found.hardware}, {config.aim.text}",
+        layers=_describe(prepared, names),
         policy=policy,
-        rows=_rows(folder, document, costs),
-        front=_front(folder, document, costs),
-        search_accuracy={name: float(document["accuracies"]["search"][name]) for name in ("float", *NAMES)},
+        rows=_rows(found, tuned, costs),
+        front=() if front is None else _front(front, found, costs),
+        search_accuracy={
+            "float": searched.float_,
+            "8_bits": searched.eight,
+            "uniform": searched.uniform,
+            "policy": searched.policy,
+        },
         costs=costs,
         budget={
-            name: float(document["budget"][one.field])
-            for name, one in RESOURCES.items()
-            if document["budget"].get(one.field) is not None
+            name: limit for name, one in RESOURCES.items() if (limit := getattr(found.budget, one.field)) is not None
         },
         layer_costs=costs_by_layer,
         rooflines=rooflines,
         episodes=episodes,
-        best=document.get("best_episode"),
-        configuration=_configure(folder, document),
+        best=found.best_episode,
+        configuration=_configure(run, found),
         notes=tuple(notes),
         batch=None if accelerator is None else accelerator.batch,
     )
-
-
-def _read_policy(folder: Path) -> dict[str, Any]:
-    """Reads `policy.json`, which is written last."""
-    if not (folder / "policy.json").is_file():
-        raise ValueError(
-            f"{folder} has no policy.json, as its search has not ended: go on with `make search RESUME={folder}`"
-        )
-    needed = ("layers", "costs", "accuracies", "budget", "hardware", "uniform_bits", "search")
-    return read_file(folder / "policy.json", json.loads, *needed)
 
 
 def _prepare(config: SearchConfig, names: list[str]) -> tuple[PreparedSearch | None, list[str]]:
@@ -93,7 +100,7 @@ def _prepare(config: SearchConfig, names: list[str]) -> tuple[PreparedSearch | N
     try:
         prepared = prepare(with_options(config, blank))
     except (ValueError, OSError, ImportError) as error:
-        return None, [f"Layers are neither described nor priced: {error}."]
+        return None, [f"Layers are neither described nor priced: {one_line(error)}."]
     if list(prepared.layers.names) != names:
         return None, ["Layers are neither described nor priced: the network has other layers now."]
     return prepared, []
@@ -133,74 +140,60 @@ def _total(prepared: PreparedSearch, costs_by_layer: Mapping[str, LayerCosts], r
 
 
 def _read_episodes(folder: Path) -> Episodes | None:
-    path = folder / EPISODES
-    if not path.is_file():
+    rows = read_episodes(folder)
+    if rows is None:
         return None
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
 
     def column(name: str) -> np.ndarray:
-        return np.array([float(row[name] or "nan") for row in rows])
+        return np.array([getattr(row, name) for row in rows], float)  # None becomes NaN
 
-    try:
-        costs: Any = [
-            column(RESOURCES[name].field) if rows and RESOURCES[name].field in rows[0] else None
-            for name in Cost._fields
-        ]
-        feasible = np.array([row["feasible"] == "True" for row in rows], bool)
-        return Episodes(column("accuracy"), column("reward"), column("best_accuracy"), feasible, Cost(*costs))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not what a search wrote: {error}") from error
+    columns = {name: column(one.field) for name, one in RESOURCES.items()}
+    costs: Any = [values if np.isfinite(values).any() else None for values in columns.values()]
+    feasible = np.array([row.feasible for row in rows], bool)
+    return Episodes(column("accuracy"), column("reward"), column("best_accuracy"), feasible, Cost(*costs))
 
 
-def _read_cost(document: Mapping[str, Any]) -> Cost:
-    """Reads a cost of policy.json, NaN where it is not known."""
-    values: Any = [
-        np.nan if (value := document.get(RESOURCES[name].field)) is None else float(value) for name in Cost._fields
-    ]
+def _read_cost(amounts: Amounts) -> Cost:
+    """Gives a cost of policy.json, NaN where it is not known."""
+    values: Any = [np.nan if (value := getattr(amounts, one.field)) is None else value for one in RESOURCES.values()]
     return Cost(*values)
 
 
-def _rows(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
-    reported = document["accuracies"]["report"]
-    texts = {"uniform": document["uniform_bits"], "policy": document["search"]}
+def _rows(found: PolicyFile, tuned: TunedFile | None, costs: Mapping[str, Cost]) -> tuple[Row, ...]:
+    reported = found.accuracies.report
     rows = [
-        Row(label.format(texts.get(name)), float(reported[name]), reported["images"], costs[name])
-        for name, label in NAMES.items()
+        Row("8 bits", reported.eight, reported.images, costs["8_bits"]),
+        Row(f"uniform {found.uniform_bits}", reported.uniform, reported.images, costs["uniform"]),
+        Row(f"found by {found.search}", reported.policy, reported.images, costs["policy"]),
     ]
-    if (folder / "finetune.json").is_file():
-        tuned = read_file(folder / "finetune.json", json.loads, "report")["report"]
-        rows.append(Row("found, fine-tuned", float(tuned["after"]), tuned["images"], costs["policy"]))
+    if tuned is not None:
+        rows.append(Row("found, fine-tuned", tuned.report.after, tuned.report.images, costs["policy"]))
     unknown: Any = [np.nan] * len(Cost._fields)
-    return (*rows, Row("float", float(reported["float"]), reported["images"], Cost(*unknown)))
+    return (*rows, Row("float", reported.float_, reported.images, Cost(*unknown)))
 
 
-def _front(folder: Path, document: Mapping[str, Any], costs: Mapping[str, Cost]) -> tuple[Row, ...]:
-    """Reads the policies within several budgets, where the run searched a front."""
-    if not (folder / "front.json").is_file():
-        return ()
-    reported = document["accuracies"]["report"]
-    rows = [Row("8 bits", float(reported["8_bits"]), reported["images"], costs["8_bits"])]
-    for at in read_file(folder / "front.json", json.loads, "policies")["policies"]:
-        within, uniform = f"within {at['budget']['fraction']:.3g}", at["uniform"]
-        for name, of in ((f"found {within}", at), (f"uniform {uniform['bits']}, {within}", uniform)):
-            rows.append(Row(name, float(of["accuracies"]["report"]), reported["images"], _read_cost(of["costs"])))
+def _front(front: FrontFile, found: PolicyFile, costs: Mapping[str, Cost]) -> tuple[Row, ...]:
+    """Lists the policies within several budgets."""
+    reported = found.accuracies.report
+    rows = [Row("8 bits", reported.eight, reported.images, costs["8_bits"])]
+    for at in front.policies:
+        within, even = f"within {at.budget.fraction:.3g}", at.uniform
+        for name, one in ((f"found {within}", at), (f"uniform {even.bits}, {within}", even)):
+            rows.append(Row(name, one.accuracies.report, reported.images, _read_cost(one.costs)))
     return tuple(rows)
 
 
-def _configure(folder: Path, document: Mapping[str, Any]) -> dict[str, str]:
+def _configure(run: RunConfig, found: PolicyFile) -> dict[str, str]:
     """config.yaml, with the versions and what the search used, for people to read."""
-    asked = read_file(folder / "config.yaml", yaml.safe_load)
-    versions = asked.pop("versions", {}) or {}
-    best = document.get("best_episode")
+    device = {} if run.device is None else {"device": run.device}
     used = {
-        "machine": document["hardware"],
-        "episodes searched": document.get("episodes"),
-        "episode of the policy": None if best is None else best + 1,  # from 1, as in the figures
-        "fingerprint of the weights": document.get("weights"),
+        "machine": found.hardware,
+        "episodes searched": found.episodes,
+        "episode of the policy": None if found.best_episode is None else found.best_episode + 1,  # from 1, as drawn
+        "fingerprint of the weights": found.weights,
     }
-    told_of = asked | used | {f"version of {name}": version for name, version in versions.items()}
-    return {str(name): _text(value) for name, value in told_of.items()}
+    versions = {f"version of {name}": version for name, version in run.versions.items()}
+    return {name: _text(value) for name, value in (run.options | device | used | versions).items()}
 
 
 def _text(value: Any) -> str:
