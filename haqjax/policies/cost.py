@@ -12,7 +12,7 @@ from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, AnyArray, C
 from haqjax.widths import are_widths, check_widths
 
 
-def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*n L 2"]) -> Cost:
+def policy_cost(table: CostTable, policy: Int[AnyArray, "*n L 2"] | Float[AnyArray, "*n L 2"]) -> Cost:
     """Adds up what every layer costs at its bit-widths, and what no policy changes.
 
     Integer bits are looked up. Fractional bits are interpolated linearly in both widths between the four
@@ -39,6 +39,7 @@ def policy_cost(table: CostTable, policy: Int[Array, "*n L 2"] | Float[Array, "*
     >>> float(policy_cost(table, jnp.full((3, 2), 4.5)).size)
     65.75
     """
+    policy = jnp.asarray(policy)
     check_shape(table, policy)
     at = jnp.minimum(policy, WIDTHS)
     rows = _interpolate(table, at) if jnp.issubdtype(policy.dtype, jnp.floating) else _look_up(table, at)

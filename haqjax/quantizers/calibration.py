@@ -148,7 +148,8 @@ def _choose(method: str, of_weights: bool, histogram: Histogram) -> Clip:
 def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:
     """Refuses one array, or one mapping, in place of a list of them."""
     if hasattr(batches, "shape") or isinstance(batches, dict) or not hasattr(batches, "__iter__"):
-        kind = f"an array of shape {np.shape(batches)}" if hasattr(batches, "shape") else type(batches).__name__
+        shape = getattr(batches, "shape", None)
+        kind = type(batches).__name__ if shape is None else f"an array of shape {shape}"
         raise ValueError(f"batches is {kind}: pass a list of batches, such as [images]")
     return batches
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from haqjax.quantizers.histogram import BINS, bin_edges, bin_of
-from haqjax.types import WIDTHS
+from haqjax.types import WIDTHS, AnyArray
 
 # Clips tried for the squared error, as octaves below the largest magnitude: ever coarser, down to 1/1,600 of it.
 CANDIDATES = np.concatenate([np.arange(64) / 24, 64 / 24 + np.arange(65) / 8]).astype(np.float32)
@@ -26,7 +26,7 @@ FINE = 0.25  # steps; within a narrower bin the rounding error is taken to be th
 TINY = 1e-12  # in place of an empty probability
 
 Counts = Float[Array, "BINS"]
-Method = Callable[[Counts, Float[Array, ""], Float[Array, "8"]], Float[Array, "8"]]
+Method = Callable[[Counts, Float[Array, ""], Float[AnyArray, "8"]], Float[Array, "8"]]
 
 
 class Row(NamedTuple):
@@ -89,7 +89,7 @@ def levels_at(signed: bool) -> Float[np.ndarray, "8"]:
 
 
 def squared_error(
-    counts: Counts, largest: Float[Array, ""], clip: Float[Array, "*n"], levels: Float[Array, "*n"]
+    counts: Counts, largest: Float[Array, ""], clip: Float[Array, "*n"], levels: Float[AnyArray, "*n"]
 ) -> Float[Array, "*n"]:
     """Sums the squared differences between magnitudes and their quantised values, over the square of the largest.
 
@@ -125,17 +125,17 @@ def squared_error(
     return errors.reshape(jnp.broadcast_shapes(jnp.shape(clip), jnp.shape(levels)))
 
 
-def clip_max(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+def clip_max(counts: Counts, largest: Float[Array, ""], levels: Float[AnyArray, "8"]) -> Float[Array, "8"]:
     """Returns the largest magnitude, at every width."""
     return jnp.full(WIDTHS, largest)
 
 
-def clip_percentile(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+def clip_percentile(counts: Counts, largest: Float[Array, ""], levels: Float[AnyArray, "8"]) -> Float[Array, "8"]:
     """Returns the `PERCENTILE`th percentile of the magnitudes at every width, to within 1/128 of itself."""
     return jnp.full(WIDTHS, _percentile(counts, largest))
 
 
-def clip_mse(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+def clip_mse(counts: Counts, largest: Float[Array, ""], levels: Float[AnyArray, "8"]) -> Float[Array, "8"]:
     """Chooses the candidate with the least squared error between the magnitudes and their quantised values."""
     candidates = largest * jnp.exp2(-CANDIDATES)
 
@@ -146,7 +146,7 @@ def clip_mse(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"
     return jax.lax.map(at_width, levels)
 
 
-def clip_kl(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+def clip_kl(counts: Counts, largest: Float[Array, ""], levels: Float[AnyArray, "8"]) -> Float[Array, "8"]:
     """Chooses the clip whose quantised distribution diverges least from the original one (Migacz, GTC 2017).
 
     The counts are spread over 2,048 bins of equal width from 0 to 8 times the 99.99th percentile, or to the largest
@@ -156,7 +156,7 @@ def clip_kl(counts: Counts, largest: Float[Array, ""], levels: Float[Array, "8"]
     return least_divergence(_spread(counts, largest, limit), levels) * limit
 
 
-def least_divergence(counts: Float[Array, "KL_BINS+1"], levels: Float[Array, "8"]) -> Float[Array, "8"]:
+def least_divergence(counts: Float[Array, "KL_BINS+1"], levels: Float[AnyArray, "8"]) -> Float[Array, "8"]:
     """Finds the clip of least divergence at each width, as a fraction of the range of the bins.
 
     For a clip of `i` bins: P is the first `i` bins, with all beyond added to the last; Q divides the counts of the

@@ -107,7 +107,7 @@ def hold_folder(out: Path, console: Console, checkpoints: str = "", how: str = "
             return held.enter_context(lock_folder(out)) if is_first() else ""
 
         if note := from_first(lock):
-            console.print(note, highlight=False, soft_wrap=True)
+            say(console, note)
         try:
             yield
         except ValueError:  # says itself what to do

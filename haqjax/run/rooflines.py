@@ -7,12 +7,15 @@ from haqjax.hardware.machines import MODELS
 from haqjax.hardware.usage import LIMITS, Usage
 from haqjax.policies.cost import layer_costs
 from haqjax.report.run_data import ROOF_BITS, LayerSpeeds, Rooflines
-from haqjax.types import WIDTHS, LayerTable
+from haqjax.types import FULL_PRECISION, WIDTHS, LayerTable
 
 
 def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> Rooflines | None:
-    """Finds where layers stand under a machine's limits, at 8 bits and under a policy; None for a measured table."""
-    if machine.model == "measured":
+    """Finds where layers stand under a machine's limits, at 8 bits and under a policy.
+
+    None for a measured table, and for a policy that leaves tensors in floating point, at which no machine computes.
+    """
+    if machine.model == "measured" or (policy == FULL_PRECISION).any():
         return None
     usage = MODELS[machine.model].estimate(machine.spec, layers)
     operations = 2.0 * machine.spec.batch * layers.macs
@@ -28,7 +31,7 @@ def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> 
         return np.full_like(policy, bits)
 
     peaks = {bits: float(np.max(operations / layer_costs(usage.ideal, even(bits)))) for bits in ROOF_BITS}
-    return Rooflines(place(even(WIDTHS)), place(np.minimum(policy, WIDTHS)), peaks, _bandwidth(usage))
+    return Rooflines(place(even(WIDTHS)), place(policy), peaks, _bandwidth(usage))
 
 
 def _bandwidth(usage: Usage) -> float:

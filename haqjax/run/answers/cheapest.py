@@ -18,7 +18,6 @@ from haqjax.run.answers.common import Measured, SearchRun, conclude_one
 from haqjax.run.config.aim import CheapestAim
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.evaluators import leave_activations, measure_accuracies
-from haqjax.run.folder.files import cost_of
 from haqjax.run.setup import PreparedSearch
 from haqjax.searchers import SearchResult
 from haqjax.searchers.accuracy_constrained import ROUNDING
@@ -56,7 +55,7 @@ def _draw(run: SearchRun, result: SearchResult, measured: Measured, title: str) 
     assert isinstance(aim, CheapestAim)
 
     def mark(name: str) -> Marks:
-        cost = cost_of(run.prepared.table, measured.policies[name])
+        cost = policy_cost(run.prepared.table, measured.policies[name])
         return Marks([float(getattr(cost, aim.resource))], [measured.reported[name]])
 
     evaluated = Marks(np.asarray(getattr(result.records.cost, aim.resource)), np.asarray(result.records.accuracy))

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from haqjax.files import write_json
 from haqjax.policies.actions import to_rows
+from haqjax.policies.cost import policy_cost
 from haqjax.report import Row, bits_figure, comparison_table, save
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import leave_activations, measure_accuracies
-from haqjax.run.folder.files import cost_of, write_episodes
+from haqjax.run.folder.files import write_episodes
 from haqjax.run.setup import PreparedSearch
 from haqjax.run.terminal import say
 from haqjax.searchers import Problem, SearchResult
@@ -139,7 +140,7 @@ def summarise(
         "interrupted": result.interrupted,
         "layers": to_rows(jnp.asarray(policies["policy"]), prepared.layers.names),
         "uniform_bits": uniform_bits(measured),
-        "costs": {name: as_fields(cost_of(prepared.table, policies[name])) for name in policies if name != "float"},
+        "costs": {name: as_fields(policy_cost(prepared.table, policies[name])) for name in policies if name != "float"},
         "accuracies": {
             "report": measured.reported | {"images": measured.images[1]},
             "search": measured.searched | {"images": measured.images[0]},
@@ -172,7 +173,7 @@ def show_policy(run: SearchRun, result: SearchResult, measured: Measured, out: P
         "uniform": f"uniform {uniform_bits(measured)}",
         "policy": f"found by {config.method.search}",
     }
-    costs = {name: shown_cost(config, cost_of(prepared.table, measured.policies[name])) for name in names}
+    costs = {name: shown_cost(config, policy_cost(prepared.table, measured.policies[name])) for name in names}
     rows = [Row(label, measured.reported[name], measured.images[1], costs[name]) for name, label in names.items()]
     searched, reported = measured.searched, measured.reported
     console.print(comparison_table(rows, f"{config.network.model} on {prepared.machine}: {config.aim.text}"))

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from haqjax.files import write_csv, write_json
 from haqjax.policies.actions import to_rows
+from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import best_uniform
 from haqjax.report import standard_error
 from haqjax.report.names import as_cell
@@ -31,7 +32,7 @@ from haqjax.run.answers.common import (
 from haqjax.run.answers.within import find_uniform as find_uniform  # each budget has one of its own besides
 from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import measure_accuracies
-from haqjax.run.folder.files import cost_of, write_episodes
+from haqjax.run.folder.files import write_episodes
 from haqjax.searchers import SearchResult
 from haqjax.types import WIDTHS, Budget, Cost
 from haqjax.units import RESOURCES, as_fields
@@ -65,7 +66,7 @@ def conclude(run: SearchRun, result: SearchResult, out: Path, console: Console) 
 def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
     """Measures the policies of a front, and the uniform policies within the same budgets, the tightest budget first."""
     prepared, resource = run.prepared, run.config.aim.metrics[0]
-    full = float(getattr(cost_of(prepared.table, np.full((len(prepared.table), 2), WIDTHS)), resource))
+    full = float(getattr(policy_cost(prepared.table, np.full((len(prepared.table), 2), WIDTHS)), resource))
     policies: dict[str, np.ndarray] = {}
     found = [(at, budget) for at, budget in enumerate(prepared.budgets) if result.chosen[at] is not None]
     for at, budget in found:
@@ -84,7 +85,7 @@ def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
             float(f"{float(getattr(budget, resource)) / full:.6g}"),
             int(result.chosen[at] or 0),
             pick(policies, at),
-            {name: cost_of(prepared.table, policy) for name, policy in pick(policies, at).items()},
+            {name: policy_cost(prepared.table, policy) for name, policy in pick(policies, at).items()},
             pick(searched, at),
             pick(reported, at),
         )
@@ -151,7 +152,7 @@ def _show(
     table = Table(title=as_cell(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("budget", f"{resource} ({unit})", "found (%)", "uniform (%)", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    full = float(getattr(cost_of(run.prepared.table, measured.policies["8_bits"]), resource))
+    full = float(getattr(policy_cost(run.prepared.table, measured.policies["8_bits"]), resource))
     for at, choice in enumerate(choices):
         cost = float(getattr(choice.costs["policy"], resource))
         bits = int(choice.policies["uniform"].min())
@@ -179,7 +180,7 @@ def _as_document(
     run: SearchRun, result: SearchResult, choices: Sequence[Choice], measured: Measured, named: int
 ) -> dict[str, Any]:
     """Makes the document `front.json`."""
-    config, eight = run.config, cost_of(run.prepared.table, measured.policies["8_bits"])
+    config, eight = run.config, policy_cost(run.prepared.table, measured.policies["8_bits"])
 
     def accuracies(name: str) -> dict[str, float]:
         return {"search": measured.searched[name], "report": measured.reported[name]}

@@ -7,13 +7,13 @@ from rich.console import Console
 
 from haqjax.evaluation.comparison import compare, comparison_to_json, describe_comparison
 from haqjax.files import write_json
+from haqjax.policies.cost import policy_cost
 from haqjax.report import Row, comparison_table
 from haqjax.run.answers.common import shown_cost
 from haqjax.run.config.commands import EvaluateConfig
 from haqjax.run.evaluators import leave_activations
 from haqjax.run.finished import FINETUNED, load_tuned, measure_run, open_run
 from haqjax.run.folder.documents import TUNED, open_folder
-from haqjax.run.folder.files import cost_of
 from haqjax.run.resumable import hold_folder
 from haqjax.run.terminal import say
 from haqjax.types import FULL_PRECISION, WIDTHS
@@ -50,7 +50,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> dict[str, float]:
         policies["policy, fine-tuned"] = run.policy
     report, names = run.prepared.data.report, run.prepared.layers.names
     rows = [
-        Row(name, found[name], len(report), shown_cost(run.config, cost_of(run.prepared.table, policies[name])))
+        Row(name, found[name], len(report), shown_cost(run.config, policy_cost(run.prepared.table, policies[name])))
         for name in found
         if name != "float"
     ]

@@ -5,17 +5,14 @@ import operator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from haqjax.files import write_csv, write_yaml
-from haqjax.policies.cost import policy_cost
 from haqjax.run.config.options import to_options
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.folder.documents import CONFIG, EPISODES
 from haqjax.searchers import Record
-from haqjax.types import WIDTHS, AnyArray, Cost, CostTable
 from haqjax.units import RESOURCES, as_fields
 
 
@@ -58,8 +55,3 @@ def best_so_far(records: Record, limits: Float[np.ndarray, "E"] | None = None) -
     starts = np.zeros(0, int) if limits is None else np.flatnonzero(limits[1:] != limits[:-1]) + 1
     best = np.concatenate([np.maximum.accumulate(part) for part in np.split(usable, starts)])
     return np.where(np.isfinite(best), best, np.nan)
-
-
-def cost_of(table: CostTable, policy: Int[AnyArray, "L 2"]) -> Cost:
-    """Computes the cost of a policy in which a tensor that is left at 32 bits costs as at 8."""
-    return policy_cost(table, jnp.minimum(jnp.asarray(policy), WIDTHS))

@@ -25,7 +25,7 @@ from haqjax.run.folder.documents import (
 from haqjax.run.folder.schema import Amounts, FrontFile, PolicyFile, TunedFile
 from haqjax.run.rooflines import find_rooflines
 from haqjax.run.setup import PreparedSearch, prepare
-from haqjax.types import WIDTHS, Cost, LayerTable
+from haqjax.types import FULL_PRECISION, WIDTHS, Cost, LayerTable
 from haqjax.units import RESOURCES
 
 CHANGED = 1e-4  # relative; a cost that differs by more was computed by another version of the machine
@@ -50,11 +50,16 @@ def read_run_data(folder: str | Path) -> RunData:
     costs_by_layer = _price_layers(prepared, policy, config) if prepared else {}
     accelerator = machine(config.target.hw) if prepared else None
     rooflines = find_rooflines(accelerator, prepared.layers, policy) if accelerator and prepared else None
-    if prepared and rooflines is None:
+    left = bool((policy == FULL_PRECISION).any())
+    if left:
+        notes.append("Tensors are left in floating point, of which no machine says the latency: sizes are shown.")
+    elif prepared and rooflines is None:
         notes.append("A measured table does not say what limits a layer: there is no roofline.")
-    if prepared and "energy" not in costs_by_layer:
+    if prepared and not left and "energy" not in costs_by_layer:
         notes.append(f"{found.hardware} has no energy model: energy is not shown.")
-    if prepared and not np.isclose(_total(prepared, costs_by_layer, "latency"), costs["policy"].latency, rtol=CHANGED):
+    compared = "latency" if "latency" in costs_by_layer else "size"  # activations that are left have no latency
+    known = getattr(costs["policy"], compared)
+    if prepared and not np.isclose(_total(prepared, costs_by_layer, compared), known, rtol=CHANGED):
         notes.append(
             "What the hardware model says now differs from the costs in policy.json: layers are drawn as it is now."
         )
@@ -125,9 +130,9 @@ def _price_layers(prepared: PreparedSearch, policy: np.ndarray, config: SearchCo
     """Latency and energy by layer, and whatever else the budget limits, as far as it is known."""
     shown = [name for name in SUMS if name in ("latency", "energy", *config.aim.metrics)]
     tables = {name: getattr(prepared.table, name) for name in shown}
-    after, before = np.minimum(policy, WIDTHS), np.full_like(policy, WIDTHS)
+    before = np.where(policy == FULL_PRECISION, policy, WIDTHS)
     costs_by_layer = {
-        name: LayerCosts(layer_costs(values, before), layer_costs(values, after))
+        name: LayerCosts(layer_costs(values, before), layer_costs(values, policy))
         for name, values in tables.items()
         if values is not None
     }
