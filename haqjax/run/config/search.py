@@ -11,7 +11,7 @@ from haqjax.quantizers.calibration import ROUNDINGS
 from haqjax.quantizers.clipping import METHODS
 from haqjax.run.config.aim import Aim, read_aim
 from haqjax.run.config.options import check_at_least, check_one_of, check_seed, with_options
-from haqjax.run.distributed import read_hosts
+from haqjax.run.hosts import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
 
