@@ -162,4 +162,6 @@ def _read(library: ModuleType, builder: Any, split: str) -> tuple[Examples, Int[
     raw = builder.as_data_source(split=split, decoders={"image": library.decode.SkipDecoding()})
     rows = (raw.__getitems__(range(at, min(at + AT_ONCE, len(raw)))) for at in range(0, len(raw), AT_ONCE))
     labels = np.array([row["label"] for some in rows for row in some])
+    if not len(labels):
+        raise ValueError(f"the split {split!r} has no images")
     return Examples(decoded, f"{builder.name} {split}"), labels

@@ -58,10 +58,13 @@ def join(hosts: str | None, console: Console | None = None) -> None:
 
 def _connect(place: Place, meeting: Meeting) -> None:
     """Connects processes that have met, by JAX."""
-    bind = {"coordinator_bind_address": meeting.coordinator} if place.process == 0 else {}
     try:
         jax.distributed.initialize(
-            meeting.coordinator, place.processes, place.process, initialization_timeout=CONNECT, **bind
+            meeting.coordinator,
+            place.processes,
+            place.process,
+            initialization_timeout=CONNECT,
+            coordinator_bind_address=meeting.coordinator,  # read by the first process alone
         )
     except RuntimeError as error:  # of JAX; where it waits in vain, it ends the process
         raise ValueError(f"the processes cannot be connected at {place.coordinator}: {one_line(error, 200)}") from error

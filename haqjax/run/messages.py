@@ -18,8 +18,8 @@ from haqjax.reading import one_line
 from haqjax.run.config.search import SearchConfig
 from haqjax.types import Codebook, Ranges, Rounding
 
-_OPTIONS = (type(getattr(SearchConfig(), field.name)) for field in dataclasses.fields(SearchConfig))
-RECORDS: dict[str, Any] = {kind.__name__: kind for kind in (SearchConfig, *_OPTIONS, Ranges, Rounding, Codebook)}
+_OPTIONS: list[Any] = [type(getattr(SearchConfig(), field.name)) for field in dataclasses.fields(SearchConfig)]
+RECORDS: dict[str, Any] = {kind.__name__: kind for kind in [SearchConfig, *_OPTIONS, Ranges, Rounding, Codebook]}
 ERRORS = {
     kind.__name__: kind
     for kind in (ValueError, FileExistsError, FileNotFoundError, PermissionError, OSError, ImportError, RuntimeError)
