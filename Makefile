@@ -5,12 +5,45 @@
 .SILENT:
 .PHONY: help setup search train evaluate finetune report experiments-quick test test-all lint types format bench docs clean always
 
-INSTALLED := .venv/.installed
-PY := .venv/bin/python
-export HAQJAX_CACHE ?= $(CURDIR)/.cache/haqjax
+override SHELL := /bin/sh
+override INSTALLED := .venv/.installed
+override PY := .venv/bin/python
+override EXTRAS := bench cuda docs prepare tpu
+
+# The variables that the commands take, each with its flag.
+override DATA_FLAGS := MODEL:model DATA:data DATA_DIR:data-dir PREPROCESSING:preprocessing SEED:seed OUT:out
+override search_FLAGS := $(DATA_FLAGS) IMAGE_SIZE:image-size SEARCH_IMAGES:search-images REPORT_IMAGES:report-images \
+  WEIGHTS:weights HW:hw METRIC:metric BUDGET:budget MAX_DROP:max-drop FRONT:front LAYERS:layers TIE:tie SEARCH:search \
+  EXTENSIONS:extensions EPISODES:episodes PARALLEL:parallel WARM_START:warm-start ROUNDING:rounding RACE:race CUTS:cuts \
+  FINETUNE_STEPS:finetune-steps RESUME:resume HOSTS:hosts
+override train_FLAGS := $(DATA_FLAGS)
+override evaluate_FLAGS := RUN:run
+override finetune_FLAGS := RUN:run SEED:seed EPOCHS:epochs BATCH_SIZE:batch-size LEARNING_RATE:learning-rate \
+  CLIP_RATE:clip-rate CODEBOOK_RATE:codebook-rate DISTILL:distill
+override report_FLAGS := RUN:run OUT:out
+override setup_FLAGS := EXTRA:
+
+# What make is given are values, not programs: nothing in them is expanded.
+$(if $(filter command,$(origin name)),$(error there is no variable name=: see make help)) # what foreach calls its own
+override given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(foreach name,$(given),$(eval override export $(name) := $$(value $(name))))
+override EXTRA := $(value EXTRA)
+
+# A name that the target does not take, and an empty value, would leave a default in its place without a word.
+override goals := $(or $(MAKECMDGOALS),help)
+override taken := HAQJAX_CACHE PYTHON $(foreach goal,$(goals),$(foreach pair,$($(goal)_FLAGS),$(firstword $(subst :, ,$(pair)))))
+override strange := $(firstword $(filter-out $(taken),$(given)))
+override empty := $(firstword $(foreach name,$(given),$(if $(strip $(value $(name))),,$(name))))
+$(if $(strange),$(error make $(goals) takes no $(strange)=: see make help, or write it before make, as a variable of the environment))
+$(if $(empty),$(error $(empty) is empty: give it a value or leave it out))
+ifneq ($(filter setup,$(goals)),)
+$(if $(word 2,$(EXTRA))$(filter-out $(EXTRAS),$(EXTRA)),$(error EXTRA is one of $(EXTRAS)))
+endif
+override export HAQJAX_CACHE := $(or $(value HAQJAX_CACHE),$(CURDIR)/.cache/haqjax)
 
 # A variable becomes a flag where it is set, and whatever it holds stays one word.
-flag = $${$1:+--$2="$$$1"}
+override flag = $${$1:+--$2="$$$1"}
+override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,$(pair))),$(lastword $(subst :, ,$(pair)))))
 
 # What make help says of the variables: lines that begin with two hashes. A test compares them with the recipes.
 ## Network and data (search; train takes MODEL, DATA, DATA_DIR, PREPROCESSING, SEED and OUT, too)
@@ -62,8 +95,11 @@ flag = $${$1:+--$2="$$$1"}
 ##
 ## Setup
 ##   PYTHON          the Python that makes .venv, 3.11 or newer
-##   EXTRA           cuda or tpu: make setup adds JAX for that accelerator
+##   EXTRA           cuda or tpu: make setup adds JAX for that accelerator; or bench, docs, prepare
 ##   HAQJAX_CACHE    folder of compiled programs and trained networks
+##
+## A value is passed on as it is written, whatever it holds. It cannot be empty, but for a variable of the environment, which
+## then counts as not set.
 ##
 ## More options, and the details: .venv/bin/python -m haqjax search --help (or train, finetune, table, hardware, ...)
 
@@ -72,35 +108,26 @@ help: ## list the targets and the variables
 	echo
 	awk '/^##( |$$)/ { print substr($$0, 4) }' Makefile
 
-setup: $(INSTALLED)-dev $(EXTRA:%=$(INSTALLED)-%) ## install everything in .venv
+setup: $(INSTALLED)-dev $(addprefix $(INSTALLED)-,$(filter $(EXTRAS),$(EXTRA))) ## install everything in .venv
 	echo "haqjax is installed in .venv"
 
 search: $(INSTALLED)-dev ## find a policy: MODEL=resnet50 HW=cloud ...
-	exec $(PY) -m haqjax search $(call flag,MODEL,model) $(call flag,HW,hw) $(call flag,DATA,data) \
-	  $(call flag,DATA_DIR,data-dir) $(call flag,PREPROCESSING,preprocessing) $(call flag,METRIC,metric) \
-	  $(call flag,BUDGET,budget) $(call flag,MAX_DROP,max-drop) $(call flag,FRONT,front) $(call flag,LAYERS,layers) $(call flag,TIE,tie) $(call flag,SEARCH,search) $(call flag,EXTENSIONS,extensions) $(call flag,RACE,race) $(call flag,CUTS,cuts) \
-	  $(call flag,EPISODES,episodes) $(call flag,PARALLEL,parallel) $(call flag,ROUNDING,rounding) \
-	  $(call flag,SEED,seed) \
-	  $(call flag,IMAGE_SIZE,image-size) $(call flag,SEARCH_IMAGES,search-images) \
-	  $(call flag,REPORT_IMAGES,report-images) $(call flag,WEIGHTS,weights) \
-	  $(call flag,FINETUNE_STEPS,finetune-steps) $(call flag,WARM_START,warm-start) $(call flag,RESUME,resume) \
-	  $(call flag,OUT,out) $(call flag,HOSTS,hosts)
+	exec $(PY) -m haqjax search $(call flags,search)
 
 train: $(INSTALLED)-dev ## train and keep the float network: MODEL=resnet50 DATA=digits ...
-	exec $(PY) -m haqjax train $(call flag,MODEL,model) $(call flag,DATA,data) $(call flag,DATA_DIR,data-dir) \
-	  $(call flag,PREPROCESSING,preprocessing) $(call flag,SEED,seed) $(call flag,OUT,out)
+	exec $(PY) -m haqjax train $(call flags,train)
 
 evaluate: $(INSTALLED)-dev ## measure the policy of a run again: RUN=runs/...
-	exec $(PY) -m haqjax evaluate $(call flag,RUN,run)
+	exec $(PY) -m haqjax evaluate $(call flags,evaluate)
 
 finetune: $(INSTALLED)-dev ## fine-tune the network under the policy of a run: RUN=runs/...
-	exec $(PY) -m haqjax finetune $(call flag,RUN,run) $(call flag,EPOCHS,epochs) $(call flag,BATCH_SIZE,batch-size) \
-	  $(call flag,LEARNING_RATE,learning-rate) $(call flag,CLIP_RATE,clip-rate) \
-	  $(call flag,CODEBOOK_RATE,codebook-rate) $(call flag,DISTILL,distill) $(call flag,SEED,seed)
+	exec $(PY) -m haqjax finetune $(call flags,finetune)
 
-# RUN is split at blanks: one folder a word.
+# RUN is a folder, or several with blanks between; no pattern and no further flag.
 report: $(INSTALLED)-dev ## write report.html and figures: RUN=runs/... or RUN="runs/a runs/b"
-	exec $(PY) -m haqjax report $(call flag,OUT,out) $${RUN:+--run $$RUN}
+	case " $$RUN" in *" -"*) echo "RUN holds a word that begins with -: write ./ before it" >&2; exit 2 ;; esac; \
+	set -f; if [ -d "$$RUN" ]; then set -- "$$RUN"; else set -- $$RUN; fi; \
+	exec $(PY) -m haqjax report $(call flag,OUT,out) $${1:+--run "$$@"}
 
 # Into a new folder each time. What has no main part is read by the others.
 experiments-quick: $(INSTALLED)-dev ## run every experiment of experiments/, small, within 10 minutes
@@ -138,7 +165,7 @@ clean: ## remove caches; runs and .venv stay
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The mark is written last, so an installation that broke off is done again, and so is one whose Python has gone.
-$(INSTALLED)-%: pyproject.toml $(if $(wildcard $(PY)),,always)
+$(addprefix $(INSTALLED)-,dev $(EXTRAS)): $(INSTALLED)-%: pyproject.toml $(if $(wildcard $(PY)),,always)
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi; \
 	  python=; \

@@ -1,11 +1,13 @@
 """The splits by counting, the enlarged digits by interpolation written out, the choice of splits."""
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from haqjax.data import Split, load, stratified
-from haqjax.data.cut import check_labels, choose_splits
+from haqjax.data import Split, check_labels, load, stratified
+from haqjax.data.cut import choose_splits
+from haqjax.data.labels import check_range
 
 PARTS = ("train", "search", "report")
 
@@ -143,6 +145,55 @@ def test_missing_splits_are_named(there, asked, message):
 
 
 def test_labels_out_of_range_are_counted():
-    check_labels("mine", np.array([0, 2]), 3)
+    check_range("mine", np.array([0, 2]), 3)
     with pytest.raises(ValueError, match=r"2 of 4 labels of mine are not in 0 \.\. 2; the first is 3, of image 1"):
-        check_labels("mine", np.array([0, 3, 2, -1]), 3)
+        check_range("mine", np.array([0, 3, 2, -1]), 3)
+
+
+GOOD = np.zeros((3, 2, 2, 1), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (GOOD, np.array([0, 1]), "a split of 3 images has 2 labels"),
+        (np.float32(1), np.array([0]), "a split of no images has 1 labels"),
+        (GOOD, np.array([0, -1, -2]), "2 of 3 labels are not in 0 .. 2147483647; the first is -1, of image 1"),
+        (GOOD, np.array([0, 2**31, 1]), "1 of 3 labels are not in 0 .. 2147483647; the first is 2147483648"),
+        (GOOD, np.array([0, 2**63 + 5, 1], np.uint64), "the first is 9223372036854775813, of image 1"),
+        (GOOD, np.array([0, 1.0, 2]), r"labels must be whole numbers, one an image, not float64\[3\]"),
+        (GOOD, np.array([0, 1, np.nan]), "labels must be whole numbers"),
+        (GOOD, np.array([True, False, True]), r"not bool\[3\]"),
+        (GOOD, np.array(["a", "b", "c"]), "labels must be whole numbers"),
+        (GOOD, np.eye(3, dtype=int), r"not int64\[3, 3\]"),
+        (GOOD, [0, 1, 2], "one an image, not list"),
+        (np.array([None, None, None]), np.arange(3), "images of a split must be numbers, not object"),
+        (np.array(["a", "b", "c"]), np.arange(3), "images of a split must be numbers"),
+    ],
+)
+def test_a_split_has_a_class_an_image(images, labels, message):
+    with pytest.raises(ValueError, match=message):
+        Split(images, labels)
+
+
+def test_a_split_can_be_made_while_values_are_traced():
+    assert jax.jit(lambda images, labels: Split(images, labels).labels.sum())(GOOD, np.array([0, 1, 2])) == 3
+
+
+def test_labels_are_compared_with_the_classes_of_a_network():
+    split = Split(GOOD, np.array([0, 9, 10]))
+    check_labels(split, 11)
+    with pytest.raises(ValueError, match=r"^1 of 3 labels are not in 0 .. 9; the first is 10, of image 2$"):
+        check_labels(split, 10)
+
+
+@pytest.mark.parametrize("size", [0, -1, 513, 100_000])
+def test_digits_of_no_size_are_refused(size):
+    with pytest.raises(ValueError, match=f"image_size is {size}: give 1 to 512 pixels for the digits"):
+        load("digits", image_size=size)
+
+
+@pytest.mark.parametrize("size", [0, 4097, 10**9])
+def test_images_of_no_size_are_refused(size):
+    with pytest.raises(ValueError, match=f"image_size is {size}: give 1 to 4096 pixels"):
+        load("folder:none", image_size=size)

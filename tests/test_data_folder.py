@@ -1,5 +1,10 @@
 """Folders of images: every file is found again under its label, and every fault is named and counted."""
 
+import os
+import socket
+import warnings
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,6 +142,64 @@ def test_other_files_are_noted(root):
 def test_images_may_lie_deeper(root):
     write_image(root / "train" / "bee" / "wild" / "10.png", 95)
     assert 95 in numbers(read(root).train) + numbers(read(root).search)
+
+
+def test_what_is_no_file_is_noted_and_not_opened(root):
+    place = root / "train" / "bee"
+    os.mkfifo(place / "a.png")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(place / "b.png"))
+    os.symlink("/dev/zero", place / "c.png")
+    (place / "d.png").mkdir()
+    write_image(place / "d.png" / "inside.png", 1)
+    os.symlink("..", place / "e")
+    os.symlink(".", place / "f")
+    os.symlink(root, place / "g.png")
+    os.mkfifo(root / "train" / "h.png")
+    data = read(root)
+    assert len(data.train) + len(data.search) == 30
+    (note,) = data.notes
+    assert note == f"8 files of '{root}/train' are no images of a class and are left out: first '{place}/a.png'"
+
+
+def test_a_class_that_leads_back_has_no_images(root):
+    os.symlink("..", root / "train" / "dog")
+    with pytest.raises(ValueError, match="1 of 4 classes of '.*' have no images: first 'dog'"):
+        read(root)
+
+
+def postscript(path):
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 5\n%%EndComments\n(%pipe%touch harm) (w) file\n")
+
+
+def large(path):
+    head = b"IHDR" + (20000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    chunk = (13).to_bytes(4, "big") + head + zlib.crc32(head).to_bytes(4, "big")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+
+
+SPOILS = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "a link to nothing": lambda path: (path.unlink(), os.symlink("nowhere", path)),
+    "a link to itself": lambda path: (path.unlink(), os.symlink(path.name, path)),
+    "PostScript": postscript,
+    "large": large,
+    "a little too large": lambda path: Image.new("1", (2**13, 2**13 + 1)).save(path),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILS)
+def test_an_image_that_is_none_is_named_in_one_line(root, kind):
+    path = root / "train" / "cat" / "3.png"
+    SPOILS[kind](path)
+    with warnings.catch_warnings(), pytest.raises(ValueError) as caught:
+        warnings.simplefilter("error")
+        read(root)
+    said = str(caught.value)
+    assert said.startswith(f"1 of 42 images cannot be used; the first: '{path}'") or str(path) in said
+    assert said.isprintable() and len(said) <= 500
+    assert ("pixels, more than 67,108,864" in said) == (kind == "a little too large")
 
 
 def test_missing_splits_and_folders_are_named(root):

@@ -1,5 +1,10 @@
 """One file of arrays: both layouts give back what was written, and each fault has its line."""
 
+import io
+import os
+import warnings
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -102,6 +107,109 @@ def test_faults_are_named(tmp_path, arrays, message):
     with pytest.raises(ValueError, match=message) as told:
         read(tmp_path, arrays)
     assert "\n" not in str(told.value)
+
+
+COUNTS = {10.7: "10.7", 1e30: r"1e\+30", "ten": r"<U3\[\]", (1, 2): r"int64\[2\]", -np.inf: "-inf", 0: "0", -3: "-3"}
+COUNTS |= {65537: "65537", 2**64 - 1: str(2**64 - 1), 1j: r"complex128\[\]", (): r"float64\[0\]", np.nan: "nan"}
+FAR = np.where(np.arange(20) == 7, 200, LABELS[:20])
+HUGE = LABELS.astype(np.uint64) + 2**63
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (keras(classes=np.array(value)), f"classes is {said}, no whole number from 1 to")
+        for value, said in COUNTS.items()
+    ]
+    + [(keras(classes=np.array(True)), r"classes is bool\[\], no whole number")]
+    + [
+        (keras(y_train=wrong), "labels must be whole numbers, one an image")
+        for wrong in (LABELS[:20] + 0.5, LABELS[:20] > 0)
+    ]
+    + [(keras(y_train=LABELS[:20].astype(kind)), "labels must be whole numbers") for kind in (str, "m8[s]", complex)]
+    + [
+        (keras(y_train=FAR * 10**10), "y_train in '.*': a label of 2000000000000 .of image 7. among 20 images"),
+        (keras(y_train=FAR), "a label of 200 .of image 7. among 20 images: mend it, or say `classes`"),
+        (keras(y_train=HUGE[:20]), "a label of 9223372036854775810 "),
+        (
+            keras(classes=3, y_test=HUGE[20:]),
+            "10 of 10 labels of y_test in .* are not in 0 .. 2; the first is 9223372036",
+        ),
+        (keras(x_train=IMAGES[:20].astype(complex)), "images must be numbers"),
+        (keras(x_train=IMAGES[:20] > 9), "images must be numbers"),
+        (keras(x_train=np.where(IMAGES[:20] > 250, -np.inf, 0)), "must lie in 0 .. 1, found -inf"),
+        (keras(other=np.array([None])), "Object arrays are not read, as they can run any code: 'other'"),
+        (keras(other=np.zeros(3, [("a", "O")])), "Object arrays are not read"),
+        (keras(x_train=np.zeros((1,) * 32)), "images must be"),
+        (keras(**{"x" * 5000: IMAGES}, y_test=None), "has no split"),
+    ],
+)
+def test_labels_classes_and_images_that_are_none_are_refused(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, arrays)
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 500
+
+
+def test_labels_of_few_of_many_classes_can_be_told(tmp_path):
+    labels = LABELS[:20] * 400
+    assert read(tmp_path, keras(y_train=labels, y_test=labels[:10], classes=np.array(1000.0))).classes == 1000
+
+
+def archive(path, *members):
+    """An archive of members as they are given."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that comes twice
+        for name, content in members:
+            file.writestr(name, content)
+
+
+def npy(shape, kind="<f4", data=b"", version=(1, 0)):
+    out = io.BytesIO()
+    write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
+    write(out, {"descr": kind, "fortran_order": False, "shape": shape})
+    return out.getvalue() + data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npy((10**11,)), "the array 'x_train' has 128 bytes, and by its header 400000000128"),
+        (npy((2**40, 2**40)), "by its header"),
+        (npy((-1,)), "by its header|shape"),
+        (npy((3,), data=bytes(8)), "has 136 bytes, and by its header 140"),
+        (npy((2**25,), data=bytes(2**27)), "has 128 MiB, packed to [0-9]+ bytes: no images"),
+        (npy((1,), data=bytes(4), version=(2, 0)), "of no version that numpy.savez writes"),
+        (npy((1,), "|O", b"cos\nsystem\n(S'touch harm'\ntR."), "Object arrays are not read"),
+        (b"\x93NUMPY\x01\x00\xb8\x0b" + b"(" * 3000, "as arrays by numpy.savez: "),
+        (b"not an array", "as arrays by numpy.savez: "),
+        (b"", "as arrays by numpy.savez: "),
+    ],
+)
+def test_sizes_are_read_before_arrays(tmp_path, content, message):
+    archive(tmp_path / "set.npz", ("x_train.npy", content), ("y_train.npy", npy((0,), "<i8")))
+    with pytest.raises(ValueError, match=message) as caught:
+        load(f"npz:{tmp_path / 'set.npz'}")
+    assert str(caught.value).isprintable() and len(str(caught.value)) <= 500
+
+
+def test_an_archive_of_strange_members_is_refused(tmp_path):
+    archive(tmp_path / "set.npz", ("x_train.npy", npy((0,))), ("x_train.npy", npy((0,))))
+    with pytest.raises(ValueError, match="it has two arrays 'x_train'"):
+        load(f"npz:{tmp_path / 'set.npz'}")
+    archive(tmp_path / "set.npz", *((f"{n}.npy", npy((0,))) for n in range(1001)))
+    with pytest.raises(ValueError, match="more than 1000 arrays"):
+        load(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_what_is_no_file_is_refused_before_it_is_opened(tmp_path):
+    os.mkfifo(tmp_path / "set.npz")
+    for path, message in (
+        (tmp_path / "set.npz", "no regular file"),
+        (tmp_path, "a folder"),
+        ("/dev/zero", "no regular file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(f"npz:{path}")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

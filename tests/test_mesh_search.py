@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mesh_search
-from haqjax.run.distributed import from_first, is_first, read_hosts
+from haqjax.run.distributed import from_first, is_first
 from haqjax.sharding import make_mesh, shard_policies, suggest_policy_devices
 from haqjax.types import Evaluation, Evaluator
 
@@ -106,13 +106,6 @@ def test_an_evaluator_without_micro_batches_is_sharded_by_policies():
 
 def test_one_process_is_the_first_and_asks_nobody():
     assert is_first() and from_first(lambda: "alone") == "alone"
-    assert read_hosts("auto") is None and read_hosts("[::1]:80,1/2").coordinator == "[::1]:80"
-
-
-@pytest.mark.parametrize("text", ["", "here", "here:1", "here:1,0", "here,0/2", "here:x,0/2", ":1,0/2", "here:1,2/2"])
-def test_hosts_that_cannot_be_read_are_told(text):
-    with pytest.raises(ValueError, match=f"hosts is '{text}': .*such as 10.0.0.1:8476,0/2"):
-        read_hosts(text)
 
 
 def test_a_mesh_that_does_not_divide_is_refused():

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ALWAYS_TAKEN = {"HAQJAX_CACHE", "PYTHON"}
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, flags=re.MULTILINE))
 IMPORTED_BY_OTHERS = {"array-record", "filelock", "importlib-resources", "pillow"}  # by TFDS, JAX, TFDS, TFDS
 
@@ -67,9 +68,17 @@ def test_tests_that_take_minutes_run_where_no_one_waits():
     assert "run: make test-all\n" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
-@pytest.mark.parametrize("command", ["search", "train", "evaluate", "finetune"])
+def taken_by(target: str) -> dict[str, str]:
+    """The variables that a target takes, each with its flag."""
+    lists = dict(re.findall(r"^override (\w+)_FLAGS := ((?:.*\\\n)*.*)$", MAKEFILE, flags=re.MULTILINE))
+    words = lists.get(target, "").replace("$(DATA_FLAGS)", lists["DATA"])
+    return dict(re.findall(r"(\w+):([\w-]*)", words))
+
+
+@pytest.mark.parametrize("command", ["search", "train", "evaluate", "finetune", "report"])
 def test_flags_of_make_are_flags_of_the_program(command):
-    passed = {f"--{name}" for name in re.findall(r"call flag,\w+,([\w-]+)\)", recipe_of(command))}
+    passed = {f"--{flag}" for flag in taken_by(command).values()}
+    assert passed
     known = subprocess.run(
         [sys.executable, "-m", "haqjax", command, "--help"], capture_output=True, text=True, check=True
     )
@@ -118,22 +127,108 @@ def test_help_lists_every_target_and_no_other():
 def test_help_explains_every_variable_once():
     said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     explained = re.findall(r"^  ([A-Z][A-Z_]+)  +\S", said, flags=re.MULTILINE)
-    lines = [line for line in MAKEFILE.splitlines() if not line.startswith("#")]
-    given = set(
-        re.findall(r"call flag,(\w+),|\$\$?[({]?([A-Z][A-Z_]+)\b|^export (\w+) \?=", "\n".join(lines), re.MULTILINE)
+    assert sorted(explained) == sorted({name for target in TARGETS for name in taken_by(target)} | ALWAYS_TAKEN)
+
+
+def test_what_setup_can_add_are_the_extras_of_the_package():
+    extras = re.search(r"^override EXTRAS := (.*)$", MAKEFILE, flags=re.MULTILINE)[1].split()
+    assert {*extras, "dev"} == set(PROJECT["optional-dependencies"])
+
+
+VALUES = (
+    *("two words", 'a"b', "it's", "; touch harm", "`touch harm`", "*", "-1", "--help", "a\\b", "a\\", "#", "%", "a\nb"),
+    *("$(shell touch harm)", "$$(touch harm)", "$(touch harm)", "a b$HOME", "${HOME}", "$(", "$@", "$(error harm)"),
+    *("$(eval override PY := touch harm)", "$(info $(shell touch harm))", "&& touch harm", "| touch harm", "x "),
+    *("=", ":=a", "é"),
+)
+
+
+@pytest.fixture
+def ready(make, tmp_path):
+    """Make in a folder in which everything is installed."""
+    shutil.copytree(
+        tmp_path, tmp_path / ".venv/bin", ignore=lambda *_: ["Makefile", "pyproject.toml", "calls", ".venv"]
     )
-    own = set(re.findall(r"^(\w+) :=", MAKEFILE, flags=re.MULTILINE)) | {"CURDIR"}
-    assert sorted(explained) == sorted({"".join(names) for names in given} - own)
+    (tmp_path / ".venv/bin/stand in").rename(tmp_path / ".venv/bin/python")
+    (tmp_path / ".venv/.installed-dev").touch()
+    return make
+
+
+def harmed(folder: Path) -> bool:
+    return any(folder.rglob("harm*"))
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_variable_stays_one_word_that_nothing_expands(ready, tmp_path, value):
+    called = ["-m", "haqjax", "search", "--model=resnet50", *f"--out={value}".split("\n")]
+    assert ready("search", "MODEL=resnet50", f"OUT={value}", "HAQJAX_CACHE=" + value)[:2] == (0, called)
+    assert ready("search", "MODEL=resnet50", OUT=value, HAQJAX_CACHE=value, EXTRA=value)[:2] == (0, called)
+    assert not harmed(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["search", "train", "evaluate", "finetune"])
+def test_no_variable_is_expanded(ready, tmp_path, target):
+    value = "$(shell touch harm)`touch harm`"
+    flags = [f"--{flag}={value}" for flag in taken_by(target).values()]
+    status, calls, _ = ready(target, *(f"{name}={value}" for name in taken_by(target)))
+    assert (status, calls) == (0, ["-m", "haqjax", target, *flags])
+    assert not harmed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["MODEL", "OUT", "HAQJAX_CACHE", "PYTHON"])
+@pytest.mark.parametrize("value", ["", "  "])
+def test_an_empty_value_is_told_and_no_default_takes_its_place(ready, name, value):
+    status, calls, said = ready("search", f"{name}={value}")
+    assert (status, calls) == (2, []) and said.count("\n") == 1 and f" {name} is empty" in said
+    assert ready("search", **{name: value})[:2] == (
+        0,
+        ["-m", "haqjax", "search", *([f"--{name.lower()}={value}"] if value and name in ("MODEL", "OUT") else [])],
+    )
+
+
+STRANGE = ("MODLE", "CURDIR", "MAKE", "MAKEFLAGS", "MAKEOVERRIDES", ".SHELLFLAGS", "name", "1", "EXTRA", "EPOCHS")
 
 
 @pytest.mark.parametrize(
-    "value", ["two words", 'a"b', "it's", "; touch harm", "`touch harm`", "*", "-1", "--help", "a\\b"]
+    "words",
+    [("train", "HW=edge"), ("help", "MODEL=resnet50"), ("test", "RUN=a")]
+    + [("search", f"{name}=$(shell touch harm)") for name in STRANGE],
 )
-def test_a_variable_stays_one_word(make, tmp_path, value):
-    make("setup")
-    status, calls, _ = make("search", "MODEL=resnet50", f"OUT={value}")
-    assert (status, calls) == (0, ["-m", "haqjax", "search", "--model=resnet50", f"--out={value}"])
-    assert not (tmp_path / "harm").exists()
+def test_a_variable_that_the_target_does_not_take_is_told(ready, tmp_path, words):
+    status, calls, said = ready(*words)
+    assert (status, calls) == (2, []) and said.count("\n") == 1 and f" {words[1].split('=')[0]}=: see make help" in said
+    assert not harmed(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["PY", "SHELL", "INSTALLED", "EXTRAS", "search_FLAGS", "given", "flags", "goals"])
+def test_no_part_of_the_recipes_is_replaced(ready, tmp_path, name):
+    ready("search", f"{name}=touch harm; $(shell touch harm)")
+    assert not harmed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["gpu", "cuda tpu", "%", "x$$(touch harm)", "$(shell touch harm)", 'x"`touch harm`"', "x'; touch harm; '"]
+)
+def test_an_extra_is_one_of_a_list(ready, tmp_path, value):
+    for status, calls, said in (ready("setup", f"EXTRA={value}"), ready("setup", EXTRA=value)):
+        assert (status, calls) == (2, []) and said.count("\n") == 1 and "EXTRA is one of bench cuda docs" in said
+    assert ready(f".venv/.installed-{value}")[0] == 2
+    assert not harmed(tmp_path)
+    assert ".[cuda]" in ready("setup", "EXTRA=cuda")[1]
+
+
+def test_report_takes_folders_and_no_patterns(ready, tmp_path):
+    (tmp_path / "a b").mkdir()
+    for given, words in (
+        ("a b", ["a b"]),
+        ("a c", ["a", "c"]),
+        ("*", ["*"]),
+        ("$(shell touch harm)", ["$(shell", "touch", "harm)"]),
+    ):
+        assert ready("report", f"RUN={given}")[1] == ["-m", "haqjax", "report", "--run", *words]
+    status, calls, said = ready("report", "RUN=runs/a --out=b")
+    assert (status, calls) == (2, []) and "begins with -" in said
+    assert not harmed(tmp_path)
 
 
 def test_a_failing_search_fails_make_with_status_2(make):

@@ -1,7 +1,9 @@
 """Weights of others, against logits and shapes that PyTorch's libraries gave."""
 
 import json
-import re
+import os
+import shlex
+import sys
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from safetensors.numpy import save_file
 from haqjax.data import PREPROCESSING
 from haqjax.models import MODELS, is_pretrained_source, load_pretrained, outline
 from haqjax.models.layouts import LAYOUTS, Tensor
+from haqjax.training import load_params, save_params
 from references_torch import (
     CLASSES,
     REFERENCES,
@@ -235,15 +238,36 @@ def test_a_pickle_is_refused_with_the_way_to_convert_it(suffix):
         load_pretrained(f"a.{suffix}", "resnet20")
 
 
+def convert(file, monkeypatch):
+    """Does what the message says, as a shell takes it."""
+    with pytest.raises(ValueError) as caught:
+        load_pretrained(str(file), "resnet20")
+    _, _, program, *words = shlex.split(str(caught.value).split(" once with ")[1])
+    monkeypatch.setattr(sys, "argv", ["-c", *words])
+    exec(program, {})
+
+
+@pytest.mark.parametrize(
+    "name", ["a'b.pt", "$(touch harm).pt", "`id`.pth", 'a"b c.bin', "-x.pt", "a\nb.pt", "x" * 200 + ".pt"]
+)
+def test_the_way_to_convert_a_pickle_is_safe_for_a_shell(name):
+    with pytest.raises(ValueError) as caught:
+        load_pretrained(name, "resnet20")
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 500
+    words = shlex.split(said.split(" once with ")[1])
+    plain = name.isprintable() and len(name) < 100
+    assert words[:2] == ["python", "-c"] and words[3] == (name if plain else "FILE.pt")
+    compile(words[2], "converter", "exec")
+
+
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_way_to_convert_a_pickle_works(state, tmp_path, nested):
+def test_the_way_to_convert_a_pickle_works(state, tmp_path, nested, monkeypatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     file = tmp_path / "a.pth"
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
     torch.save({"epoch": 3, "state_dict": tensors} if nested else tensors, file)
-    with pytest.raises(ValueError) as caught:
-        load_pretrained(str(file), "resnet20")
-    exec(re.search(r'python -c "(.*)"', str(caught.value))[1], {})
+    convert(file, monkeypatch)
     network, _ = load_pretrained(str(tmp_path / "a.safetensors"), "resnet20")
     assert np.array_equal(network.params["classifier"]["bias"], state["linear.bias"])
 
@@ -313,6 +337,98 @@ def test_sources_are_told_from_folders_of_our_own(text, expected):
 def test_a_folder_of_our_own_may_end_like_a_file(tmp_path):
     (tmp_path / "mine.safetensors").mkdir()
     assert not is_pretrained_source(str(tmp_path / "mine.safetensors"))
+
+
+VARIANCE, KERNEL = "bn1.running_var", "layer1.0.conv2.weight"
+
+
+def changed(state, name, value):
+    array = state[name].copy()
+    array.flat[0] = value
+    return state | {name: array}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        (name, value, "1 of [0-9]+ numbers that are not finite")
+        for name in (VARIANCE, KERNEL, "linear.bias", "bn1.weight")
+        for value in (np.nan, np.inf, -np.inf)
+    ]
+    + [(VARIANCE, -1e-30, "1 of 16 variances below zero")],
+)
+def test_numbers_that_are_none_are_refused_by_name(state, save, name, value, fault):
+    with pytest.raises(ValueError, match=f"^'.*' cannot be computed with: '{name}' has {fault}; ") as caught:
+        load_pretrained(save(changed(state, name, value)), "resnet20")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_all_numbers_that_are_none_are_counted(state, save):
+    wrong = {name: -np.ones_like(array) for name, array in state.items() if name.endswith("running_var")}
+    with pytest.raises(ValueError, match=r"has 16 of 16 variances below zero, .* and 16 more tensors; take weights"):
+        load_pretrained(save(state | wrong), "resnet20")
+
+
+def test_a_number_beyond_float32_is_refused(state, save):
+    with pytest.raises(ValueError, match="'linear.bias' has 1 of"):
+        load_pretrained(
+            save(changed({**state, "linear.bias": state["linear.bias"].astype(np.float64)}, "linear.bias", 1e300)),
+            "resnet20",
+        )
+    load_pretrained(save(changed(state, VARIANCE, -0.0)), "resnet20")
+
+
+def test_a_folder_of_our_own_is_checked_too(tmp_path):
+    params = {
+        "norm": {"mean": jnp.zeros(2), "var": jnp.array([1.0, -1.0])},
+        "kernel": jnp.array([jnp.nan, 1.0, jnp.inf]),
+    }
+    save_params(tmp_path / "weights", params)
+    with pytest.raises(
+        ValueError, match="'kernel' has 2 of 3 numbers that are not finite, 'norm.var' has 1 of 2 variances"
+    ):
+        load_params(tmp_path / "weights", params)
+
+
+ENTRY = '"a\\u001b": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}'
+HEADERS = {
+    "no object": "[]",
+    "deep": "[" * 5000,
+    "a type unknown": {"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}},
+    "a type that is a list": {"a": {"dtype": [1], "shape": [1], "data_offsets": [0, 1]}},
+    "no type": {"a": 3},
+    "overlap": {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"},
+    "a gap": {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+    "another size": {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}},
+    "a shape below zero": {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+    "a huge shape": {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}},
+    "beyond the end": {"a": {"dtype": "F32", "shape": [2**30], "data_offsets": [0, 2**32]}},
+    "twice": "{" + ENTRY + "," + ENTRY + "}",
+    "strange names": {"\x1b[2J" + "x" * 10000: {"dtype": "U8", "shape": [8], "data_offsets": [0, 8]}},
+    "many axes": {"linear.bias": {"dtype": "U8", "shape": [1] * 500 + [8], "data_offsets": [0, 8]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_that_is_none_is_one_line(tmp_path, kind):
+    header = HEADERS[kind] if isinstance(HEADERS[kind], str) else json.dumps(HEADERS[kind])
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(ValueError) as caught:
+        load_pretrained(str(tmp_path / "a.safetensors"), "resnet20")
+    assert "a.safetensors" in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) <= 500
+
+
+@pytest.mark.parametrize("size", [2**40, 2**63, 9, 1])
+def test_a_header_of_another_length_is_one_line(tmp_path, size):
+    (tmp_path / "a.safetensors").write_bytes(size.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match=f"as safetensors: its header is of {size} bytes, in a file of 10"):
+        load_pretrained(str(tmp_path / "a.safetensors"), "resnet20")
+
+
+def test_a_pipe_is_no_file_of_weights(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors is no regular file"):
+        load_pretrained(str(tmp_path / "a.safetensors"), "resnet20")
 
 
 def test_draws_depend_on_name_and_shape():

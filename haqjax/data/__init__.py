@@ -6,12 +6,14 @@ from haqjax.data.arrays import npz
 from haqjax.data.cut import MEMORY, Cut
 from haqjax.data.dataset import Dataset
 from haqjax.data.image_folder import folder
+from haqjax.data.labels import check_labels
 from haqjax.data.loader import batches
 from haqjax.data.preprocess import PREPROCESSING, Preprocessing, find_preprocessing
 from haqjax.data.scanned_digits import digits
 from haqjax.data.source import Source
 from haqjax.data.splits import Split, stratified
 from haqjax.data.tfds_reader import prepare, tfds
+from haqjax.reading import one_line
 
 __all__ = [
     "PREPROCESSING",
@@ -20,6 +22,7 @@ __all__ = [
     "Source",
     "Split",
     "batches",
+    "check_labels",
     "load",
     "prepare",
     "stratified",
@@ -70,18 +73,30 @@ def load(
     >>> data.classes, len(data.train), len(data.search), len(data.report)
     (10, 1077, 360, 360)
     """
+    cut = Cut(seed, splits, search_images, report_images, workers, memory)
+    try:
+        return _load(spec, cut, data_dir, image_size, preprocessing)
+    except ValueError as error:  # names in files are of any length
+        raise ValueError(one_line(error)) from error
+
+
+def _load(
+    spec: str, cut: Cut, data_dir: str | None, image_size: int | None, preprocessing: str | Preprocessing | None
+) -> Dataset:
     kind, _, name = spec.partition(":")
     if spec == "digits":
         chosen = dict(
-            preprocessing=preprocessing, splits=splits, search_images=search_images, report_images=report_images
+            preprocessing=preprocessing,
+            splits=cut.splits,
+            search_images=cut.search_images,
+            report_images=cut.report_images,
         )
         given = [option for option, value in chosen.items() if value is not None]
         if given:
             raise ValueError(f"the data set 'digits' is fixed and takes no {given[0]}: leave it out")
-        return digits(seed=seed, image_size=image_size or 32)
+        return digits(seed=cut.seed, image_size=32 if image_size is None else image_size)
     if kind not in ("tfds", "folder", "npz") or not name:
         raise ValueError(f"unknown data set {spec!r}; there are 'digits', 'tfds:NAME', 'folder:PATH' and 'npz:FILE'")
-    cut = Cut(seed, splits, search_images, report_images, workers, memory)
     record = find_preprocessing(preprocessing or ("torchvision" if kind == "folder" else "cifar"), image_size)
     if kind == "tfds":
         return tfds(name, record, cut, data_dir=data_dir)

@@ -3,9 +3,6 @@
 import dataclasses
 from collections.abc import Collection, Sequence
 
-import numpy as np
-from jaxtyping import Int
-
 from haqjax.data.dataset import Dataset
 from haqjax.data.source import Source, decode
 from haqjax.data.splits import stratified
@@ -65,14 +62,6 @@ def choose_splits(name: str, there: Collection[str], asked: Sequence[str] | None
             f"splits are {wanted}: name two or three, to train on, to search by (may be absent), to report"
         )
     return tuple(wanted)
-
-
-def check_labels(name: str, labels: Int[np.ndarray, "n"], classes: int) -> None:
-    """Raises a ValueError that counts the labels outside of 0 .. classes - 1, and names the first."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        first = f"the first is {labels[wrong[0]]}, of image {wrong[0]}"
-        raise ValueError(f"{len(wrong)} of {len(labels)} labels of {name} are not in 0 .. {classes - 1}; {first}")
 
 
 def make_dataset(name: str, classes: int, sources: Sequence[Source], cut: Cut, notes: tuple[str, ...] = ()) -> Dataset:

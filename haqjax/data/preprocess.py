@@ -1,12 +1,15 @@
 """Preprocessing of an image for a network: resize, centre crop, shift, divide."""
 
 import dataclasses
+import math
 
 import numpy as np
 from jaxtyping import Float, Real
 from PIL import Image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")  # Pillow's, with its antialiasing
+
+MOST_PIXELS = 4096  # height and width that images are brought to
 
 Triple = tuple[float, float, float]
 
@@ -33,8 +36,10 @@ class Preprocessing:
         record = f"preprocessing {self.name!r}"
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"{record} interpolates by {self.interpolation!r}: one of {', '.join(INTERPOLATIONS)}")
-        if min((n for n in (self.resize, self.crop) if n is not None), default=1) < 1 or min(self.deviation) <= 0:
+        if min((n for n in (self.resize, self.crop) if n is not None), default=1) < 1 or not min(self.deviation) > 0:
             raise ValueError(f"{record} has sizes {self.resize}, {self.crop}, deviation {self.deviation}: all above 0")
+        if not all(map(math.isfinite, (*self.mean, *self.deviation))):
+            raise ValueError(f"{record} has mean {self.mean}, deviation {self.deviation}: all finite")
         if self.resize is not None and self.crop is not None and self.resize < self.crop:
             raise ValueError(
                 f"{record} crops {self.crop} pixels from {self.resize}: resize must not be smaller than crop"
@@ -92,8 +97,8 @@ def find_preprocessing(given: str | Preprocessing, image_size: int | None = None
     record = PREPROCESSING[given] if isinstance(given, str) else given
     if image_size is None:
         return record
-    if image_size < 1:
-        raise ValueError(f"image_size is {image_size}: give at least 1 pixel")
+    if not 1 <= image_size <= MOST_PIXELS:
+        raise ValueError(f"image_size is {image_size}: give 1 to {MOST_PIXELS} pixels")
     return record.at(image_size)
 
 

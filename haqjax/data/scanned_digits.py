@@ -7,6 +7,7 @@ from haqjax.data.dataset import Dataset
 from haqjax.data.splits import Split, stratified
 
 SIZES = (1077, 360, 360)  # train, search, report; 360 images give a standard error of 1.1 points at 95 %
+LARGEST = 512  # pixels: 5.3 GiB of images
 WHITE = 16.0  # the largest pixel value of the scans
 
 
@@ -21,11 +22,16 @@ def digits(*, seed: int = 0, image_size: int = 32) -> Dataset:
       1,077 images to train on, 360 to search by, 360 to report. Images have three equal channels in [0, 1]; the
       background is 0, what a convolution pads with.
 
+    Raises:
+      ValueError: a size below 1, or of which memory does not hold the images.
+
     >>> digits(image_size=8).report.images.shape
     (360, 8, 8, 3)
     """
     from sklearn.datasets import load_digits  # slow to import, hence not above
 
+    if not 1 <= image_size <= LARGEST:
+        raise ValueError(f"image_size is {image_size}: give 1 to {LARGEST} pixels for the digits")
     scans, labels = load_digits(return_X_y=True)
     grey = scans.reshape(-1, 8, 8, 1).astype(np.float32) / np.float32(WHITE)
     enlarged = jax.image.resize(grey, (len(grey), image_size, image_size, 1), "bilinear")

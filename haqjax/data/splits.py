@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from haqjax.data.labels import check_split
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
@@ -13,6 +15,10 @@ class Split:
 
     images: Float[np.ndarray, "n H W 3"]  # float32
     labels: Int[np.ndarray, "n"]  # int32, 0 .. classes - 1
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError where the labels are no whole numbers from 0 on, one an image."""
+        check_split(self.images, self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)

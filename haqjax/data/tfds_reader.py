@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from haqjax.data.cut import Cut, check_labels, choose_splits, make_dataset
+from haqjax.data.cut import Cut, choose_splits, make_dataset
 from haqjax.data.dataset import Dataset
+from haqjax.data.labels import check_classes, check_range
 from haqjax.data.preprocess import PREPROCESSING, Preprocessing
 from haqjax.data.source import make_source
 
@@ -81,7 +82,7 @@ def tfds(
     with _one_line(f"cannot read the data set {name!r} in data_dir '{folder}'"):
         read = [_read(library, builder, split) for split in chosen]
     for split, (_, labels) in zip(chosen, read, strict=True):
-        check_labels(f"{name} {split}", labels, classes)
+        check_range(f"{name} {split}", labels, classes)
     sources = [make_source(examples, labels, preprocessing, cut.workers) for examples, labels in read]
     return make_dataset(f"tfds:{name}", classes, sources, cut)
 
@@ -152,7 +153,7 @@ def _classes(name: str, features: Mapping[str, Any]) -> int:
     if classes is None or dtype is None or np.dtype(dtype) != np.uint8:
         there = ", ".join(sorted(features))
         raise ValueError(f"the data set {name!r} has no rows of an 'image' of 8 bits and a 'label'; it has: {there}")
-    return classes
+    return check_classes(f"the data set {name!r}", classes)
 
 
 def _read(library: ModuleType, builder: Any, split: str) -> tuple[Examples, Int[np.ndarray, "n"]]:
@@ -160,5 +161,7 @@ def _read(library: ModuleType, builder: Any, split: str) -> tuple[Examples, Int[
     decoded = builder.as_data_source(split=split)
     raw = builder.as_data_source(split=split, decoders={"image": library.decode.SkipDecoding()})
     rows = (raw.__getitems__(range(at, min(at + AT_ONCE, len(raw)))) for at in range(0, len(raw), AT_ONCE))
-    labels = np.array([row["label"] for some in rows for row in some], np.int64)
+    labels = np.array([row["label"] for some in rows for row in some])
+    if not len(labels):
+        raise ValueError(f"the split {split!r} has no images")
     return Examples(decoded, f"{builder.name} {split}"), labels

@@ -2,6 +2,7 @@
 
 from haqjax.models.equalisation import equalise
 from haqjax.models.network import MODELS, Network, build, count_learned, outline
+from haqjax.models.parameters import check_params
 from haqjax.models.pretrained import Pretrained, load_pretrained
 from haqjax.models.restore import restore_batchnorm
 from haqjax.models.sources import is_pretrained_source
@@ -11,6 +12,7 @@ __all__ = [
     "Network",
     "Pretrained",
     "build",
+    "check_params",
     "count_learned",
     "equalise",
     "is_pretrained_source",

@@ -10,8 +10,11 @@ import numpy as np
 
 from haqjax.models.layouts import LAYOUTS, Layout, Source, Tensor
 from haqjax.models.network import MODELS, Network, outline
+from haqjax.models.parameters import check_tensors
 from haqjax.models.sources import find_file, is_timm, read_tensors
+from haqjax.reading import one_line, quote
 
+LONGEST = 480  # characters of a message
 SHOWN = 3  # tensors that a message names
 PARALLEL = "module."  # prefix of every name by PyTorch's DataParallel
 
@@ -71,6 +74,7 @@ def load_pretrained(
     shapes = {".".join(str(entry.key) for entry in path): leaf.shape for path, leaf in paths}
     _check(source, layout, shapes, tensors)
     leaves = [_leaf(sources[path], shape, tensors) for path, shape in shapes.items()]
+    _check_values(source, sources, dict(zip(shapes, leaves, strict=True)))
     preprocessing = "timm" if is_timm(source) and layout.preprocessing == "torchvision" else layout.preprocessing
     return Pretrained(dataclasses.replace(network, params=jax.tree.unflatten(tree, leaves)), preprocessing)
 
@@ -87,8 +91,8 @@ def _choose(layouts: Sequence[Layout], source: str, tensors: Tensors) -> Layout:
     common = [len(_names(layout) & tensors.keys()) for layout in layouts]
     if not max(common):
         raise ValueError(
-            f"{source!r} names its tensors as no {layouts[0].model} does that is known here "
-            f"({', '.join(layout.name for layout in layouts)}): they are {_some(sorted(map(repr, tensors)))}"
+            f"{quote(source)} names its tensors as no {layouts[0].model} does that is known here "
+            f"({', '.join(layout.name for layout in layouts)}): they are {_some(sorted(map(quote, tensors)))}"
         )
     return layouts[int(np.argmax(common))]
 
@@ -102,7 +106,9 @@ def _count_classes(sources: dict[str, Source], source: str, tensors: Tensors) ->
     for part in parts:
         if part.name in tensors and tensors[part.name].ndim:
             return part.take(tensors[part.name]).shape[-1]
-    raise ValueError(f"{source!r} has no classifier ({_some([repr(part.name) for part in parts])}): a backbone alone")
+    raise ValueError(
+        f"{quote(source)} has no classifier ({_some([repr(part.name) for part in parts])}): a backbone alone"
+    )
 
 
 def _check(source: str, layout: Layout, shapes: dict[str, tuple[int, ...]], tensors: Tensors) -> None:
@@ -113,18 +119,27 @@ def _check(source: str, layout: Layout, shapes: dict[str, tuple[int, ...]], tens
         if name not in tensors:
             lacking.append(f"{name!r} {part.shape(shape)}")
         elif part.take(tensors[name]).shape != shape:
-            other.append(f"{name!r} {tensors[name].shape}, expected {part.shape(shape)}")
+            other.append(f"{quote(name)} {_shape(tensors[name])}, expected {part.shape(shape)}")
         elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-            other.append(f"{name!r} of {tensors[name].dtype}, expected floating-point numbers")
+            other.append(f"{quote(name)} of {tensors[name].dtype}, expected floating-point numbers")
     for name in sorted(tensors.keys() - wanted.keys()):
         if not layout.is_ignored(name):
-            extra.append(f"{name!r} {tensors[name].shape}")
+            extra.append(f"{quote(name)} {_shape(tensors[name])}")
     faults = {"it lacks": lacking, "it has": other, "it has no place for": extra}
     complaints = "; ".join(f"{verb} {_some(names)}" for verb, names in faults.items() if names)
     if complaints:
         fits = [other.model for other in LAYOUTS if _fits(other, tensors) and other.model != layout.model]
         hint = f"; its names are those of {fits[0]}" if fits else ""
-        raise ValueError(f"{source!r} does not fit {layout.model} ({layout.name} names): {complaints}{hint}")
+        line = f"{quote(source)} does not fit {layout.model} ({layout.name} names): {complaints}{hint}"
+        raise ValueError(one_line(line, LONGEST))
+
+
+def _check_values(source: str, sources: dict[str, Source], leaves: dict[str, jax.Array]) -> None:
+    """Checks the values under the names of the file."""
+    parts = ((path, sources[path]) for path in leaves)
+    names = {path: part.name for path, part in parts if isinstance(part, Tensor)}
+    variances = {name for path, name in names.items() if path.endswith(".var")}
+    check_tensors(quote(source), {name: leaves[path] for path, name in names.items()}, variances)
 
 
 def _fits(layout: Layout, tensors: Tensors) -> bool:
@@ -136,7 +151,12 @@ def _some(items: Sequence[str]) -> str:
     return ", ".join(items[:SHOWN]) + rest
 
 
+def _shape(tensor: np.ndarray) -> str:
+    return one_line(tensor.shape, 60)
+
+
 def _leaf(source: Source, shape: tuple[int, ...], tensors: Tensors) -> jax.Array:
     if isinstance(source, Tensor):
-        return jnp.asarray(source.take(tensors[source.name]), jnp.float32)
+        with np.errstate(over="ignore"):  # becomes infinite, and is refused
+            return jnp.asarray(source.take(tensors[source.name]), jnp.float32)
     return jnp.full(shape, source, jnp.float32)

@@ -1,13 +1,13 @@
 """Several processes, on one host or on many, that run one search together."""
 
 import os
-import pickle
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
+import jax.extend.backend
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -15,61 +15,80 @@ from rich.console import Console
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import balance_batch_size
+from haqjax.reading import one_line
+from haqjax.run.hosts import HOW, WAIT, Meeting, Place, meet, read_hosts
+from haqjax.run.messages import pack, pack_error, unpack
 from haqjax.sharding import make_mesh, suggest_policy_devices
 
-AUTO = "auto"  # what the launcher's environment says
-HOW = "give ADDRESS:PORT,PROCESS/PROCESSES such as 10.0.0.1:8476,0/2, or auto under SLURM, Open MPI or on a TPU pod"
+CONNECT = 60  # s for JAX to connect processes that have met
 T = TypeVar("T")
 
 
-class Place(NamedTuple):
-    """This process among all."""
-
-    coordinator: str  # ADDRESS:PORT of the first process
-    process: int
-    processes: int
-
-
-def read_hosts(text: str) -> Place | None:
-    """Reads where the processes meet and which of them this one is; None leaves it to the launcher's environment.
-
-    Raises:
-      ValueError: text of another form, or a process that is not among all.
-
-    >>> read_hosts("10.0.0.1:8476,1/4")
-    Place(coordinator='10.0.0.1:8476', process=1, processes=4)
-    """
-    if text == AUTO:
-        return None
-    coordinator, _, part = text.partition(",")
-    address, _, port = coordinator.rpartition(":")
-    process, _, processes = part.partition("/")
-    if not address or not all(number.strip().isdecimal() for number in (port, process, processes)):
-        raise ValueError(f"hosts is {text!r}: {HOW}")
-    place = Place(coordinator, int(process), int(processes))
-    if place.process >= place.processes:
-        raise ValueError(f"hosts is {text!r}: the {place.processes} processes are counted from 0; {HOW}")
-    return place
-
-
-def join(hosts: str | None) -> None:
+def join(hosts: str | None, console: Console | None = None) -> None:
     """Waits for the other processes; before anything is computed. Nothing is done where they have met already.
 
-    Ctrl-C then ends a process at once: were one to go on to the end without the others, it would wait for them.
+    The first process listens at the address that was given, and no other; so do the collectives of CPUs, at the address
+    by which each process reached the first. Ctrl-C then ends a process at once: were one to go on to the end without
+    the others, it would wait for them.
+
+    Args:
+      hosts: as `read_hosts` reads it.
+      console: says that the process waits.
 
     Raises:
-      ValueError: `hosts` cannot be read, or no launcher says who the others are.
+      ValueError: `hosts` cannot be read, no launcher says who the others are, or as `meet`.
     """
     if hosts is None or jax.distributed.is_initialized():
         return
     place = read_hosts(hosts)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # others' devices are not looked at
-    try:
-        jax.distributed.initialize(*(() if place is None else place[:1] + (place.processes, place.process)))
-    except ValueError as error:
-        raise ValueError(f"hosts is {hosts!r} and no launcher tells of other processes: {HOW}") from error
+    if place is None:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(f"hosts is {hosts!r} and no launcher tells of other processes: {HOW}") from error
+    else:
+        if console is not None:
+            about = f"process {place.process} of {place.processes} waits for the others at {place.coordinator}"
+            console.print(f"{about}, {WAIT:.0f} s at most", highlight=False, soft_wrap=True, markup=False)
+        _connect(place, meet(place))
     if jax.process_count() > 1:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _connect(place: Place, meeting: Meeting) -> None:
+    """Connects processes that have met, by JAX."""
+    try:
+        jax.distributed.initialize(
+            meeting.coordinator,
+            place.processes,
+            place.process,
+            initialization_timeout=CONNECT,
+            coordinator_bind_address=meeting.coordinator,  # read by the first process alone
+        )
+    except RuntimeError as error:  # of JAX; where it waits in vain, it ends the process
+        raise ValueError(f"the processes cannot be connected at {place.coordinator}: {one_line(error, 200)}") from error
+    _bind_collectives(meeting.own)
+
+
+def _bind_collectives(address: str) -> None:
+    """Has the collectives of CPUs listen at an address; JAX takes that of the host's name, whatever network it is in.
+
+    JAX has no option for it, so that its factory of CPU clients is replaced, where it is as it was in JAX 0.8 to 0.11.
+    """
+    try:
+        from jax._src import distributed, xla_bridge
+        from jaxlib import _jax
+
+        make_collectives, make_client = _jax.make_gloo_tcp_collectives, xla_bridge.make_cpu_client
+        client = distributed.global_state.client
+    except (ImportError, AttributeError):  # pragma: no cover, of another version
+        return
+
+    def make() -> Any:
+        return make_client(collectives=make_collectives(distributed_client=client, hostname=address))
+
+    jax.extend.backend.register_backend_factory("cpu", make, priority=0, fail_quietly=False)
 
 
 def is_first() -> bool:
@@ -86,23 +105,38 @@ def from_first(make: Callable[[], T]) -> T:
     """Returns what `make` returns in the first process, in all of them; it is called there alone.
 
     Args:
-      make: its answer can be pickled once arrays are on the host; random keys cannot.
+      make: its answer is one that `haqjax.run.messages` packs: arrays, plain values and a few records.
 
     Raises:
-      Exception: what `make` raises, in all of them.
+      Exception: what `make` raises, in all of them; of a kind that `haqjax.run.messages` knows.
 
     >>> from_first(lambda: {"bits": 8})
     {'bits': 8}
     """
     if jax.process_count() == 1:
         return make()
-    data = np.frombuffer(pickle.dumps(_try(make)) if is_first() else b"", np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    sent = multihost_utils.broadcast_one_to_all(data if is_first() else np.zeros(size, np.uint8))
-    answer, error = pickle.loads(np.asarray(sent, np.uint8).tobytes())
+    data, error = _try(make) if is_first() else (b"", None)
+    answer = unpack(_broadcast(data))
     if error is not None:
         raise error
+    if isinstance(answer, Exception):
+        raise answer
     return answer
+
+
+def _try(make: Callable[[], Any]) -> tuple[bytes, Exception | None]:
+    """Calls a function; packs its answer or its error, which the others wait for."""
+    try:
+        return pack(make()), None
+    except Exception as error:
+        return pack_error(error), error
+
+
+def _broadcast(data: bytes) -> bytes:
+    """Sends bytes from the first process to all, as an array."""
+    size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(data))))
+    mine = np.frombuffer(data, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine), np.uint8).tobytes()
 
 
 def make_evaluation_mesh(policies: int, split: Split, batch_size: int | None = None) -> Mesh | None:
@@ -118,11 +152,3 @@ def leave(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-def _try(make: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Calls a function; gives its answer with arrays on the host, or else its error."""
-    try:
-        return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, make()), None
-    except Exception as error:
-        return None, error

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haqjax.models.parameters import check_params
 from haqjax.reading import one_line
 
 ABANDONED = 3600  # seconds after which an unfinished folder is taken for that of a killed process
@@ -68,11 +69,14 @@ def load_params(path: str | Path, like: Params) -> Params:
 
     Raises:
       ValueError: nothing readable is there, or it belongs to another network; the message says which weight differs.
+        A weight that is not finite, or a variance below zero; names it.
     """
     expected, found = _flat(like), _read(path)
     _check_same(path, expected, found)
     leaves = [jnp.asarray(found[name], leaf.dtype) for name, leaf in expected.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    params = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    check_params(params, f"the parameters at {str(path)!r}")
+    return params
 
 
 def _flat(params: Params) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
       OSError: the run folder cannot be written; what it holds of the search can be resumed.
       RuntimeError: interrupted before the first round ended, or no policy qualified.
     """
-    join(config.run.hosts)
+    join(config.run.hosts, console)
     console = make_speaker(console)
     config, out = from_first(lambda: find_folder(config))
     config.check_files()

@@ -20,7 +20,7 @@ from haqjax.run.config.options import (
     check_types,
     with_options,
 )
-from haqjax.run.distributed import read_hosts
+from haqjax.run.hosts import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
 
