@@ -139,3 +139,8 @@ def test_peaks_of_published_networks(name, elements):
     layers = lifetimes.readers.shape[1]
     assert float(peak_memory(lifetimes, np.full((layers, 2), 8))) == elements
     assert float(peak_memory(lifetimes, np.full((layers, 2), 4))) == elements / 2
+
+
+def test_tensors_of_more_elements_than_64_bits_count_are_counted():
+    found = find_lifetimes(lambda params, x: x @ params["w"], {"w": shape(2**10, 2**30)}, shape(2**30, 2**30, 2**10))
+    assert sorted(found.elements) == [2.0**70, 2.0**90]

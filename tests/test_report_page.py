@@ -209,3 +209,13 @@ def test_a_browser_draws_every_figure_without_complaint(folders, tmp_path):
     bits = re.search(r'<div id="bits-0".*?<figure>', dom, flags=re.DOTALL)[0]
     layers = len(json.loads((folders[0] / "policy.json").read_text())["layers"])
     assert len(re.findall(r'<g class="point">', bits)) == 2 * layers
+
+
+def test_the_page_says_what_batch_the_costs_are_of(run_data):
+    def said(*batches):
+        runs = [dataclasses.replace(run_data, name=f"<{batch}>", batch=batch) for batch in batches]
+        return make_page(runs, stills(runs))
+
+    assert run_data.batch == 1 and "Latency and energy are of batches of 16 images." in said(16)
+    assert "Latency and energy are of one batch: 1 images in &lt;1&gt;, 16 images in &lt;16&gt;." in said(1, 16)
+    assert "Latency and energy are of" not in said(None)

@@ -2,11 +2,13 @@
 
 import io
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from haqjax.cli import main
 from haqjax.hardware import cost_table, machine
 from haqjax.hardware.machines import FOLDER
 from haqjax.models import outline
@@ -117,3 +119,25 @@ def test_hardware_refuses_a_measured_table(tmp_path):
     out = run_table(TableConfig(out=str(tmp_path / "t.csv"), model="mobilenet_v1"), Console(quiet=True))
     with pytest.raises(ValueError, match="measured table"):
         run_hardware(HardwareConfig(model="mobilenet_v1", hw=(str(out),)), Console(quiet=True))
+
+
+def test_a_warning_of_a_table_is_one_line_on_standard_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "one_layer.py").write_text(OWN)
+    head = "layer,batch,weight_bits,activation_bits,latency_ms\n"
+    (tmp_path / "[b]t.csv").write_text(head + "w,16,8,8,1\nw,16,4,8,2\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "kept")  # so that the command leaves JAX's settings alone
+    options = ["--model", "one_layer:network", "--hw", "[b]t.csv", "--out", "again.csv"]
+    monkeypatch.setattr(sys, "argv", ["haqjax", "table", *options])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        main()
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "haqjax: warning: [b]t.csv: latency falls with more weight bits in 1 places, first in layer 'w' at 8/8 bits "
+        "(weights/activations); a search assumes it rises",
+        "haqjax: warning: [b]t.csv: latency and energy are of batches of 16 images",
+    ]
+    assert said.out == "1 layers of one_layer:network on [b]t: again.csv\n"
+    assert (tmp_path / "again.csv").read_text().splitlines()[1].startswith("w,1x1,1x1,5,3,1,1x1,16,1,1,")
+    monkeypatch.delitem(sys.modules, "one_layer")
