@@ -9,7 +9,7 @@ import pytest
 
 from haqjax.quantizers import calibrate, quantize
 from haqjax.quantizers.trainable import begin, quantize_learned
-from haqjax.tracing.parameters import check_parameters
+from haqjax.tracing.parameters import check_params
 
 RNG = np.random.default_rng(0)
 
@@ -105,9 +105,9 @@ def test_half_precision_networks_have_scales_of_32_bits(dtype, scale, rounding):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"scale": jnp.array([1.0, jnp.nan, 1.0])}, "parameter scale has 1 of 3 numbers that are not finite"),
-        ({"var": jnp.array([1.0, -1.0, -1.0])}, "parameter var has 2 of 3 numbers below zero"),
-        ({"w": WEIGHT["w"].at[0].set(jnp.inf).astype(jnp.bfloat16)}, "parameter w has 3 of 12 numbers that are not"),
+        ({"scale": jnp.array([1.0, jnp.nan, 1.0])}, "'scale' has 1 of 3 numbers that are not finite"),
+        ({"var": jnp.array([1.0, -1.0, -1.0])}, "'var' has 2 of 3 variances below zero"),
+        ({"w": WEIGHT["w"].at[0].set(jnp.inf).astype(jnp.bfloat16)}, "'w' has 3 of 12 numbers that are not"),
     ],
 )
 def test_parameters_that_are_no_numbers_are_refused_at_every_batch_size(batch, change, reason):
@@ -121,4 +121,14 @@ def test_parameters_that_are_no_numbers_are_refused_at_every_batch_size(batch, c
 
 
 def test_parameters_that_are_no_arrays_are_passed_over():
-    check_parameters({"name": "relu", "activation": jax.nn.relu, "count": np.array([-1]), "var": None, "rate": 0.1})
+    check_params({"name": "relu", "activation": jax.nn.relu, "count": np.array([-1]), "var": None, "rate": 0.1})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [8, 4096, 70_000])
+def test_one_input_that_is_not_finite_is_told_however_many_there_are(value, size):
+    """On a CPU, the maximum and the minimum of 4,096 numbers and more pass over a NaN."""
+    x = uniform(size, 4)
+    x[size // 2, 1] = value
+    with pytest.raises(ValueError, match="the input of layer 'w' is not finite"):
+        calibrate(dense, WEIGHT, [uniform(8, 4), x], "max")

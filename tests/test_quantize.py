@@ -163,7 +163,7 @@ def test_shares_are_of_the_own_layer():
         (dict(batches=[]), "no batch to calibrate on"),
         (
             dict(params=PARAMS | {"second": PARAMS["second"].at[0, 0].set(jnp.inf)}),
-            "parameter second has 1 of 20 numbers that are not",
+            "'second' has 1 of 20 numbers that are not",
         ),
         (dict(batches=[X.at[0, 0].set(jnp.nan)]), "input of layer 'first' is not finite"),
     ],

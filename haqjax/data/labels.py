@@ -1,6 +1,6 @@
 """Checks of labels and counts of classes, before anything is made of them."""
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any, Protocol
 
 import jax
@@ -39,6 +39,20 @@ def check_labels(images: Labelled, classes: int) -> None:
     ValueError: 1 of 2 labels are not in 0 .. 9; the first is 10, of image 1
     """
     check_range("", images.labels, classes)
+
+
+def check_answers(apply: Callable[..., Any], params: Any, images: Labelled, example: Any) -> None:
+    """Checks the labels of a split against the logits that a network gives, of which only the shape is looked at.
+
+    Args:
+      apply: pure function `apply(params, images)` with logits [B, classes], or with a tuple that begins with them.
+      example: images, or their shape.
+
+    Raises:
+      ValueError: as `check_labels`.
+    """
+    logits = jax.tree.leaves(jax.eval_shape(apply, params, example))[0]
+    check_labels(images, logits.shape[-1])
 
 
 def check_range(name: str, labels: Int[np.ndarray, "n"], classes: int) -> None:

@@ -11,11 +11,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
+from haqjax.data.labels import check_answers
 from haqjax.quantizers.bias_correction import output_biases
 from haqjax.quantizers.fake_quantize import Operands, hook_with, make_operands, quantize_weights
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
 from haqjax.tracing.hooks import Apply, with_hook
-from haqjax.tracing.parameters import check_parameters
+from haqjax.tracing.parameters import check_params
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
@@ -52,7 +53,7 @@ def make_evaluator(
       `apply` and shapes does not compile again.
 
     Raises:
-      ValueError: the split is empty; a parameter that is not finite.
+      ValueError: the split is empty, or has a label beyond the network's classes; a parameter that is not finite.
 
     >>> from haqjax.quantizers import calibrate
     >>> apply, params = lambda params, x: x.reshape(len(x), -1) @ params["w"], {"w": jnp.eye(4)}
@@ -63,7 +64,8 @@ def make_evaluator(
     """
     if not len(split):
         raise ValueError("cannot evaluate a policy on no images")
-    check_parameters(params)
+    check_params(params)
+    check_answers(apply, params, split, split.images[:1])
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     if mesh is None:
         return Evaluator(_make_function(apply, policies_at_once), params, images, labels, ranges)

@@ -2,10 +2,10 @@
 
 from haqjax.models.equalisation import equalise
 from haqjax.models.network import MODELS, Network, build, count_learned, outline
-from haqjax.models.parameters import check_params
 from haqjax.models.pretrained import Pretrained, load_pretrained
 from haqjax.models.restore import restore_batchnorm
 from haqjax.models.sources import is_pretrained_source
+from haqjax.tracing.parameters import check_params
 
 __all__ = [
     "MODELS",

@@ -10,9 +10,9 @@ import numpy as np
 
 from haqjax.models.layouts import LAYOUTS, Layout, Source, Tensor
 from haqjax.models.network import MODELS, Network, outline
-from haqjax.models.parameters import check_tensors
 from haqjax.models.sources import find_file, is_timm, read_tensors
 from haqjax.reading import one_line, quote
+from haqjax.tracing.parameters import check_tensors
 
 LONGEST = 480  # characters of a message
 SHOWN = 3  # tensors that a message names

@@ -26,7 +26,7 @@ from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
-from haqjax.tracing.parameters import check_parameters
+from haqjax.tracing.parameters import check_params
 from haqjax.types import Ranges
 
 ROUNDINGS = ("output", "nearest")
@@ -82,7 +82,7 @@ def calibrate(
     _check_options(method, rounding)
     use_comq = rounding == "output" and per_channel
     correct_bias = rounding == "output" if correct_bias is None else correct_bias
-    check_parameters(params)
+    check_params(params)
     names: tuple[str, ...] = ()
     for number, x in enumerate(_check_batches(batches)):
         examples = _count_examples(x, number)
@@ -142,7 +142,7 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
 def _choose(method: str, of_weights: bool, histogram: Histogram) -> Clip:
     """Chooses clips [L, 8] and signs [L, 8], one tensor after another."""
     pick = functools.partial(choose_signed if of_weights else choose, method)
-    return jax.lax.map(pick, Row(*histogram))
+    return jax.lax.map(pick, Row(histogram.positive, histogram.negative, histogram.lowest, histogram.highest))
 
 
 def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:
@@ -202,7 +202,7 @@ def _check_options(method: str, rounding: str) -> None:
 
 def _check_finite(names: tuple[str, ...], weights: Histogram, activations: Histogram) -> None:
     for kind, histogram in (("weight", weights), ("input", activations)):
-        finite = np.isfinite(histogram.largest)
+        finite = np.asarray(histogram.finite)
         bad = [name for name, good in zip(names, finite, strict=True) if not good]
         if bad:
             raise ValueError(

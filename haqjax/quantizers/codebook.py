@@ -32,9 +32,9 @@ def make_codebook(apply: Apply, params: PyTree, x: PyTree) -> Codebook:
       ValueError: a weight that is not finite; names the layer.
 
     >>> apply = lambda params, x: x @ params["w"]
-    >>> codebook = make_codebook(apply, {"w": jnp.array([[0.0, 1.0], [4.0, 5.0]])}, jnp.ones((1, 2)))
+    >>> codebook = make_codebook(apply, {"w": jnp.array([[1.0, 2.0], [5.0, 6.0]])}, jnp.ones((1, 2)))
     >>> codebook.codebooks[0, 0, :3].tolist(), codebook.assignments[0][0].tolist()
-    ([0.5, 4.5, 4.5], [[0, 0], [1, 1]])
+    ([1.5, 5.5, 5.5], [[0, 0], [1, 1]])
     """
     named = map_weights(lambda layer, weight: (layer.name, weight), apply, params, x)
     bad = [name for name, weight in named if not jnp.isfinite(weight).all()]

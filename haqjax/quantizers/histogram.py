@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from haqjax.quantizers.im2col import coprime_stride
 
@@ -27,6 +27,7 @@ class Sample(NamedTuple):
     weight: Float[Array, "S"]  # how often each one counts; 0 pads a small tensor
     lowest: Float[Array, ""]
     highest: Float[Array, ""]
+    finite: Bool[Array, ""]  # whether all elements are; on a CPU, extremes do not tell of a NaN, see docs/weights.md
 
 
 class Histogram(NamedTuple):
@@ -36,6 +37,7 @@ class Histogram(NamedTuple):
     negative: Float[Array, "L BINS"]
     lowest: Float[Array, "L"]
     highest: Float[Array, "L"]
+    finite: Bool[Array, "L"]
 
     @property
     def largest(self) -> Float[Array, "L"]:
@@ -57,7 +59,8 @@ def draw_sample(x: Array, weight: Array | float = 1.0, examples: int | None = No
     stride = coprime_stride(x.size // rows, most)
     weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape)
     taken, times = (part.reshape(rows, -1)[:, ::stride].reshape(-1) for part in (x, weights))
-    return Sample(taken.astype(jnp.float32), times, jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32))
+    lowest, highest = (end(x).astype(jnp.float32) for end in (jnp.min, jnp.max))
+    return Sample(taken.astype(jnp.float32), times, lowest, highest, jnp.isfinite(x).all())
 
 
 def stack_samples(samples: tuple[Sample, ...]) -> Sample:
@@ -74,7 +77,7 @@ def stack_samples(samples: tuple[Sample, ...]) -> Sample:
 def empty_histogram(rows: int) -> Histogram:
     """Makes a histogram without counts."""
     counts, nothing = jnp.zeros((rows, BINS), jnp.float32), jnp.full(rows, jnp.inf, jnp.float32)
-    return Histogram(counts, counts, nothing, -nothing)
+    return Histogram(counts, counts, nothing, -nothing, jnp.ones(rows, bool))
 
 
 def add_samples(histogram: Histogram, samples: Sample) -> Histogram:
@@ -94,6 +97,7 @@ def add_samples(histogram: Histogram, samples: Sample) -> Histogram:
         histogram.negative + counts[:, BINS:],
         jnp.minimum(histogram.lowest, samples.lowest),
         jnp.maximum(histogram.highest, samples.highest),
+        histogram.finite & samples.finite,
     )
 
 

@@ -1,43 +1,58 @@
-"""Check of a network's parameters: numbers that no compiled program can be trusted to pass on."""
+"""Checks of parameters that come from outside, before a network computes with them."""
 
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, PyTree
 
+from haqjax.reading import quote
+
+SHOWN = 3  # tensors that a message names
 VARIANCES = ("var", "running_var", "moving_variance")  # last part of a path: a square, never below zero
 
 
-def check_parameters(params: PyTree) -> None:
-    """Checks that all parameters are finite, and that no running variance is below zero.
+def check_params(params: Any, source: str = "the parameters") -> None:
+    """Checks that every parameter is a finite number, and that no variance is below zero.
 
-    Logits do not always tell: a compiled program may lose a NaN on the way (see docs/numerics.md), so the parameters
-    themselves are looked at. Leaves that are no floating arrays, and those that `jit` is tracing, are passed over.
+    The outputs of a network do not tell: on a CPU, the fused reductions of XLA drop a NaN, so that a network with a NaN
+    in its last block can have finite logits; docs/weights.md has the smallest program.
+
+    Args:
+      params: nested arrays; leaves under `var`, `running_var` or `moving_variance` are variances. What is no floating
+        array passes, and what `jit` traces.
+      source: where they come from, for the message.
 
     Raises:
-      ValueError: names the parameter, and how many of its numbers are bad.
+      ValueError: names the first tensors, says what is wrong with them, and counts all.
 
-    >>> check_parameters({"w": np.ones(2), "norm": {"var": np.array([1.0, -1.0])}})
+    >>> check_params({"norm": {"mean": np.zeros(2), "var": np.array([1.0, -1.0])}})
     Traceback (most recent call last):
-    ValueError: parameter norm.var has 1 of 2 numbers below zero, which a variance never is: check the weights
+    ValueError: the parameters cannot be computed with: 'norm.var' has 1 of 2 variances below zero; ...
     """
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    tensors = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    check_tensors(source, tensors, {name for name in tensors if name.split(".")[-1] in VARIANCES})
+
+
+def check_tensors(source: str, tensors: Mapping[str, Any], variances: Container[str]) -> None:
+    """Checks tensors by name as `check_params` does."""
+    faults = [f"{quote(name)} {fault}" for name, fault in _faults(tensors, variances)]
+    if faults:
+        more = f" and {len(faults) - SHOWN} more tensors" if len(faults) > SHOWN else ""
+        raise ValueError(
+            f"{source} cannot be computed with: {', '.join(faults[:SHOWN])}{more}; take weights that were saved whole, "
+            "from a training that did not diverge"
+        )
+
+
+def _faults(tensors: Mapping[str, Any], variances: Container[str]) -> Iterable[tuple[str, str]]:
+    for name, leaf in tensors.items():
         if isinstance(leaf, jax.core.Tracer) or not jnp.issubdtype(getattr(leaf, "dtype", np.int32), jnp.inexact):
             continue
-        values = np.asarray(leaf)
-        finite = np.isfinite(values if values.dtype.kind in "fc" else values.astype(np.float32))  # bfloat16 is no kind
-        _refuse(path, ~finite, "that are not finite")
-        if _last(path) in VARIANCES:
-            _refuse(path, values < 0, "below zero, which a variance never is")
-
-
-def _refuse(path: tuple[Any, ...], bad: Bool[np.ndarray, "*shape"], fault: str) -> None:
-    if bad.any():
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        raise ValueError(f"parameter {name} has {bad.sum()} of {bad.size} numbers {fault}: check the weights")
-
-
-def _last(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path[-1:], simple=True).rpartition(".")[2]
+        array = np.asarray(leaf)
+        if strange := np.count_nonzero(~np.isfinite(array)):
+            yield name, f"has {strange} of {array.size} numbers that are not finite"
+        elif name in variances and (below := np.count_nonzero(array < 0)):
+            yield name, f"has {below} of {array.size} variances below zero"

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
+from haqjax.data.labels import check_answers
 from haqjax.quantizers.fake_quantize import check_policy
 from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, is_statistic, with_hook
 from haqjax.tracing.jaxpr import Layer
-from haqjax.tracing.parameters import check_parameters
+from haqjax.tracing.parameters import check_params
 from haqjax.training.checkpoints import fingerprint, open_checkpoints
 from haqjax.training.distillation import cross_entropy, distillation_loss
 from haqjax.training.fitting import SMOOTHING, make_sgd, mask_kernels
@@ -155,13 +156,14 @@ def finetune_all(
 
     Raises:
       ValueError: as `quantize`; a parameter that is no floating-point number; a number of epochs or images that is not
-        positive; a batch larger than the data or not a multiple of the devices; checkpoints of another fine-tuning; a
+        positive; a label beyond the network's classes; a batch larger than the data or not a multiple of the devices; checkpoints of another fine-tuning; a
         loss, parameter or clip that becomes NaN or infinite, with the step and the first layer whose output is.
     """
     _check_trainable(params)
-    check_parameters(params)
+    check_params(params)
     example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
     check_policy(apply, params, example, policy, ranges)
+    check_answers(apply, params, data, example)
     policy = jnp.asarray(policy)
     objective, optimiser = make_program(apply, apply_train, tuning, tuning.passes.count_steps(len(data)))
     start, context = begin(params, policy, ranges), (policy, ranges, params if tuning.distill else None)

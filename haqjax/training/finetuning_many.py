@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split, batches
+from haqjax.data.labels import check_answers
 from haqjax.quantizers.trainable import Learned, begin
 from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
@@ -49,6 +50,7 @@ def finetune_policies(
     Raises:
       ValueError: as `finetune_all`; less than one step.
     """
+    check_answers(apply, params, data, jax.ShapeDtypeStruct((1, *data.image_shape), np.float32))
     images, labels = draw_batches(data, tuning, steps, key)
     tune = make_tuner(apply, apply_train, tuning)
     return _tune_all(tune, params, ranges, images, labels, jnp.asarray(policies))

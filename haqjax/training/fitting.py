@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
-from haqjax.data import Source, Split
+from haqjax.data import Source, Split, check_labels
 from haqjax.models import Network
 from haqjax.models.network import Params
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
@@ -79,7 +79,7 @@ def fit(
 
     Raises:
       ValueError: a number of epochs or images that is not positive; a batch larger than the split, or not a multiple
-        of the devices.
+        of the devices; a label beyond the network's classes.
 
     >>> import numpy as np
     >>> dense = lambda params, x: x.reshape(len(x), -1) @ params["kernel"]
@@ -90,6 +90,7 @@ def fit(
     >>> dense(params, bright.images).argmax(-1).tolist()
     [0, 1, 0, 1]
     """
+    check_labels(split, network.classes)
     apply = network.apply_train if hook is None else with_hook(network.apply_train, hook)
     passes = Passes(epochs, batch_size, shift, flip)
     sgd = make_sgd(learning_rate, passes.count_steps(len(split)))

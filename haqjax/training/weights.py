@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haqjax.models.parameters import check_params
 from haqjax.reading import one_line
+from haqjax.tracing.parameters import check_params
 
 ABANDONED = 3600  # seconds after which an unfinished folder is taken for that of a killed process
 
