@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
+from haqjax.data.labels import check_answers
 from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.quantizers.trainable import as_ranges
 from haqjax.tracing.hooks import Apply
@@ -63,6 +64,7 @@ def make_finetuned_evaluator(
     >>> untuned(policies).accuracy.tolist(), tuned(policies).accuracy.tolist()
     ([0.0], [1.0])
     """
+    check_answers(apply, params, data, split.images[:1])
     images, labels = draw_batches(data, tuning, steps, key)
     base = make_evaluator(apply, params, split, ranges, batch_size=batch_size)
     proxy = _Proxy(images, labels, dataclasses.replace(base, params=None, ranges=None))

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
 
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator, make_finetuned_evaluator, make_racing_evaluator, make_soft_loss
@@ -121,7 +122,7 @@ def measure(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> 
     for at in range(0, len(rows), AT_ONCE):
         some = rows[at : at + AT_ONCE]
         evaluation = _evaluate(evaluator, jnp.stack(some + some[-1:] * (AT_ONCE - len(some))))
-        found += [Evaluation(*pair) for pair in zip(*map(np.asarray, evaluation), strict=True)][: len(some)]
+        found += [Evaluation(*pair) for pair in zip(*map(_to_host, evaluation), strict=True)][: len(some)]
     by_policy = dict(zip(distinct, found, strict=True))
     return {name: by_policy[key] for name, key in names.items()}
 
@@ -129,6 +130,13 @@ def measure(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> 
 def measure_accuracies(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, float]:
     """Measures accuracies by name; see `measure`."""
     return {name: float(found.accuracy) for name, found in measure(evaluator, policies).items()}
+
+
+def _to_host(values: Float[Array, "N"]) -> Float[np.ndarray, "N"]:
+    """Copies values to the host, from other processes too where the compiler has left a part of them there."""
+    if values.is_fully_addressable or values.is_fully_replicated:
+        return np.asarray(values)
+    return np.asarray(multihost_utils.process_allgather(values, tiled=True))
 
 
 @jax.jit

@@ -82,7 +82,7 @@ def run_round(
       The searcher's next state, and the episodes.
 
     Raises:
-      ValueError: the evaluator does not give one accuracy for each policy.
+      ValueError: the evaluator does not give one accuracy for each policy, or one that is no fraction.
     """
     # A race measures less than there is to measure: it is neither remembered nor recalled.
     evaluated = {} if evaluated is None or problem.evaluator.races else evaluated
@@ -132,6 +132,11 @@ def evaluate_policies(
             raise ValueError(
                 f"the evaluator gave {name} {jnp.shape(values)} for {len(policies)} policies: expected one for each"
             )
+    if not isinstance(found.accuracy, jax.core.Tracer):
+        accuracy = np.asarray(found.accuracy)
+        outside = accuracy[(accuracy < 0) | (accuracy > 1 + 1e-6)]  # a mean of float32 may end just above 1
+        if outside.size:
+            raise ValueError(f"the evaluator gave an accuracy of {outside[0]:g}: expected a fraction, 0 to 1")
     return found
 
 
