@@ -157,8 +157,8 @@ def finetune_all(
     Raises:
       ValueError: as `quantize`; a parameter that is no floating-point number; a number of epochs or images that is not
         positive; a label beyond the network's classes; a batch larger than the data or not a multiple of the devices;
-        checkpoints of another fine-tuning; a loss, parameter or clip that becomes NaN or infinite, with the step and the
-        first layer whose output is.
+        checkpoints of another fine-tuning; a loss, parameter or clip that becomes NaN or infinite, with the step and
+        the first layer whose output is.
     """
     _check_trainable(params)
     check_params(params)
