@@ -55,8 +55,11 @@ def one_line(text: object, most: int = MESSAGE) -> str:
     return line if len(line) <= most else f"{line[: most - 2]} …"
 
 
-def check_text(name: str, text: str, most: int = 4096) -> str:
+def check_text(name: str, text: str, most: int = 4096, control: bool = False) -> str:
     r"""Checks a text that people write: a path, a name, a rule.
+
+    Args:
+      control: allow control characters, as a path that is there already may have.
 
     Raises:
       ValueError: it is longer, or has control characters or bytes that are no UTF-8.
@@ -68,7 +71,7 @@ def check_text(name: str, text: str, most: int = 4096) -> str:
     if len(text) > most:
         raise ValueError(f"{name} is {quote(text)}, of {len(text)} characters: at most {most} are read")
     for letter in text:
-        if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp"):
+        if unicodedata.category(letter) in (("Cs",) if control else ("Cc", "Cs", "Zl", "Zp")):
             raise ValueError(f"{name} is {quote(text)}: leave out the control character {quote(letter)}")
     return text
 

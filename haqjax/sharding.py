@@ -107,7 +107,7 @@ def shard_policies(evaluator: Evaluator, mesh: Mesh) -> Evaluator:
     >>> def evaluate(evaluator, policies, least):
     ...     return Evaluation(evaluator.params * policies.sum((1, 2)), jnp.zeros(len(policies)))
     >>> evaluator = Evaluator(evaluate, jnp.float32(0.125), None, None, None)
-    >>> shard_policies(evaluator, make_mesh(1))(jnp.ones((3, 2, 2))).accuracy.tolist()
+    >>> shard_policies(evaluator, make_mesh(1))(jnp.ones((3, 2, 2), int)).accuracy.tolist()
     [0.5, 0.5, 0.5]
     """
     placed = place(dataclasses.replace(evaluator, soft_loss=None), mesh)

@@ -247,7 +247,8 @@ class Evaluator:
         if not isinstance(policies, jax.core.Tracer):
             return found
         valid = are_widths(policies, fewest)
-        return jax.tree.map(lambda values: jnp.where(valid, values, jnp.nan), found)
+        alike = all(jnp.shape(values) == valid.shape for values in found)  # else a caller's check tells
+        return jax.tree.map(lambda values: jnp.where(valid, values, jnp.nan), found) if alike else found
 
 
 class Transition(NamedTuple):

@@ -162,5 +162,5 @@ def test_what_is_said_is_not_tried(monkeypatch):
     for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0, search="haq")):
         config = SearchConfig.of(**asked)
         assert haqjax.run.evaluators.choose_batch_sizes(config, None, None, None) is config
-    with pytest.raises(ValueError, match="policies_at_once is 0: give at least 1"):
+    with pytest.raises(ValueError, match="policies_at_once is 0: give a whole number from 1"):
         SearchConfig.of(policies_at_once=0)

@@ -209,7 +209,7 @@ def test_a_fine_tuned_run_has_a_row_more(folder, tmp_path):
 def test_a_size_budget_shows_sizes_and_no_activations(tmp_path, quick):
     found = read_run_data(write_run(tmp_path / "size", *make_prepared(metric="size", budget="0.5", search="random")))
     assert list(found.layer_costs) == ["size"] and front_resources(found) == ["size"] and found.rooflines is None
-    assert (found.policy[:, 1] == 32).all() and np.isnan(found.costs["policy"].latency)
+    assert (found.policy[:, 1] == 32).all()
     (note,) = found.notes
     assert note.startswith("Tensors are left in floating point")
     page = report(tmp_path / "size").read_text()

@@ -61,7 +61,7 @@ def test_no_door_lets_other_bits_in(ranges, table, bits, column):
             door()
 
 
-@pytest.mark.parametrize("bits", [0, 9, 33, 2**40, 4.5, "8", None, True, [8], float("nan")])
+@pytest.mark.parametrize("bits", [0, 9, 33, 2**40, 4.5, "8", None, True, [8]])
 def test_a_policy_in_a_file_holds_widths_alone(tmp_path, bits):
     rows = [{"name": "first", "weight_bits": 8, "activation_bits": 32}, {"name": "second", "weight_bits": bits}]
     rows[1]["activation_bits"] = 8

@@ -41,7 +41,7 @@ def policy_cost(table: CostTable, policy: Int[AnyArray, "*n L 2"] | Float[AnyArr
     """
     policy = jnp.asarray(policy)
     check_shape(table, policy)
-    at = jnp.minimum(policy, WIDTHS)
+    at = jnp.where(policy == FULL_PRECISION, WIDTHS, policy)  # not the minimum: at a tie its gradient is half of it
     rows = _interpolate(table, at) if jnp.issubdtype(policy.dtype, jnp.floating) else _look_up(table, at)
     valid = are_widths(policy)
     known = [_is_priced(values, policy) for values in tables(table)]

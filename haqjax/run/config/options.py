@@ -82,11 +82,11 @@ def check_types(config: Any, options: Mapping[str, Any]) -> None:
 
 
 def check_texts(config: Any) -> None:
-    """Raises a ValueError for a text that is too long or has control characters, and names the option."""
+    """Raises a ValueError for a text that is too long or no UTF-8, and names the option."""
     for name, value in to_options(config).items():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str):
-                check_text(name, text)
+                check_text(name, text, control=True)
 
 
 def _types(config: Any) -> dict[str, Any]:
