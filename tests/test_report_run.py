@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -249,18 +247,3 @@ def test_a_front_is_a_table_of_its_own(folder, run_data, tmp_path, quick):
 
 def test_every_kind_of_layer_is_there(run_data):
     assert run_data.layers.depthwise.sum() == 13 and run_data.layers.pointwise.sum() == 13 and len(KINDS) == 3
-
-
-def test_make_passes_each_folder_as_a_word(tmp_path):
-    if shutil.which("make") is None:
-        pytest.skip("needs make")
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    (tmp_path / "pyproject.toml").touch()
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/.installed-dev").touch()
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    python.chmod(0o755)
-    words = ["make", f"PY={python}", "report", "RUN=runs/a runs/b", "OUT=two words"]
-    said = subprocess.run(words, cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
-    assert said.stdout.split("\n")[1:-1] == ["haqjax", "report", "--out=two words", "--run", "runs/a", "runs/b"]

@@ -116,7 +116,6 @@ CONFIG = [
     ("max_drop", float("nan"), "max_drop is nan"),
     ("race", float("inf"), "race is inf"),
     ("budget", [0.6], "budget is (0.6,), expected"),
-    ("hw", "ed\x1bge", "hw is 'ed\\x1bge': leave out the control character"),
     ("out", "x" * 5000, "of 5000 characters: at most 4096 are read"),
     ("image_size", 100000, "image_size is 100000: give a whole number from 1 to 4096; larger ones fill the memory"),
     ("parallel", 0, "parallel is 0: give a whole number from 1"),
