@@ -349,7 +349,7 @@ BAD = [
     (["--image-size", "100000"], "image_size is 100000: give a whole number from 1 to 4096; larger ones fill"),
     (["--image-size", "1000"], "from 1 to 256; digits are of 8, and all are held in memory"),
     (["--budget", "1e300"], "budget is '1e300': give at most 1e+24"),
-    (["--hw", "edge\n"], "hw is 'edge\\n': leave out the control character '\\n'"),
+    (["--hw", "edge\n"], "unknown machine edge\\n; there are"),
     (["--out", "/proc/x"], "/proc/x cannot be made: /proc is no folder that can be written to"),
     (["--out", "x" * 300], "is a name of 300 bytes: at most 215"),
     (["--out", "~/x"], "'~' is not read as the home folder here"),

@@ -36,7 +36,14 @@ def test_two_that_train_the_same_network_at_once_both_have_it(tmp_path, monkeypa
         except Exception as error:
             errors.append(error)
 
+    save, alone = haqjax.run.float_network.save_params, threading.Lock()
+
+    def save_alone(*given):
+        with alone:  # Orbax is not made for two threads of one process; these stand for two processes
+            save(*given)
+
     monkeypatch.setattr(haqjax.run.float_network, "train_network", train)
+    monkeypatch.setattr(haqjax.run.float_network, "save_params", save_alone)
     threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
