@@ -17,7 +17,7 @@ from haqjax.types import WIDTHS, AnyArray
 
 # Clips tried for the squared error, as octaves below the largest magnitude: ever coarser, down to 1/1,600 of it.
 CANDIDATES = np.concatenate([np.arange(64) / 24, 64 / 24 + np.arange(65) / 8]).astype(np.float32)
-WINDOW = 20 * 128  # bins below the largest magnitude that count in a squared error: 20 octaves
+WINDOW = 14 * 128  # bins below the largest magnitude that count in a squared error: 14 octaves
 PERCENTILE = 99.99
 KL_BINS = 2048  # of equal width, from 0 to the range
 KL_CANDIDATES = 128  # ends of bins, evenly spaced
