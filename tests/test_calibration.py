@@ -46,7 +46,7 @@ def test_what_calibration_never_reached_is_named_and_left_in_floating_point():
     with pytest.warns(UserWarning, match="the input of layer 'expert' was zero throughout calibration"):
         ranges = calibrate(experts, params, [x])
     assert ranges.reached.tolist() == [False, True] and np.isfinite(ranges.clip).all()
-    policy, there = jnp.array([[32, 2], [32, 8]]), 100 * x
+    policy, there = jnp.array([[32, 2], [32, 32]]), 100 * x
     found = quantize(experts)(params, there, policy, ranges)
     np.testing.assert_allclose(found, experts(params, there), rtol=1e-5, atol=1e-3)
     learned = quantize_learned(experts)(begin(params, policy, ranges), there, policy, ranges)
