@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from haqjax.text import escape
+from haqjax.text import escape, escape_letters
 
 MIB = 1 << 20
 YAML_BYTES = 64 << 10  # PyYAML reads about 100 kB/s
@@ -50,8 +50,7 @@ def one_line(text: object, most: int = MESSAGE) -> str:
     >>> one_line("first line\n  second\x1b[2J", 24)
     'first line second\\x1b[2J'
     """
-    line = " ".join(str(text).split())
-    line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line)
+    line = escape_letters(" ".join(str(text).split()))
     return line if len(line) <= most else f"{line[: most - 2]} …"
 
 

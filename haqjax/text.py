@@ -11,8 +11,16 @@ def escape(name: object, most: int = 200) -> str:
     >>> escape("edge\n\x1b[2J"), escape("blocks.0.conv" * 9, 20)
     ('edge\\n\\x1b[2J', 'blocks.0.…cks.0.conv')
     """
-    letters = shorten(str(name), most)
-    return shorten("".join(each if each.isprintable() else _as_escape(each) for each in letters), most)
+    return shorten(escape_letters(shorten(str(name), most)), most)
+
+
+def escape_letters(text: str) -> str:
+    r"""Writes letters that cannot be printed as escapes, whatever the length that makes.
+
+    >>> escape_letters("a\x1b")
+    'a\\x1b'
+    """
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def shorten(text: str, most: int) -> str:
@@ -22,7 +30,3 @@ def shorten(text: str, most: int) -> str:
     ('d…se', 'dense')
     """
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[-(most // 2) :]}"
-
-
-def _as_escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from haqjax.quantizers import clipping
-from haqjax.quantizers.clipping import KL_BINS, KL_CANDIDATES, METHODS, Row, choose, choose_signed, levels_at
+from haqjax.quantizers.clipping import KL_BINS, KL_CANDIDATES, METHODS, choose, choose_signed, levels_at
 from haqjax.quantizers.histogram import (
     SAMPLES,
+    Histogram,
     add_samples,
     bin_edges,
     draw_sample,
@@ -34,7 +35,7 @@ def count(*parts, examples=None):
 
 
 def row_of(values):
-    return Row(*(field[0] for field in count(values)[:4]))
+    return Histogram(*(field[0] for field in count(values)))
 
 
 def normal(count, seed=0):

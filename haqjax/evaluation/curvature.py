@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
-from haqjax.quantizers.fake_quantize import quantize_weights
+from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
 from haqjax.quantizers.linear import make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
@@ -185,7 +185,7 @@ def _activation_errors(index: int, activation: Array, ranges: Ranges, importance
     clip, bits = jnp.asarray(ranges.clip)[index, ACTIVATION], jnp.arange(1, WIDTHS + 1)
     grids = make_grid(clip, bits, jnp.asarray(ranges.signed)[index])
     if ranges.reached is not None:
-        grids = grids._replace(identity=grids.identity | ~jnp.asarray(ranges.reached)[index])
+        grids = leave_unreached(grids, jnp.asarray(ranges.reached)[index])
     return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from haqjax.hardware.spec import LARGEST, SMALLEST
 from haqjax.hardware.usage import Energies, Streams, Usage
 from haqjax.reading import quote
 from haqjax.text import escape
 from haqjax.types import WIDTHS, LayerTable
 
 TOLERANCE = 0.01  # a cost may fall by this fraction from one width to the next before a warning
-SMALLEST, LARGEST = 1e-30, 1e30  # s, J: costs are added up and compared in 32 bits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

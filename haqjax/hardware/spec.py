@@ -11,7 +11,7 @@ from haqjax.reading import one_line, quote
 from haqjax.text import escape
 
 MOST = 1 << 31  # of a count: products of a machine's and a layer's sizes are compared with 2**62 besides
-SMALLEST, LARGEST = 1e-30, 1e30  # of what is no count, in SI units
+SMALLEST, LARGEST = 1e-30, 1e30  # of what is no count, in SI units, and of costs: they are compared in 32 bits
 # A field holds a Python number, or an array where the record is a family of machines.
 Count = Annotated[Any, f"a whole number of at least 1 and at most {MOST}"]
 Positive = Annotated[Any, f"a finite number above 0, from {SMALLEST:g} to {LARGEST:g}"]

@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import measured
 from haqjax.hardware.machines import MODELS, Machine
-from haqjax.hardware.measured import LARGEST, SMALLEST
 from haqjax.hardware.overflow import check_layers
 from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
+from haqjax.hardware.spec import LARGEST, SMALLEST
 from haqjax.hardware.usage import Limits
 from haqjax.policies.cost import check_shape, policy_cost
 from haqjax.reading import quote

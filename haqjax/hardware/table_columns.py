@@ -9,8 +9,8 @@ import pyarrow
 import pyarrow.compute as compute
 from jaxtyping import Bool, Float, Int
 
-from haqjax.hardware.measured import LARGEST, SMALLEST, Measured, warn
-from haqjax.hardware.spec import MOST
+from haqjax.hardware.measured import Measured, warn
+from haqjax.hardware.spec import LARGEST, MOST, SMALLEST
 from haqjax.hardware.table_formats import Columns
 from haqjax.reading import quote
 from haqjax.text import escape

@@ -9,7 +9,6 @@ cycles at 200 MHz.
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from haqjax.files import write_bytes, write_text
+from haqjax.files import check_free, write_bytes, write_text
 from haqjax.hardware.measured import Measured, index_names, shape_text
 from haqjax.hardware.table_columns import BATCH, LAYERS, SHAPE, check_header, measure_columns
 from haqjax.hardware.table_formats import load_array, read_csv, read_npy, read_parquet
@@ -95,11 +94,9 @@ def check_new(path: str | Path) -> Path:
     Raises:
       ValueError: as `save_table`.
     """
-    path = Path(path)
-    if os.path.lexists(path):
-        raise ValueError(f"{escape(path)} exists and is never overwritten: choose another name, or move it away")
+    path = check_free(path)
     _check_suffix(path)
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+    if not path.parent.is_dir():
         raise ValueError(f"{escape(path)} cannot be written: {escape(path.parent)} is no folder that can be written to")
     return path
 

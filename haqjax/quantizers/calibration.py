@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.quantizers.clipping import METHODS, Clip, Row, choose, choose_signed
+from haqjax.quantizers.clipping import METHODS, Clip, choose, choose_signed
 from haqjax.quantizers.histogram import (
     Histogram,
     Sample,
@@ -21,6 +21,7 @@ from haqjax.quantizers.histogram import (
 )
 from haqjax.quantizers.im2col import ROWS
 from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
+from haqjax.quantizers.linear import widen
 from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum, input_energy
 from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
@@ -126,7 +127,7 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
     """
 
     def sample(layer: Layer, weight: Array) -> Sample:
-        weight = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+        weight = widen(weight)
         if not per_channel:
             return draw_sample(weight)
         largest = channel_maximum(layer, weight)
@@ -142,7 +143,7 @@ def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, s
 def _choose(method: str, of_weights: bool, histogram: Histogram) -> Clip:
     """Chooses clips [L, 8] and signs [L, 8], one tensor after another."""
     pick = functools.partial(choose_signed if of_weights else choose, method)
-    return jax.lax.map(pick, Row(histogram.positive, histogram.negative, histogram.lowest, histogram.highest))
+    return jax.lax.map(pick, histogram)
 
 
 def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from haqjax.quantizers.histogram import BINS, bin_edges, bin_of
+from haqjax.quantizers.histogram import BINS, Histogram, bin_edges, bin_of
 from haqjax.types import WIDTHS, AnyArray
 
 # Clips tried for the squared error, as octaves below the largest magnitude: ever coarser, down to 1/1,600 of it.
@@ -29,15 +29,6 @@ Counts = Float[Array, "BINS"]
 Method = Callable[[Counts, Float[Array, ""], Float[AnyArray, "8"]], Float[Array, "8"]]
 
 
-class Row(NamedTuple):
-    """The histogram of one tensor."""
-
-    positive: Counts
-    negative: Counts  # by magnitude
-    lowest: Float[Array, ""]
-    highest: Float[Array, ""]
-
-
 class Clip(NamedTuple):
     """Where a tensor is clipped at each width, and whether there are levels below zero."""
 
@@ -45,20 +36,20 @@ class Clip(NamedTuple):
     signed: Bool[Array, "8"]
 
 
-def choose_signed(method: str, row: Row) -> Clip:
+def choose_signed(method: str, row: Histogram) -> Clip:
     """Chooses the clips of a tensor that is always signed, such as a weight."""
-    counts, largest = row.positive + row.negative, jnp.maximum(-row.lowest, row.highest)
+    counts, largest = row.positive + row.negative, row.largest
     clip = METHODS[method](counts, largest, levels_at(signed=True))
     return Clip(_where_positive(clip, largest), jnp.ones(WIDTHS, bool))
 
 
-def choose(method: str, row: Row) -> Clip:
+def choose(method: str, row: Histogram) -> Clip:
     """Chooses the clips of an activation, and at each width the sign of less squared error.
 
     Without levels below zero there are twice as many above it, and what is negative becomes zero: better for SiLU,
     whose negative values are small, at few bits. A tensor that is never negative is unsigned at every width.
     """
-    highest, largest = jnp.maximum(row.highest, 0), jnp.maximum(-row.lowest, row.highest)
+    highest, largest = jnp.maximum(row.highest, 0), row.largest
     counts = row.positive.at[0].add(jnp.sum(row.negative))  # all that is negative becomes zero
 
     def unsigned() -> Clip:

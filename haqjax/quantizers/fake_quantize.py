@@ -147,14 +147,14 @@ def activation_grids(policy: Policy, ranges: Ranges) -> Grid:
 
 
 def make_activation_grids(clip: Float[Array, "L"], policy: Policy, ranges: Ranges) -> Grid:
-    """Makes the grid of each layer's activation at the policy's width for clips of any origin, each field [L].
-
-    What calibration never reached is left as it is.
-    """
+    """Makes the grid of each layer's activation at the policy's width for clips of any origin, each field [L]."""
     grid = make_grid(clip, jnp.asarray(policy)[:, ACTIVATION], signs_at(policy, ranges))
-    if ranges.reached is None:
-        return grid
-    return grid._replace(identity=grid.identity | ~jnp.asarray(ranges.reached))
+    return grid if ranges.reached is None else leave_unreached(grid, jnp.asarray(ranges.reached))
+
+
+def leave_unreached(grid: Grid, reached: Bool[Array, "*n"]) -> Grid:
+    """Makes grids that leave an activation as it is where calibration never reached it."""
+    return grid._replace(identity=grid.identity | ~reached)
 
 
 def hook_with(operands: Sequence[Operands], ranges: Ranges) -> Hook:

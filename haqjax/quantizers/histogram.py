@@ -31,16 +31,16 @@ class Sample(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Rows of counts, one row a tensor."""
+    """Counts of one tensor, or of L of them with an axis L in front."""
 
-    positive: Float[Array, "L BINS"]  # by magnitude, see `bin_edges`; the first bin holds zeros, too
-    negative: Float[Array, "L BINS"]
-    lowest: Float[Array, "L"]
-    highest: Float[Array, "L"]
-    finite: Bool[Array, "L"]
+    positive: Float[Array, "*L BINS"]  # by magnitude, see `bin_edges`; the first bin holds zeros, too
+    negative: Float[Array, "*L BINS"]
+    lowest: Float[Array, "*L"]
+    highest: Float[Array, "*L"]
+    finite: Bool[Array, "*L"]
 
     @property
-    def largest(self) -> Float[Array, "L"]:
+    def largest(self) -> Float[Array, "*L"]:
         return jnp.maximum(-self.lowest, self.highest)
 
 

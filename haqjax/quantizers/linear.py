@@ -20,6 +20,15 @@ class Grid(NamedTuple):
     identity: Bool[Array, "*n"]  # leave the tensor as it is
 
 
+def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns float16 and bfloat16 numbers in 32 bits, others as they are: `1 / step` may be beyond what float16 holds.
+
+    >>> widen(jnp.ones(2, jnp.float16)).dtype.name
+    'float32'
+    """
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def make_grid(clip: Float[Array, "*n"], bits: Int[Array, "*n"], signed: Bool[Array, "*n"]) -> Grid:
     """Makes the levels of a linear quantiser (Wang et al. 2019, section 3.4).
 
@@ -41,15 +50,12 @@ def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
     `x` is 1 inside the clip and 0 outside; that of a clip of `n` levels is `r / n` inside and the sign of `x` outside
     (LSQ, Esser et al. 2020, arXiv 1902.08153, equation 3, where `step = clip / n` is learned).
 
-    Steps of float16 and bfloat16 tensors stay in 32 bits: `1 / step` may be beyond what float16 holds.
-
     Args:
       grid: scalars, or arrays of the rank of `x` that broadcast against it.
     """
     grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim) if leaf.ndim == 0 else leaf, grid)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    lowest, highest, step, per_unit = (leaf.astype(wide) for leaf in grid[:4])
-    values = x.astype(wide)
+    values = widen(x)
+    lowest, highest, step, per_unit = (leaf.astype(values.dtype) for leaf in grid[:4])
     # Not minimum and maximum: at a tie, such as the largest weight of a channel, they would give it half the gradient.
     clipped = jnp.where(values > highest, highest, jnp.where(values < lowest, lowest, values))
     return jnp.where(grid.identity, x, _round(clipped, per_unit, step).astype(x.dtype))
@@ -79,8 +85,7 @@ def fake_quantize(
     >>> fake_quantize(jnp.array([-2.0, -0.4, 0.6, 0.9]), 1.0, 3)
     Array([-1.        , -0.33333334,  0.6666667 ,  1.        ], dtype=float32)
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    grid = make_grid(jnp.asarray(clip, wide), jnp.asarray(bits), jnp.asarray(signed))
+    grid = make_grid(jnp.asarray(clip, widen(x).dtype), jnp.asarray(bits), jnp.asarray(signed))
     return snap(x, hold_step(grid) if gradient == "pact" else grid)
 
 

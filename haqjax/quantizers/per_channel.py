@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from haqjax.quantizers.im2col import to_matrix
+from haqjax.quantizers.linear import widen
 from haqjax.tracing.jaxpr import Layer
 
 
@@ -13,8 +14,7 @@ def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
     """Finds the largest magnitude of each output channel, flat."""
     channels = sorted(layer.channel_axes)
     summed = tuple(axis for axis in range(weight.ndim) if axis not in channels)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    return jnp.max(jnp.abs(weight.astype(wide)), axis=summed).reshape(-1)
+    return jnp.max(jnp.abs(widen(weight)), axis=summed).reshape(-1)
 
 
 def broadcast_channels(layer: Layer, values: Float[Array, "C"]) -> Array:
@@ -61,8 +61,7 @@ def input_energy(layer: Layer, weight: Array) -> Array:
 
     The squared error of the layer's output grows in proportion to it with an error in the input channel.
     """
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    energy = jnp.sum(to_matrix(layer, weight.astype(wide)) ** 2, axis=2)  # [G, D]
+    energy = jnp.sum(to_matrix(layer, widen(weight)) ** 2, axis=2)  # [G, D]
     rank = len(layer.activation_shape)
     if not layer.dense:
         axes = layer.equation.params["dimension_numbers"]

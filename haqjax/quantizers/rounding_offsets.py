@@ -15,7 +15,7 @@ from haqjax.quantizers.bias_correction import mean_inputs
 from haqjax.quantizers.comq import round_levels
 from haqjax.quantizers.im2col import from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
-from haqjax.quantizers.linear import Grid
+from haqjax.quantizers.linear import Grid, widen
 from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
@@ -92,11 +92,10 @@ def apply_offsets(
         return weight
     column = jnp.clip(jnp.asarray(policy)[layer.index, WEIGHT], 1, WIDTHS) - 1
     moves = jnp.asarray(ranges.rounding.offsets[layer.index])[column]
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    step = jax.lax.stop_gradient(grid.step.astype(wide))
-    weight = weight.astype(wide)
-    moved = weight + moves.astype(wide) * step
-    limit = grid.highest.astype(wide)
+    weight = widen(weight)
+    step = jax.lax.stop_gradient(grid.step.astype(weight.dtype))
+    moved = weight + moves.astype(weight.dtype) * step
+    limit = grid.highest.astype(weight.dtype)
     near = jnp.abs(moved) < limit + step / 2
     leave = grid.identity | ~broadcast_channels(layer, unmoved)
     return jnp.where(leave, weight, jnp.where(near, _clip_straight_through(moved, limit), moved))

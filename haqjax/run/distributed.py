@@ -18,6 +18,7 @@ from haqjax.evaluation.evaluator import balance_batch_size
 from haqjax.reading import one_line
 from haqjax.run.hosts import HOW, WAIT, Meeting, Place, meet, read_hosts
 from haqjax.run.messages import pack, pack_error, unpack
+from haqjax.run.terminal import say
 from haqjax.sharding import make_mesh, suggest_policy_devices
 
 CONNECT = 60  # s for JAX to connect processes that have met
@@ -50,7 +51,7 @@ def join(hosts: str | None, console: Console | None = None) -> None:
     else:
         if console is not None:
             about = f"process {place.process} of {place.processes} waits for the others at {place.coordinator}"
-            console.print(f"{about}, {WAIT:.0f} s at most", highlight=False, soft_wrap=True, markup=False)
+            say(console, f"{about}, {WAIT:.0f} s at most")
         _connect(place, meet(place))
     if jax.process_count() > 1:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -34,6 +34,7 @@ from haqjax.types import (
     LayerTable,
     Ranges,
 )
+from haqjax.widths import LINEAR
 
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
@@ -83,7 +84,7 @@ def prepare(config: SearchConfig) -> PreparedSearch:
 
 def _check_linear(bounds: Bounds, names: Sequence[str]) -> None:
     """Raises a ValueError where rules allow a layer 1 bit: linear levels need 2, and are no numbers at 1."""
-    at = np.argwhere(np.asarray(bounds.low) < 2)
+    at = np.argwhere(np.asarray(bounds.low) < np.array(LINEAR)[None])
     if len(at):
         kind = ("weights", "activations")[at[0][1]]
         raise ValueError(

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from haqjax.widths import CODEBOOK, LINEAR
+
 Text = Annotated[str, Meta(min_length=1, max_length=1000)]
 Bits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 32]  # 32: left in floating point
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -204,15 +206,12 @@ def check_kind(layers: tuple[LayerBits, ...], by_codebook: bool) -> None:
     Traceback (most recent call last):
     ValueError: layers[0].weight_bits is 1, expected 2 to 8, or 32 for what is left in floating point
     """
+    least = CODEBOOK if by_codebook else LINEAR
     for at, layer in enumerate(layers):
-        if layer.weight_bits == 1 and not by_codebook:
-            raise ValueError(f"layers[{at}].weight_bits is 1, expected {_widths(2)}")
-        if layer.activation_bits == 1:
-            raise ValueError(f"layers[{at}].activation_bits is 1, expected {_widths(2)}")
-
-
-def _widths(least: int) -> str:
-    return f"{least} to 8, or 32 for what is left in floating point"
+        for name, fewest in zip(("weight_bits", "activation_bits"), least, strict=True):
+            if (bits := getattr(layer, name)) < fewest:
+                expected = f"{fewest} to 8, or 32 for what is left in floating point"
+                raise ValueError(f"layers[{at}].{name} is {bits}, expected {expected}")
 
 
 def _check_below(name: str, value: int | None, limit: str, most: int | None) -> None:
