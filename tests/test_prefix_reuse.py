@@ -16,9 +16,9 @@ import haqjax.run.answers.common
 import haqjax.run.evaluators
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import prepare_operands
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator, saved_fraction, split_network
 from haqjax.models import outline
+from haqjax.quantizers.integer_layers import prepare_operands
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.evaluators import make_search_evaluator
 from haqjax.searchers.probes import list_probes

@@ -9,7 +9,8 @@ import pytest
 
 from haqjax.quantizers import calibrate, quantize
 from haqjax.quantizers.clipping import METHODS
-from haqjax.quantizers.fake_quantize import apply_quantized, quantize_weights
+from haqjax.quantizers.fake_quantize import quantize_weights
+from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.quantizers.linear import fake_quantize
 from haqjax.quantizers.per_channel import channel_ratios
 from haqjax.types import ACTIVATION, WEIGHT, Ranges
@@ -117,9 +118,8 @@ def test_32_bits_everywhere_is_the_float_network():
 
 def test_weights_quantized_once_serve_every_batch():
     ranges, policy = calibrate(two_layers, PARAMS, [X]), jnp.array([[3, 8], [5, 4]])
-    weights = quantize_weights(two_layers, PARAMS, jax.ShapeDtypeStruct((1, 6), "float32"), policy, ranges)
-    found = apply_quantized(two_layers, PARAMS, weights, X, policy, ranges)
-    np.testing.assert_array_equal(found, quantize(two_layers)(PARAMS, X, policy, ranges))
+    network = prepare_network(two_layers, PARAMS, jax.ShapeDtypeStruct((1, 6), "float32"), policy, ranges)
+    np.testing.assert_array_equal(network(PARAMS, X), quantize(two_layers)(PARAMS, X, policy, ranges))
 
 
 def test_policies_and_ranges_are_data_under_vmap_and_grad():

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
-from haqjax.quantizers.fake_quantize import make_hook, quantize_weights
+from haqjax.quantizers.integer_layers import hook_with, prepare_operands
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -104,8 +104,7 @@ def compare(
 def _run(
     apply: Apply, params: PyTree, tuned: PyTree, images: Array, labels: Array, policy: Array, ranges: Ranges
 ) -> _Sums:
-    weights = quantize_weights(apply, tuned, images[0], policy, ranges)
-    hook = make_hook(weights, policy, ranges)
+    hook = hook_with(prepare_operands(apply, tuned, images[0], policy, ranges))
 
     def whole(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         y = use_cpu_kernels(layer, activation, weight, compute)

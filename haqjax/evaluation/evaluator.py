@@ -12,10 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.data.labels import check_answers
-from haqjax.quantizers.bias_correction import output_biases
-from haqjax.quantizers.fake_quantize import Operands, hook_with, make_operands, quantize_weights
+from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
-from haqjax.tracing.hooks import Apply, with_hook
+from haqjax.tracing.hooks import Apply
 from haqjax.tracing.parameters import check_params
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
@@ -97,24 +96,6 @@ def only_weights(evaluator: Evaluator) -> Evaluator:
     [40.0]
     """
     return _wrap(_leave_activations, evaluator)
-
-
-def prepare_network(
-    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
-) -> Callable[[PyTree, PyTree], PyTree]:
-    """Makes `(params, images) -> logits` under a policy, with weights that are quantised here, once for all batches.
-
-    Of `x` only shapes are read.
-    """
-    return with_hook(apply, hook_with(prepare_operands(apply, params, x, policy, ranges), ranges))
-
-
-def prepare_operands(
-    apply: Apply, params: PyTree, x: PyTree, policy: Int[Array, "L 2"], ranges: Ranges
-) -> tuple[Operands, ...]:
-    """Quantises the weights of every layer under a policy, once for all batches; of `x` only shapes are read."""
-    weights = quantize_weights(apply, params, x, policy, ranges)
-    return make_operands(weights, policy, ranges, output_biases(apply, params, weights, x, ranges))
 
 
 def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:

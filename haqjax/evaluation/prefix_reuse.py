@@ -14,12 +14,11 @@ from haqjax.data import Split
 from haqjax.evaluation.evaluator import (
     balance_batch_size,
     count_answers,
-    prepare_operands,
     split_into_batches,
     sum_pairwise,
     unpack,
 )
-from haqjax.quantizers.fake_quantize import Operands, hook_with
+from haqjax.quantizers.integer_layers import Operands, hook_with, prepare_operands
 from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.tracing.partial_eval import SplitProgram, split_program
 from haqjax.types import Evaluation, Evaluator, LayerTable, Ranges
@@ -133,7 +132,7 @@ def split_network(
     """Splits the network on one micro-batch before layer `cut`."""
 
     def run(params: PyTree, first: tuple[Array, tuple], rest: tuple) -> PyTree:
-        return with_hook(apply, hook_with((*first[1], *rest), ranges))(params, first[0])
+        return with_hook(apply, hook_with((*first[1], *rest)))(params, first[0])
 
     return split_program(run, params, (images[0], operands[:cut]), operands[cut:])
 
@@ -159,7 +158,7 @@ def _make_function(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluat
         prefix: _Prefix = evaluator.extra
 
         def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
-            network = with_hook(apply, hook_with(operands, ranges))
+            network = with_hook(apply, hook_with(operands))
             return jax.lax.map(lambda batch: count_answers(network(params, batch[0]), batch[1]), (images, labels))
 
         def run_from(cut: int, kept: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import balance_batch_size, count_answers, prepare_network, split_into_batches, unpack
+from haqjax.evaluation.evaluator import balance_batch_size, count_answers, split_into_batches, unpack
+from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.tracing.hooks import Apply
 from haqjax.types import Evaluation, Evaluator, Ranges
 

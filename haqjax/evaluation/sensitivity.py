@@ -13,8 +13,9 @@ from haqjax.allocation.additive import guard, rank_correlation
 from haqjax.allocation.choices import allowed
 from haqjax.data import Split
 from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
-from haqjax.evaluation.evaluator import balance_batch_size, make_evaluator, prepare_network, split_into_batches, unpack
+from haqjax.evaluation.evaluator import balance_batch_size, make_evaluator, split_into_batches, unpack
 from haqjax.policies.actions import to_bits
+from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, with_hook
 from haqjax.types import FULL_PRECISION, Bounds, Evaluation, Evaluator, Ranges

@@ -1,6 +1,6 @@
 """Quantisers: linear fake quantisation, its calibration, and the quantised forward pass."""
 
 from haqjax.quantizers.calibration import calibrate
-from haqjax.quantizers.fake_quantize import quantize
+from haqjax.quantizers.integer_layers import quantize
 
 __all__ = ["calibrate", "quantize"]

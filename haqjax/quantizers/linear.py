@@ -53,12 +53,39 @@ def snap(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
     Args:
       grid: scalars, or arrays of the rank of `x` that broadcast against it.
     """
-    grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim) if leaf.ndim == 0 else leaf, grid)
     values = widen(x)
-    lowest, highest, step, per_unit = (leaf.astype(values.dtype) for leaf in grid[:4])
+    grid = _spread(grid, values)
+    rounded = _round(_clip(values, grid), grid.per_unit, grid.step)
+    return jnp.where(grid.identity, x, rounded.astype(x.dtype))
+
+
+def encode(x: Float[Array, "*shape"], grid: Grid) -> Float[Array, "*shape"]:
+    """Returns the codes of what `snap` rounds to: whole numbers of steps; `x` itself where it is left as it is.
+
+    Numbers of 16 bits are returned in 32. For the forward pass: it has no gradient of its own.
+
+    >>> encode(jnp.array([-2.0, -0.4, 0.6, 0.9]), make_grid(jnp.array(1.0), jnp.array(3), jnp.array(True))).tolist()
+    [-3.0, -1.0, 2.0, 3.0]
+    """
+    values = widen(x)
+    grid = _spread(grid, values)
+    return jnp.where(grid.identity, values, jnp.round(_clip(values, grid) * grid.per_unit))
+
+
+def scale_of(grid: Grid) -> Float[Array, "*n"]:
+    """Returns the number that the codes of a grid are multiples of; 1 where a tensor is left as it is."""
+    return jnp.where(grid.identity, 1, grid.step)
+
+
+def _spread(grid: Grid, values: Array) -> Grid:
+    """Brings a grid to the type of the values, and scalars to their rank."""
+    grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * values.ndim) if leaf.ndim == 0 else leaf, grid)
+    return Grid(*(leaf.astype(values.dtype) for leaf in grid[:4]), grid.identity)
+
+
+def _clip(values: Array, grid: Grid) -> Array:
     # Not minimum and maximum: at a tie, such as the largest weight of a channel, they would give it half the gradient.
-    clipped = jnp.where(values > highest, highest, jnp.where(values < lowest, lowest, values))
-    return jnp.where(grid.identity, x, _round(clipped, per_unit, step).astype(x.dtype))
+    return jnp.where(values > grid.highest, grid.highest, jnp.where(values < grid.lowest, grid.lowest, values))
 
 
 def fake_quantize(

@@ -32,7 +32,9 @@ class _Convolution(NamedTuple):
     places: tuple[int, ...]  # sizes of the output map
 
 
-def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+def use_cpu_kernels(
+    layer: Layer, activation: Array, weight: Array, compute: Compute, sum_type: jnp.dtype | None = None
+) -> Array:
     """Computes a layer in the form that is fastest on the platform it runs on; a hook for `with_hook`.
 
     Equal to the plain form within float32 rounding; differentiable, and works under `vmap`. The result holds its layers
@@ -45,6 +47,9 @@ def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Com
     >>> params, x = {"w": jnp.ones((3, 3, 1, 2))}, jnp.ones((1, 4, 4, 2))
     >>> bool(jnp.allclose(with_hook(apply, use_cpu_kernels)(params, x), apply(params, x)))
     True
+
+    Args:
+      sum_type: in which `compute` adds up products of operands of any type; None is the layer's own, for all of them.
     """
     form = _choose(layer)
     if form is None:
@@ -52,10 +57,12 @@ def use_cpu_kernels(layer: Layer, activation: Array, weight: Array, compute: Com
     axes = layer.equation.params["dimension_numbers"]
 
     def faster(activation: Array, weight: Array) -> Array:
-        dtype = layer.equation.params["preferred_element_type"] or activation.dtype
-        x = jnp.transpose(activation, _channels_last(axes.lhs_spec)).astype(dtype)
-        w = jnp.transpose(weight, (*axes.rhs_spec[2:], axes.rhs_spec[1], axes.rhs_spec[0])).astype(dtype)
-        return jnp.transpose(form(x, w, _convolution(layer)), tuple(np.argsort(_channels_last(axes.out_spec))))
+        sums = sum_type or layer.equation.params["preferred_element_type"] or activation.dtype
+        if sum_type is None:
+            activation, weight = activation.astype(sums), weight.astype(sums)
+        x = jnp.transpose(activation, _channels_last(axes.lhs_spec))
+        w = jnp.transpose(weight, (*axes.rhs_spec[2:], axes.rhs_spec[1], axes.rhs_spec[0]))
+        return jnp.transpose(form(x, w, _convolution(layer), sums), tuple(np.argsort(_channels_last(axes.out_spec))))
 
     return lax.platform_dependent(activation, weight, cpu=faster, default=compute)
 
@@ -64,7 +71,7 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
     return (spec[0], *spec[2:], spec[1])
 
 
-def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution], Array] | None:
+def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution, jnp.dtype], Array] | None:
     """Chooses the faster form of a layer; None where the platform's own is as fast."""
     if layer.dense or layer.equation.params["batch_group_count"] != 1:
         return None
@@ -93,8 +100,9 @@ def _convolution(layer: Layer) -> _Convolution:
     )
 
 
-def _shifted_multiply_adds(x: Array, weight: Array, convolution: _Convolution) -> Array:
+def _shifted_multiply_adds(x: Array, weight: Array, convolution: _Convolution, sums: jnp.dtype) -> Array:
     """Convolves depthwise: input channel c feeds the output channels c m .. c m + m - 1."""
+    x, weight = x.astype(sums), weight.astype(sums)
     multiplier = weight.shape[-1] // x.shape[-1]
     x = jnp.repeat(x, multiplier, axis=-1) if multiplier > 1 else x
     by_channel = (1,) * (x.ndim - 1) + (-1,)
@@ -102,11 +110,12 @@ def _shifted_multiply_adds(x: Array, weight: Array, convolution: _Convolution) -
     return sum(products[1:], products[0])
 
 
-def _matrix_product(x: Array, weight: Array, convolution: _Convolution) -> Array:
+def _matrix_product(x: Array, weight: Array, convolution: _Convolution, sums: jnp.dtype) -> Array:
     taps, patches = zip(*_patches(x, convolution), strict=True)
     rows = patches[0] if len(taps) == 1 else jnp.concatenate(patches, axis=-1)
     columns = weight[taps[0]] if len(taps) == 1 else jnp.concatenate([weight[tap] for tap in taps])
-    return (rows.reshape(-1, rows.shape[-1]) @ columns).reshape(*rows.shape[:-1], columns.shape[-1])
+    product = jnp.matmul(rows.reshape(-1, rows.shape[-1]), columns, preferred_element_type=sums)
+    return product.reshape(*rows.shape[:-1], columns.shape[-1])
 
 
 def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...], Array]]:

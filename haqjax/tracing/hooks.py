@@ -5,6 +5,7 @@ activations (attention) and element-wise weights are left alone. The hook is Pyt
 of it is left in the compiled program.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -174,6 +175,12 @@ def _make_compute(layer: Layer) -> Compute:
         return run_equation(layer.equation, operands)[0]
 
     return compute
+
+
+def compute_in(layer: Layer, sum_type: Any) -> Compute:
+    """Returns a layer as a function of its operands, of any type, that adds up products in `sum_type`."""
+    typed = layer.equation.replace(params={**layer.equation.params, "preferred_element_type": np.dtype(sum_type)})
+    return _make_compute(dataclasses.replace(layer, equation=typed))
 
 
 def run_equation(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from haqjax.quantizers.fake_quantize import quantize
+from haqjax.quantizers.integer_layers import quantize
 from haqjax.types import Ranges
 
 

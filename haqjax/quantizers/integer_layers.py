@@ -1,0 +1,177 @@
+"""The forward pass of a network under a policy, in integer arithmetic: `y = (sum of q_a q_w) (s_a s_w) + bias`.
+
+The sum is exact, and so the same number whatever computes it: any number of images at a time, policies side by side,
+any device (Jacob et al. 2018, arXiv 1712.05877, section 2.1). What is left in floating point, at 32 bits or with
+k-means weights, is multiplied as floats.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from haqjax.quantizers.bias_correction import output_biases
+from haqjax.quantizers.fake_quantize import (
+    Encoded,
+    activation_grids,
+    check_policy,
+    encode_weights,
+    signs_at,
+    where_valid,
+)
+from haqjax.quantizers.linear import Grid, encode, scale_of, snap
+from haqjax.quantizers.per_channel import broadcast_outputs
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
+from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
+from haqjax.tracing.integer_products import Arithmetic, Weights, multiply, ready_weights, safe_arithmetic
+from haqjax.tracing.jaxpr import Layer
+from haqjax.types import Ranges
+from haqjax.widths import are_widths
+
+Policy = Int[Array, "L 2"]
+
+
+class Operands(NamedTuple):
+    """What one layer is computed with under a policy, for any number of batches."""
+
+    weights: Weights  # codes
+    grid: Grid  # of the activation, scalars
+    signed: Bool[Array, ""]  # the activation's codes
+    whole: Bool[Array, ""]  # both operands are codes
+    scale: Float[Array, "C"]  # of the sums: the product of both steps
+    bias: Float[Array, "C"] | None  # that corrects the means of the outputs
+
+
+def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]:
+    """Makes `apply` run under a policy that is data: one compilation serves every policy.
+
+    A layer is what integer hardware computes: the exact sum of products of codes, multiplied once by the steps of both
+    operands. Its gradient is that of the same layer on the values of the codes, straight through both roundings.
+
+    Args:
+      apply: pure function `apply(params, x)`.
+    Returns:
+      `qapply(params, x, policy, ranges)` with the output of `apply`: `policy` int32 [L, 2] holds weight and activation
+      bits, 2..8 (weights 1..8 with a codebook), or 32 to leave a tensor as it is; `ranges` come from `calibrate`. Works
+      under `jit`, `vmap`, `grad`. There the bits are not known while the program is made: with any others the whole
+      output is NaN, and the least number of its type where it is of integers.
+    Raises:
+      ValueError: a policy or ranges of another number of layers than the network's; bits that are none, outside of
+        `jit`; names the layer.
+
+    >>> from haqjax.quantizers.calibration import calibrate
+    >>> apply = lambda params, x: x @ params["w"]
+    >>> params, x = {"w": jnp.array([[0.5], [1.0]])}, jnp.array([[1.0, 0.25]])
+    >>> ranges = calibrate(apply, params, [x], method="max")
+    >>> print(quantize(apply)(params, x, jnp.array([[32, 2]]), ranges))  # with 2 bits 0.25 becomes 1 / 3
+    [[0.8333334]]
+    """
+
+    def qapply(params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
+        check_policy(apply, params, x, policy, ranges)
+        encoded = encode_weights(apply, params, x, policy, ranges)
+        operands = prepare_operands(apply, params, x, policy, ranges, encoded=encoded)
+        y = with_hook(apply, _differentiable_hook(operands, [weight.value for weight in encoded]))(params, x)
+        return where_valid(are_widths(jnp.asarray(policy), ranges.least_widths), y)
+
+    return qapply
+
+
+def prepare_network(
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    policy: Policy,
+    ranges: Ranges,
+    arithmetic: Sequence[Arithmetic] | None = None,
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """Makes `(params, images) -> logits` under a policy, with weights that are quantised here, once for all batches.
+
+    It has no gradient. The arguments are those of `prepare_operands`.
+    """
+    operands = prepare_operands(apply, params, x, policy, ranges, arithmetic)
+    return with_hook(apply, hook_with(operands, arithmetic))
+
+
+def prepare_operands(
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    policy: Policy,
+    ranges: Ranges,
+    arithmetic: Sequence[Arithmetic] | None = None,
+    encoded: tuple[Encoded, ...] | None = None,
+) -> tuple[Operands, ...]:
+    """Prepares the operands of every layer under a policy, once for all batches.
+
+    Args:
+      x: only shapes are read.
+      arithmetic: how each layer's products are computed; None is exact for any weights.
+      encoded: the weights, where they have been quantised already.
+    """
+    encoded = encode_weights(apply, params, x, policy, ranges) if encoded is None else encoded
+    biases = output_biases(apply, params, tuple(weight.value for weight in encoded), x, ranges)
+    grids, signed = activation_grids(policy, ranges), signs_at(policy, ranges)
+    layer_of = np.repeat(np.arange(len(encoded)), [len(weight.step) for weight in encoded])
+    scales = jnp.concatenate([weight.step for weight in encoded]) * scale_of(grids)[layer_of]
+    ends = np.cumsum([len(weight.step) for weight in encoded])
+
+    def prepare(layer: Layer, weight: Array) -> Operands:
+        at, mine = layer.index, encoded[layer.index]
+        form = _arithmetic_of(layer, arithmetic).form
+        return Operands(
+            ready_weights(layer, mine.code, signed[at], form),
+            jax.tree.map(lambda leaf: leaf[at], grids),
+            signed[at],
+            mine.whole & ~grids.identity[at],
+            scales[ends[at] - len(mine.step) : ends[at]],
+            None if biases is None else biases[at],
+        )
+
+    return map_weights(prepare, apply, params, x)
+
+
+def hook_with(operands: Sequence[Operands], arithmetic: Sequence[Arithmetic] | None = None) -> Hook:
+    """Makes the hook that computes a layer with such operands, one a layer, prepared for the same arithmetic."""
+
+    def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+        return _compute(layer, activation, operands[layer.index], _arithmetic_of(layer, arithmetic))
+
+    return hook
+
+
+def _compute(layer: Layer, activation: Array, mine: Operands, arithmetic: Arithmetic) -> Array:
+    """Computes one layer: codes, their exact sums, and one multiplication."""
+    sums = multiply(layer, encode(activation, mine.grid), mine.weights, arithmetic, mine.signed, mine.whole)
+    y = sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype)
+    y = y if mine.bias is None else y + broadcast_outputs(layer, mine.bias).astype(sums.dtype)
+    return y.astype(layer.equation.outvars[0].aval.dtype)
+
+
+def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array]) -> Hook:
+    """Makes the hook whose gradient is that of the layer on the values of the codes; `values` are the weights'."""
+
+    def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
+        mine = operands[layer.index]
+
+        @jax.custom_jvp
+        def exact(values: tuple[Array, Array], activation: Array, mine: Operands) -> Array:
+            return _compute(layer, activation, mine, safe_arithmetic(layer))
+
+        @exact.defjvp
+        def straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+            def plain(activation: Array, weight: Array) -> Array:
+                return use_cpu_kernels(layer, activation, weight, compute)
+
+            return exact(*primals), jax.jvp(plain, primals[0], tangents[0])[1]
+
+        return exact((snap(activation, mine.grid), values[layer.index]), activation, mine)
+
+    return hook
+
+
+def _arithmetic_of(layer: Layer, arithmetic: Sequence[Arithmetic] | None) -> Arithmetic:
+    return safe_arithmetic(layer) if arithmetic is None else arithmetic[layer.index]

@@ -1,0 +1,185 @@
+"""Integer products: the exact sum of products of integer codes, in whatever type multiplies them fastest.
+
+A code is a whole number of at most 8 bits. Sums of their products are the same numbers on every device and in every
+order, as long as no partial sum leaves the whole numbers that the type holds: 2^24 in float32, 2^31 in int32. A layer
+whose sums may be larger is cut along what it sums over, and the parts are added up as 32-bit integers.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool
+
+from haqjax.tracing.cpu_kernels import use_cpu_kernels
+from haqjax.tracing.hooks import compute_in
+from haqjax.tracing.jaxpr import Layer
+
+Form = Literal["float32", "bfloat16", "int8"]
+FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
+LARGEST_PRODUCT = 255 * 127  # of an unsigned activation and a weight of 8 bits
+FLOAT_LIMIT = 2**24  # whole numbers up to here are exact in float32
+INT_LIMIT = 2**31
+SHIFT = 128  # takes unsigned codes of 8 bits into the range of int8
+
+
+class Arithmetic(NamedTuple):
+    """How the products of one layer are computed; the answer does not depend on it."""
+
+    form: Form = "float32"  # of the operands; sums are float32, or int32 for int8
+    parts: int = 1  # that a sum is cut into
+
+
+class Weights(NamedTuple):
+    """The weights of one layer, ready to be multiplied."""
+
+    codes: Array  # in the type of the form
+    shifted: Array | None  # what the shift of the activation's codes takes off each output; int8 alone
+
+
+def count_summed(layer: Layer) -> int:
+    """Counts the products that are summed for one output.
+
+    >>> from haqjax.tracing.hooks import map_weights
+    >>> apply = lambda params, x: x @ params["w"]
+    >>> map_weights(lambda layer, weight: count_summed(layer), apply, {"w": jnp.ones((5, 3))}, jnp.ones((1, 5)))
+    (5,)
+    """
+    outputs = math.prod(layer.weight_shape[axis] for axis in layer.channel_axes)
+    return math.prod(layer.weight_shape) // outputs
+
+
+def safe_arithmetic(layer: Layer) -> Arithmetic:
+    """Returns arithmetic that is exact whatever the codes are."""
+    return Arithmetic("float32", max(1, -(-count_summed(layer) * LARGEST_PRODUCT // FLOAT_LIMIT)))
+
+
+def ready_weights(layer: Layer, codes: Array, signed: Bool[Array, ""], form: Form) -> Weights:
+    """Brings the codes of a layer's weight into the type that they are multiplied in.
+
+    Args:
+      codes: whole numbers, as floats.
+      signed: whether the activation's codes are; see `multiply`.
+    """
+    if form == "float32" or _keeps_floats(layer):
+        return Weights(codes, None)
+    if form == "bfloat16":
+        return Weights(codes.astype(jnp.bfloat16), None)
+    codes = codes.astype(jnp.int8)
+    ones = jnp.ones(_one_example(layer), jnp.int8)
+    return Weights(codes, _product(layer, jnp.int32, ones, codes) * _shift(signed))
+
+
+def multiply(
+    layer: Layer, activation: Array, weights: Weights, arithmetic: Arithmetic, signed: Bool[Array, ""], whole: Array
+) -> Array:
+    """Computes a layer on integer codes: its exact sums, as floats.
+
+    A sum beyond 2^24 is the float that is nearest to the exact one.
+
+    Args:
+      activation: codes, as floats. One that is not a number makes its row or example of the output none.
+      weights: from `ready_weights`, for the same form.
+      signed: whether the activation's codes are; unsigned ones are shifted to fit int8, and what that takes off every
+        output is put back. At the edge of a map that is less, since padding stays zero.
+      whole: true where both operands are codes; where one is floats, as at 32 bits, the sum is that of the floats.
+        Only float32 takes floats.
+    Returns:
+      The layer's output, in the type of `activation`.
+    """
+    form, parts = arithmetic
+    if form == "int8" and not _keeps_floats(layer):
+        codes = (activation - _shift(signed).astype(activation.dtype)).astype(jnp.int8)
+        found = _product(layer, jnp.int32, codes, weights.codes) + weights.shifted
+        return found.astype(activation.dtype) + _not_a_number(layer, activation)
+    operand = activation.astype(weights.codes.dtype) if form == "bfloat16" else activation
+    product = functools.partial(_product, layer, activation.dtype)
+    if parts == 1 or activation.dtype == jnp.float64:
+        return product(operand, weights.codes)
+    sums = [product(*pair) for pair in cut_sum(layer, operand, weights.codes, parts)]
+    rounded = functools.reduce(jnp.add, sums)
+    exact = functools.reduce(jnp.add, [part.astype(jnp.int32) for part in sums]).astype(activation.dtype)
+    return jnp.where(whole & jnp.isfinite(rounded), exact, rounded)
+
+
+def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Iterator[tuple[Array, Array]]:
+    """Cuts both operands into parts of what is summed over; the layers of the parts add up to the whole one.
+
+    >>> from haqjax.tracing.hooks import map_weights
+    >>> apply, x = lambda params, x: x @ params["w"], jnp.ones((1, 5))
+    >>> cut = lambda layer, weight: [w.shape for _, w in cut_sum(layer, x, weight, 2)]
+    >>> map_weights(cut, apply, {"w": jnp.ones((5, 3))}, x)
+    ([(2, 3), (3, 3)],)
+    """
+    if layer.dense:
+        axes = layer.equation.params["dimension_numbers"][0]
+        of_weight, of_activation = axes[layer.weight_at], axes[1 - layer.weight_at]
+        at = max(range(len(of_weight)), key=lambda i: layer.weight_shape[of_weight[i]])
+        axis, other = of_weight[at], of_activation[at]
+    else:
+        numbers = layer.equation.params["dimension_numbers"]
+        axis, other = numbers.rhs_spec[1], numbers.lhs_spec[1]
+    size = layer.weight_shape[axis]
+    if size >= parts and (layer.dense or layer.equation.params["feature_group_count"] == 1):
+        ends = [size * part // parts for part in range(parts + 1)]
+        for low, high in zip(ends, ends[1:], strict=False):
+            yield lax.slice_in_dim(activation, low, high, axis=other), lax.slice_in_dim(weight, low, high, axis=axis)
+        return
+    part_of = _number_inputs(layer) * parts // count_summed(layer)
+    for part in range(parts):
+        yield activation, jnp.where(part_of == part, weight, jnp.zeros((), weight.dtype))
+
+
+def _number_inputs(layer: Layer) -> np.ndarray:
+    """Numbers what is summed over, in the rank of the weight."""
+    shape = [1 if axis in layer.channel_axes else size for axis, size in enumerate(layer.weight_shape)]
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _product(layer: Layer, sum_type: object, activation: Array, weight: Array) -> Array:
+    dtype = jnp.dtype(sum_type)
+    return use_cpu_kernels(layer, activation, weight, compute_in(layer, dtype), dtype)
+
+
+def _keeps_floats(layer: Layer) -> bool:
+    """Tells a grouped convolution, for which no platform has a faster unit, and a sum too long for int32."""
+    grouped = not layer.dense and layer.equation.params["feature_group_count"] > 1
+    return grouped or count_summed(layer) * LARGEST_PRODUCT >= INT_LIMIT
+
+
+def _shift(signed: Bool[Array, ""]) -> Array:
+    return jnp.where(signed, 0, SHIFT).astype(jnp.int32)
+
+
+def _one_example(layer: Layer) -> tuple[int, ...]:
+    """Returns the shape of an activation with a single example: what no weight tells apart has size one."""
+    if not layer.dense:
+        batch = layer.equation.params["dimension_numbers"].lhs_spec[0]
+        return tuple(1 if axis == batch else size for axis, size in enumerate(layer.activation_shape))
+    contract, batched = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+    kept = (*contract, *batched)
+    return tuple(size if axis in kept else 1 for axis, size in enumerate(layer.activation_shape))
+
+
+def _not_a_number(layer: Layer, activation: Array) -> Array:
+    """Returns NaN for each row, or each example of a convolution, that holds one, else zero; in the output's rank."""
+    rank = activation.ndim
+    if not layer.dense:
+        numbers = layer.equation.params["dimension_numbers"]
+        summed = tuple(axis for axis in range(rank) if axis != numbers.lhs_spec[0])
+        shape = [-1 if axis == numbers.out_spec[0] else 1 for axis in range(rank)]
+    else:
+        contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+        free = [axis for axis in range(rank) if axis not in (*contract, *batch)]
+        activation = jnp.transpose(activation, (*batch, *free, *contract))
+        summed = tuple(range(len(batch) + len(free), rank))
+        ones = [1] * (len(layer.channel_axes) - len(batch))
+        sizes = activation.shape[: rank - len(contract)]
+        at = len(batch) if layer.weight_at == 0 else len(sizes)
+        shape = [*sizes[:at], *ones, *sizes[at:]]
+    found = jnp.isnan(activation).any(summed)
+    return jnp.where(found, jnp.nan, 0.0).astype(activation.dtype).reshape(shape)
