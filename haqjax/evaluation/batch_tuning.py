@@ -1,8 +1,6 @@
 """Tuning of the batch: the fastest numbers of policies and images at a time, measured once for a kind of device."""
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
-from haqjax.files import write_json
+from haqjax.evaluation.tuning_cache import cache_path, recall, remember
 from haqjax.tracing.hooks import Apply, layers, map_weights
 from haqjax.types import WIDTHS, Evaluation, Evaluator, Ranges
 
@@ -48,7 +46,7 @@ def choose_batches(
 
     Policies of all widths are evaluated on the split's first images, with each candidate. It is done once for a kind
     of device, network, size of images and number of policies; a file in the cache remembers it, and one that cannot be
-    read or written costs no more than to measure again. Accuracies of all candidates agree but for float rounding.
+    read or written costs no more than to measure again. Accuracies of all candidates agree.
 
     Args:
       apply, params, split, ranges: as for `make_evaluator`.
@@ -74,15 +72,14 @@ def choose_batches(
         raise ValueError("no candidate to try: give at least one, or None for the usual ones")
     if len(tried) == 1:
         return tried[0]
-    name = f"{_describe(apply, params, split, policies, tried)}.json"
-    path = None if cache is None else Path(cache) / FOLDER / name
-    known = None if path is None else _recall(path)
-    if known in tried:
-        return known
+    path = cache_path(cache, FOLDER, _describe(apply, params, split, policies, tried))
+    known = recall(path).get("chosen")
+    if isinstance(known, dict) and set(known) == set(Batches._fields) and Batches(**known) in tried:
+        return Batches(**known)
     seconds = _time_candidates(apply, params, split, ranges, tried, policies=policies, clock=clock)
     best = tried[int(np.argmin(seconds))]
-    if path is not None:
-        _remember(path, best, tried, seconds)
+    rows = [{**one._asdict(), "seconds": each} for one, each in zip(tried, seconds, strict=True)]
+    remember(path, {"chosen": best._asdict(), "tried": rows})
     return best
 
 
@@ -140,27 +137,10 @@ def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation
     return evaluator(policies)
 
 
-def _describe(apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]) -> str:
-    """Names what a choice holds for: networks of the same layers have the same name."""
-    device = jax.devices()[0]
+def _describe(
+    apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]
+) -> tuple[object, ...]:
+    """Describes what a choice holds for: networks of the same layers are alike."""
     table = layers(apply, params, jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype))
     shape = [(name, np.asarray(column).tolist()) for name, column in dataclasses.asdict(table).items()]
-    versions = (VERSION, jax.__version__, device.platform, device.device_kind)
-    identity = (*versions, shape, split.images.shape, policies, [*tried])
-    return f"{device.platform}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}"
-
-
-def _recall(path: Path) -> Batches | None:
-    try:
-        return Batches(**json.loads(path.read_text())["chosen"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _remember(path: Path, best: Batches, tried: Sequence[Batches], seconds: Sequence[float]) -> None:
-    rows = [{**one._asdict(), "seconds": each} for one, each in zip(tried, seconds, strict=True)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"chosen": best, "device": jax.devices()[0].device_kind, "tried": rows})
-    except OSError:
-        pass  # the next run tries again
+    return (VERSION, shape, split.images.shape, policies, [*tried])

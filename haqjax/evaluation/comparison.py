@@ -11,10 +11,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
-from haqjax.quantizers.integer_layers import hook_with, prepare_operands
+from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_operands
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, with_records
 from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.rounded_products import rounds_products
 from haqjax.types import Ranges
 
 TOP = 5  # an answer is among the best so many
@@ -104,7 +105,8 @@ def compare(
 def _run(
     apply: Apply, params: PyTree, tuned: PyTree, images: Array, labels: Array, policy: Array, ranges: Ranges
 ) -> _Sums:
-    hook = hook_with(prepare_operands(apply, tuned, images[0], policy, ranges))
+    zero = hidden_zero(ranges)
+    hook = hook_with(prepare_operands(apply, tuned, images[0], policy, ranges), zero)
 
     def whole(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         y = use_cpu_kernels(layer, activation, weight, compute)
@@ -117,7 +119,7 @@ def _run(
     def count(batch: tuple[Array, Array]) -> _Sums:
         x, truth = batch
         logits, outputs = with_records(apply, whole)(params, x)
-        other, others = with_records(apply, rounded)(tuned, x)
+        other, others = with_records(apply, rounded, rounds_products(zero))(tuned, x)
         there = truth >= 0  # blank images complete the last batch
         signal = jnp.stack([_energy(y, there) for y in outputs])
         noise = jnp.stack([_energy(a - b, there) for a, b in zip(outputs, others, strict=True)])

@@ -2,21 +2,40 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.data.labels import check_answers
+from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
 from haqjax.tracing.hooks import Apply
+from haqjax.tracing.integer_products import Arithmetic
 from haqjax.tracing.parameters import check_params
-from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
+from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Evaluation, Evaluator, Ranges
+
+
+class EvaluationPlan(NamedTuple):
+    """How policies are evaluated; the answers do not depend on it."""
+
+    policies_at_once: int
+    arithmetic: tuple[Arithmetic, ...]  # one entry a layer
+
+    def compute(self, sums: Callable[[Sequence[Arithmetic]], PyTree], policies: Int[Array, "N L 2"]) -> PyTree:
+        """Computes `sums(arithmetic)`; where a policy leaves tensors as they are, all of them go by floats."""
+        floats = tuple(layer._replace(form="float32") for layer in self.arithmetic)
+        if floats == self.arithmetic:
+            return sums(floats)
+        wide = (policies > WIDTHS).any()
+        return jax.lax.cond(wide, lambda: sums(floats), lambda: sums(self.arithmetic))
+
 
 CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
 CPU_IMAGES = 128  # at a time at most
@@ -32,6 +51,7 @@ def make_evaluator(
     batch_size: int | None = None,
     policies_at_once: int = 1,
     mesh: Mesh | None = None,
+    arithmetic: Sequence[Arithmetic] | None = None,
 ) -> Evaluator:
     """Makes the evaluator of a search: accuracy and mean cross entropy of each policy on all images of a split.
 
@@ -45,7 +65,9 @@ def make_evaluator(
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
       mesh: devices to shard policies and micro-batches over, see `haqjax.sharding.make_mesh`; None is one device.
-        The results do not depend on their number, to the last bit where `policies_at_once` is 1.
+      arithmetic: how each layer's products are computed, see `haqjax.evaluation.tune_arithmetic`; None chooses float32.
+
+    Results do not depend on any of the last four, to the last bit.
 
     Returns:
       An evaluator whose arrays are arguments of the compiled program, not constants in it: a second one of the same
@@ -66,9 +88,12 @@ def make_evaluator(
     check_params(params)
     check_answers(apply, params, split, split.images[:1])
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
+    if arithmetic is None:
+        arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+    plan = EvaluationPlan(policies_at_once, fit_arithmetic(arithmetic, policies_at_once))
     if mesh is None:
-        return Evaluator(_make_function(apply, policies_at_once), params, images, labels, ranges)
-    function = _make_sharded_function(apply, policies_at_once, mesh, len(images))
+        return Evaluator(_make_function(apply, plan), params, images, labels, ranges)
+    function = _make_sharded_function(apply, plan, mesh)
     images, labels = _shard_batches(images, mesh, blank=0), _shard_batches(labels, mesh, blank=-1)
     params, ranges = place((params, ranges), mesh)
     return Evaluator(function, params, images, labels, ranges)
@@ -98,20 +123,26 @@ def only_weights(evaluator: Evaluator) -> Evaluator:
     return _wrap(_leave_activations, evaluator)
 
 
-def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """Counts images whose largest logit is at the label, and sums the cross entropy over the images that count.
+def answer_images(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Bool[Array, "B"], Float[Array, "B"]]:
+    """Tells for each image whether its largest logit is at the label, and its cross entropy.
 
-    A label below 0 marks an image that does not count. One with a logit that is not finite is wrong, and makes the sum
-    infinite.
+    A label below 0 marks an image that does not count: it is never right, and its loss is zero. One with a logit that
+    is not finite is wrong, and its loss infinite.
 
-    >>> right, loss = count_answers(jnp.array([[0.0, 9.0], [0.0, jnp.nan]]), jnp.array([1, -1]))
-    >>> int(right), round(float(loss), 4)
-    (1, 0.0001)
+    >>> right, loss = answer_images(jnp.array([[0.0, 9.0], [0.0, jnp.nan]]), jnp.array([1, -1]))
+    >>> right.tolist(), loss.round(4).tolist()
+    ([True, False], [9.999999747378752e-05, 0.0])
     """
     finite = jnp.isfinite(logits).all(-1)
-    right = ((logits.argmax(-1) == labels) & finite).sum()
     log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    return right, -jnp.where(labels >= 0, jnp.where(finite, log_likelihood, -jnp.inf), 0).sum()
+    loss = jnp.where(labels >= 0, jnp.where(finite, -log_likelihood, jnp.inf), 0)
+    return (logits.argmax(-1) == labels) & finite, loss
+
+
+def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
+    """Counts the right answers of `answer_images`, and sums the losses."""
+    right, loss = answer_images(logits, labels)
+    return right.sum(), loss.sum()
 
 
 def balance_batch_size(split: Split, batch_size: int | None = None) -> int:
@@ -141,18 +172,32 @@ def split_into_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b
     return jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])), jnp.asarray(labels.reshape(-1, batch_size))
 
 
-def sum_pairwise(parts: Array) -> Array:
-    """Adds up the last axis by pairwise summation: in the same order on every device, whatever is beside it.
+def sum_images(parts: Array) -> Float[Array, "..."] | Int[Array, "..."]:
+    """Adds up the last two axes, micro-batches and images in them, in one order whatever the size of the batches is.
 
-    >>> sum_pairwise(jnp.arange(5)).item()
-    10
+    Neighbours are added, then neighbouring sums, and so on: zeros at the end change nothing.
+
+    >>> parts = jnp.array([0.1, 1e8, -1e8, 0.25, 3.0, 0.0, 0.0, 0.0])
+    >>> sum_images(parts.reshape(4, 2)) == sum_images(parts.reshape(1, 8)) == sum_images(parts[None, :5])
+    Array(True, dtype=bool)
     """
-    while (count := parts.shape[-1]) > 1:
-        half = -(-count // 2)
-        rest = parts[..., half:]
-        padded = jnp.concatenate([rest, jnp.zeros_like(parts[..., : 2 * half - count])], axis=-1)
-        parts = parts[..., :half] + padded
-    return parts[..., 0]
+    sums = parts.reshape(*parts.shape[:-2], -1)
+    sums = sums.astype(jnp.int32) if sums.dtype == bool else sums
+    while sums.shape[-1] > 1:
+        odd = [(0, 0)] * (sums.ndim - 1) + [(0, sums.shape[-1] % 2)]
+        sums = jnp.pad(sums, odd)
+        sums = sums[..., 0::2] + sums[..., 1::2]
+    return sums[..., 0]
+
+
+def fit_arithmetic(arithmetic: Sequence[Arithmetic], policies_at_once: int) -> tuple[Arithmetic, ...]:
+    """Returns arithmetic that the platform has for so many policies side by side.
+
+    XLA has no products of bfloat16 with float32 sums on a CPU where each policy has weights of its own.
+    """
+    lacks = policies_at_once > 1 and jax.default_backend() == "cpu"
+    float32 = ["bfloat16"] if lacks else []
+    return tuple(one._replace(form="float32") if one.form in float32 else one for one in arithmetic)
 
 
 def unpack(evaluator: Evaluator) -> tuple[PyTree, Float[Array, "m b *shape"], Int[Array, "m b"], Ranges]:
@@ -163,54 +208,76 @@ def unpack(evaluator: Evaluator) -> tuple[PyTree, Float[Array, "m b *shape"], In
 
 
 @functools.cache
-def _make_function(apply: Apply, policies_at_once: int) -> Callable[..., Evaluation]:
+def _make_function(apply: Apply, plan: EvaluationPlan) -> Callable[..., Evaluation]:
     """Makes the function of an evaluator on one device."""
 
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
 
-        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
-            parts = _count(apply, params, images, labels, ranges, policy)
-            return jax.tree.map(lambda part: sum_pairwise(part) / (labels >= 0).sum(), parts)
+        def sums(arithmetic: Sequence[Arithmetic]) -> tuple[Array, Array]:
+            def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
+                return jax.tree.map(sum_images, _answer(apply, params, images, labels, ranges, policy, arithmetic))
 
-        return Evaluation(*jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies))))
+            return jax.lax.map(measure, policies, batch_size=min(plan.policies_at_once, len(policies)))
+
+        return average(plan.compute(sums, policies), labels)
 
     return evaluate
 
 
 @functools.cache
-def _make_sharded_function(apply: Apply, policies_at_once: int, mesh: Mesh, batches: int) -> Callable[..., Evaluation]:
+def _make_sharded_function(apply: Apply, plan: EvaluationPlan, mesh: Mesh) -> Callable[..., Evaluation]:
     """Makes the function of an evaluator on a mesh.
 
-    The counts of all micro-batches are gathered first and then added up in one order, so that the sums depend on no
-    number of devices.
+    The answers to all images are gathered first and then added up in one order, so that the sums depend on no number
+    of devices.
     """
 
-    def count(params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Array) -> tuple[Array, Array]:
-        count_one = functools.partial(_count, apply, params, images, labels, ranges)
-        parts = jax.lax.map(count_one, policies, batch_size=min(policies_at_once, len(policies)))
-        parts = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), parts)
-        return jax.tree.map(lambda part: jax.lax.all_gather(part, POLICY, tiled=True), parts)
+    def answer(
+        arithmetic: Sequence[Arithmetic], params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Array
+    ) -> tuple[Array, Array]:
+        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
+            return _answer(apply, params, images, labels, ranges, policy, arithmetic)
+
+        answers = jax.lax.map(measure, policies, batch_size=min(plan.policies_at_once, len(policies)))
+        answers = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), answers)
+        return jax.tree.map(lambda part: jax.lax.all_gather(part, POLICY, tiled=True), answers)
 
     whole = PartitionSpec()
     specs = (whole, PartitionSpec(IMAGE), PartitionSpec(IMAGE), whole, PartitionSpec(POLICY))
-    count_sharded = jax.shard_map(count, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
 
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
-        parts = count_sharded(params, images, labels, ranges, pad_policies(policies, mesh.shape[POLICY]))
-        sums = jax.tree.map(lambda part: sum_pairwise(part[: len(policies), :batches]), parts)
-        return Evaluation(*jax.tree.map(lambda total: _divide(total, (labels >= 0).sum()), sums))
+
+        def sums(arithmetic: Sequence[Arithmetic]) -> tuple[Array, Array]:
+            function = functools.partial(answer, arithmetic)
+            sharded = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=False)
+            found = sharded(params, images, labels, ranges, pad_policies(policies, mesh.shape[POLICY]))
+            return jax.tree.map(lambda part: sum_images(part[: len(policies)]), found)
+
+        return average(plan.compute(sums, policies), labels)
 
     return evaluate
 
 
-def _count(
-    apply: Apply, params: PyTree, images: Array, labels: Array, ranges: Ranges, policy: Int[Array, "L 2"]
-) -> tuple[Int[Array, "m"], Float[Array, "m"]]:
-    """Counts right answers in each micro-batch under one policy, and sums their losses."""
-    quantised = prepare_network(apply, params, images[0], policy, ranges)
-    return jax.lax.map(lambda batch: count_answers(quantised(params, batch[0]), batch[1]), (images, labels))
+def _answer(
+    apply: Apply,
+    params: PyTree,
+    images: Array,
+    labels: Array,
+    ranges: Ranges,
+    policy: Int[Array, "L 2"],
+    arithmetic: Sequence[Arithmetic],
+) -> tuple[Bool[Array, "m b"], Float[Array, "m b"]]:
+    """Tells for each image whether the answer under one policy is right, and its loss."""
+    quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
+    return jax.lax.map(lambda batch: answer_images(quantised(params, batch[0]), batch[1]), (images, labels))
+
+
+def average(sums: tuple[Array, Array], labels: Int[Array, "m b"]) -> Evaluation:
+    """Divides the sums of N policies by the number of images that count."""
+    count = (labels >= 0).sum()
+    return Evaluation(*(_divide(total, count) for total in sums))
 
 
 def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:

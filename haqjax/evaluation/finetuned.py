@@ -13,7 +13,8 @@ from haqjax.data import Source, Split
 from haqjax.data.labels import check_answers
 from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.quantizers.trainable import as_ranges
-from haqjax.tracing.hooks import Apply
+from haqjax.tracing.hooks import Apply, map_weights
+from haqjax.tracing.integer_products import safe_arithmetic
 from haqjax.training.finetuning import ApplyTrain, Tuning
 from haqjax.training.finetuning_many import Tune, draw_batches, make_tuner
 from haqjax.types import Evaluation, Evaluator, Ranges
@@ -66,7 +67,8 @@ def make_finetuned_evaluator(
     """
     check_answers(apply, params, data, split.images[:1])
     images, labels = draw_batches(data, tuning, steps, key)
-    base = make_evaluator(apply, params, split, ranges, batch_size=batch_size)
+    safe = map_weights(lambda layer, weight: safe_arithmetic(layer), apply, params, split.images[:1])  # weights move
+    base = make_evaluator(apply, params, split, ranges, batch_size=batch_size, arithmetic=safe)
     proxy = _Proxy(images, labels, dataclasses.replace(base, params=None, ranges=None))
     function = _make_function(apply, make_tuner(apply, apply_train, tuning), policies_at_once)
     return Evaluator(function, params, None, None, ranges, proxy)

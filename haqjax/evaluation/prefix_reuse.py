@@ -12,14 +12,18 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import (
+    EvaluationPlan,
+    answer_images,
+    average,
     balance_batch_size,
-    count_answers,
     split_into_batches,
-    sum_pairwise,
+    sum_images,
     unpack,
 )
-from haqjax.quantizers.integer_layers import Operands, hook_with, prepare_operands
-from haqjax.tracing.hooks import Apply, with_hook
+from haqjax.quantizers.arithmetic import choose_arithmetic
+from haqjax.quantizers.integer_layers import Operands, prepare_operands, with_operands
+from haqjax.tracing.hooks import Apply
+from haqjax.tracing.integer_products import Arithmetic
 from haqjax.tracing.partial_eval import SplitProgram, split_program
 from haqjax.types import Evaluation, Evaluator, LayerTable, Ranges
 
@@ -44,6 +48,7 @@ def make_prefix_evaluator(
     cuts: Sequence[int],
     *,
     batch_size: int | None = None,
+    arithmetic: Sequence[Arithmetic] | None = None,
 ) -> Evaluator:
     """Makes an evaluator that goes on from the activations of a known policy, for policies that begin like it.
 
@@ -52,12 +57,12 @@ def make_prefix_evaluator(
     before the first layer where it differs.
 
     Args:
-      apply, params, split, ranges, batch_size: as for `haqjax.evaluation.make_evaluator`.
+      apply, params, split, ranges, batch_size, arithmetic: as for `haqjax.evaluation.make_evaluator`.
       base: the known policy.
       cuts: numbers of first layers whose results are kept, ascending; such as `choose_cuts` gives.
 
     Returns:
-      An evaluator that agrees with that of `make_evaluator` but for float rounding. One device; under `vmap` no work
+      An evaluator that agrees with that of `make_evaluator` to the last bit. One device; under `vmap` no work
       is saved.
 
     Raises:
@@ -79,8 +84,12 @@ def make_prefix_evaluator(
         raise ValueError(f"cuts {cuts}: give ascending numbers of layers, from 1 to below {len(base)}")
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     base = jnp.asarray(base, jnp.int32)
-    prefix = _Prefix(base, _run_heads(apply, cuts, params, images, ranges, base))
-    return Evaluator(_make_function(apply, cuts), params, images, labels, ranges, prefix)
+    if arithmetic is None:
+        arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+    plan = EvaluationPlan(1, tuple(arithmetic))
+    floats = tuple(layer._replace(form="float32") for layer in plan.arithmetic)  # for a base that leaves some tensors
+    prefix = _Prefix(base, _run_heads(apply, cuts, floats, params, images, ranges, base))
+    return Evaluator(_make_function(apply, cuts, plan), params, images, labels, ranges, prefix)
 
 
 def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int, ...]:
@@ -127,23 +136,35 @@ def _work_before(layers: LayerTable) -> Float[np.ndarray, "L"]:
 
 
 def split_network(
-    apply: Apply, cut: int, params: PyTree, images: Array, ranges: Ranges, operands: tuple[Operands, ...]
+    apply: Apply,
+    cut: int,
+    params: PyTree,
+    images: Array,
+    ranges: Ranges,
+    operands: tuple[Operands, ...],
+    arithmetic: Sequence[Arithmetic],
 ) -> SplitProgram:
     """Splits the network on one micro-batch before layer `cut`."""
 
     def run(params: PyTree, first: tuple[Array, tuple], rest: tuple) -> PyTree:
-        return with_hook(apply, hook_with((*first[1], *rest)))(params, first[0])
+        return with_operands(apply, (*first[1], *rest), ranges, arithmetic)(params, first[0])
 
     return split_program(run, params, (images[0], operands[:cut]), operands[cut:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run_heads(
-    apply: Apply, cuts: tuple[int, ...], params: PyTree, images: Array, ranges: Ranges, base: Int[Array, "L 2"]
+    apply: Apply,
+    cuts: tuple[int, ...],
+    arithmetic: tuple[Arithmetic, ...],
+    params: PyTree,
+    images: Array,
+    ranges: Ranges,
+    base: Int[Array, "L 2"],
 ) -> list[list[Array]]:
     """Computes the activations of the known policy at each cut, [micro-batches, images, ...]."""
-    operands = prepare_operands(apply, params, images[0], base, ranges)
-    heads = [split_network(apply, cut, params, images, ranges, operands).head for cut in cuts]
+    operands = prepare_operands(apply, params, images[0], base, ranges, arithmetic)
+    heads = [split_network(apply, cut, params, images, ranges, operands, arithmetic).head for cut in cuts]
 
     def run(batch: Array) -> list[list[Array]]:
         return [head(params, (batch, operands[:cut])) for head, cut in zip(heads, cuts, strict=True)]
@@ -152,33 +173,36 @@ def _run_heads(
 
 
 @functools.cache
-def _make_function(apply: Apply, cuts: tuple[int, ...]) -> Callable[..., Evaluation]:
+def _make_function(apply: Apply, cuts: tuple[int, ...], plan: EvaluationPlan) -> Callable[..., Evaluation]:
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
         prefix: _Prefix = evaluator.extra
 
-        def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
-            network = with_hook(apply, hook_with(operands))
-            return jax.lax.map(lambda batch: count_answers(network(params, batch[0]), batch[1]), (images, labels))
+        def sums(arithmetic: Sequence[Arithmetic]) -> tuple[Array, Array]:
+            def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+                network = with_operands(apply, operands, ranges, arithmetic)
+                return jax.lax.map(lambda batch: answer_images(network(params, batch[0]), batch[1]), (images, labels))
 
-        def run_from(cut: int, kept: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:
-            tail = split_network(apply, cut, params, images, ranges, operands).tail
+            def run_from(cut: int, kept: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+                tail = split_network(apply, cut, params, images, ranges, operands, arithmetic).tail
 
-            def run(batch: tuple[list[Array], Array]) -> tuple[Array, Array]:
-                return count_answers(tail(params, batch[0], operands[cut:]), batch[1])
+                def run(batch: tuple[list[Array], Array]) -> tuple[Array, Array]:
+                    return answer_images(tail(params, batch[0], operands[cut:]), batch[1])
 
-            return jax.lax.map(run, (kept, labels))
+                return jax.lax.map(run, (kept, labels))
 
-        branches: list[Callable] = [run_whole]
-        pairs = zip(cuts, prefix.activations, strict=True)
-        branches += [functools.partial(run_from, cut, kept) for cut, kept in pairs]
+            branches: list[Callable] = [run_whole]
+            pairs = zip(cuts, prefix.activations, strict=True)
+            branches += [functools.partial(run_from, cut, kept) for cut, kept in pairs]
 
-        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
-            differs = jnp.append((policy != prefix.policy).any(-1), True)
-            branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
-            counts = jax.lax.switch(branch, branches, prepare_operands(apply, params, images[0], policy, ranges))
-            return jax.tree.map(lambda part: sum_pairwise(part) / (labels >= 0).sum(), counts)
+            def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
+                differs = jnp.append((policy != prefix.policy).any(-1), True)
+                branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
+                operands = prepare_operands(apply, params, images[0], policy, ranges, arithmetic)
+                return jax.tree.map(sum_images, jax.lax.switch(branch, branches, operands))
 
-        return Evaluation(*jax.lax.map(measure, policies))
+            return jax.lax.map(measure, policies)
+
+        return average(plan.compute(sums, policies), labels)
 
     return evaluate

@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import balance_batch_size, count_answers, split_into_batches, unpack
+from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.tracing.hooks import Apply
+from haqjax.tracing.integer_products import Arithmetic
 from haqjax.types import Evaluation, Evaluator, Ranges
 
 
@@ -60,7 +62,8 @@ def make_racing_evaluator(
         raise ValueError(f"a race on {len(split)} images with error {error}: give images, and 0 to below 1")
     order = np.random.default_rng(0).permutation(len(split))
     images, labels = split_into_batches(split.take(order), balance_batch_size(split, batch_size))
-    return Evaluator(_make_function(apply, error), params, images, labels, ranges, races=True)
+    arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+    return Evaluator(_make_function(apply, error, arithmetic), params, images, labels, ranges, races=True)
 
 
 def bound_accuracy(tally: Tally, images: int | Int[Array, ""], batches: int, error: float) -> Float[Array, ""]:
@@ -79,13 +82,13 @@ def bound_accuracy(tally: Tally, images: int | Int[Array, ""], batches: int, err
 
 
 @functools.cache
-def _make_function(apply: Apply, error: float) -> Callable[..., Evaluation]:
+def _make_function(apply: Apply, error: float, arithmetic: tuple[Arithmetic, ...]) -> Callable[..., Evaluation]:
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
         whole = (labels >= 0).sum()
 
         def race(policy: Int[Array, "L 2"]) -> Evaluation:
-            quantised = prepare_network(apply, params, images[0], policy, ranges)
+            quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
 
             def goes_on(tally: Tally) -> Bool[Array, ""]:
                 promising = bound_accuracy(tally, whole, len(images), error) >= least

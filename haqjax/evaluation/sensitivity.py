@@ -15,9 +15,11 @@ from haqjax.data import Split
 from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
 from haqjax.evaluation.evaluator import balance_batch_size, make_evaluator, split_into_batches, unpack
 from haqjax.policies.actions import to_bits
+from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, with_hook
+from haqjax.tracing.integer_products import Arithmetic
 from haqjax.types import FULL_PRECISION, Bounds, Evaluation, Evaluator, Ranges
 
 KINDS = ("loss", "fisher", "hessian", "kl")
@@ -156,7 +158,8 @@ def make_divergence_evaluator(
     split = Split(np.asarray(images), np.zeros(len(images), np.int32))
     batches, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     expected = _float_answers(apply, params, batches)
-    return Evaluator(_make_divergence(apply), params, batches, labels, ranges, expected)
+    arithmetic = choose_arithmetic(apply, params, batches[0], ranges)
+    return Evaluator(_make_divergence(apply, arithmetic), params, batches, labels, ranges, expected)
 
 
 def draw_policies(bounds: Bounds, count: int, key: PRNGKeyArray) -> Int[np.ndarray, "N L 2"]:
@@ -203,12 +206,12 @@ def _float_answers(apply: Apply, params: PyTree, batches: Array) -> Float[Array,
 
 
 @functools.cache
-def _make_divergence(apply: Apply) -> Callable[..., Evaluation]:
+def _make_divergence(apply: Apply, arithmetic: tuple[Arithmetic, ...]) -> Callable[..., Evaluation]:
     def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
         params, images, labels, ranges = unpack(evaluator)
 
         def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
-            quantised = prepare_network(apply, params, images[0], policy, ranges)
+            quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
 
             def diverge(batch: tuple[Array, Array, Array]) -> Float[Array, ""]:
                 x, there, expected = batch

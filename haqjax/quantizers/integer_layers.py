@@ -1,8 +1,9 @@
 """The forward pass of a network under a policy, in integer arithmetic: `y = (sum of q_a q_w) (s_a s_w) + bias`.
 
 The sum is exact, and so the same number whatever computes it: any number of images at a time, policies side by side,
-any device (Jacob et al. 2018, arXiv 1712.05877, section 2.1). What is left in floating point, at 32 bits or with
-k-means weights, is multiplied as floats.
+any device (Jacob et al. 2018, arXiv 1712.05877, section 2.1). Products of floats between layers are rounded before they
+are added to anything, so that elementwise arithmetic is the same everywhere, too. What is left in floating point, at 32
+bits or with k-means weights, is multiplied as floats.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.integer_products import Arithmetic, Weights, multiply, ready_weights, safe_arithmetic
 from haqjax.tracing.jaxpr import Layer
-from haqjax.types import Ranges
+from haqjax.tracing.rounded_products import opaque_zero, round_product, rounds_products
+from haqjax.types import WEIGHT, Ranges
 from haqjax.widths import are_widths
 
 Policy = Int[Array, "L 2"]
@@ -74,7 +76,9 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
         check_policy(apply, params, x, policy, ranges)
         encoded = encode_weights(apply, params, x, policy, ranges)
         operands = prepare_operands(apply, params, x, policy, ranges, encoded=encoded)
-        y = with_hook(apply, _differentiable_hook(operands, [weight.value for weight in encoded]))(params, x)
+        zero = hidden_zero(ranges)
+        hook = _differentiable_hook(operands, [weight.value for weight in encoded], zero)
+        y = with_hook(apply, hook, rounds_products(zero))(params, x)
         return where_valid(are_widths(jnp.asarray(policy), ranges.least_widths), y)
 
     return qapply
@@ -92,8 +96,7 @@ def prepare_network(
 
     It has no gradient. The arguments are those of `prepare_operands`.
     """
-    operands = prepare_operands(apply, params, x, policy, ranges, arithmetic)
-    return with_hook(apply, hook_with(operands, arithmetic))
+    return with_operands(apply, prepare_operands(apply, params, x, policy, ranges, arithmetic), ranges, arithmetic)
 
 
 def prepare_operands(
@@ -134,32 +137,50 @@ def prepare_operands(
     return map_weights(prepare, apply, params, x)
 
 
-def hook_with(operands: Sequence[Operands], arithmetic: Sequence[Arithmetic] | None = None) -> Hook:
-    """Makes the hook that computes a layer with such operands, one a layer, prepared for the same arithmetic."""
+def with_operands(
+    apply: Apply, operands: Sequence[Operands], ranges: Ranges, arithmetic: Sequence[Arithmetic] | None = None
+) -> Apply:
+    """Returns `apply` with its layers computed on such operands, one a layer, prepared for the same arithmetic."""
+    zero = hidden_zero(ranges)
+    return with_hook(apply, hook_with(operands, zero, arithmetic), rounds_products(zero))
+
+
+def hook_with(
+    operands: Sequence[Operands], zero: Int[Array, ""], arithmetic: Sequence[Arithmetic] | None = None
+) -> Hook:
+    """Makes the hook of `with_operands`; `zero` is from `hidden_zero`."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-        return _compute(layer, activation, operands[layer.index], _arithmetic_of(layer, arithmetic))
+        return _compute(layer, activation, operands[layer.index], zero, _arithmetic_of(layer, arithmetic))
 
     return hook
 
 
-def _compute(layer: Layer, activation: Array, mine: Operands, arithmetic: Arithmetic) -> Array:
+def hidden_zero(ranges: Ranges) -> Int[Array, ""]:
+    """Computes the zero by which products are kept apart from sums, see `haqjax.tracing.rounded_products`.
+
+    No compiler knows that clips are positive, as long as they are an argument of the program.
+    """
+    return opaque_zero(jnp.asarray(ranges.clip)[0, WEIGHT, -1])
+
+
+def _compute(layer: Layer, activation: Array, mine: Operands, zero: Int[Array, ""], arithmetic: Arithmetic) -> Array:
     """Computes one layer: codes, their exact sums, and one multiplication."""
     sums = multiply(layer, encode(activation, mine.grid), mine.weights, arithmetic, mine.signed, mine.whole)
-    y = sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype)
+    y = round_product(sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype), zero)
     y = y if mine.bias is None else y + broadcast_outputs(layer, mine.bias).astype(sums.dtype)
     return y.astype(layer.equation.outvars[0].aval.dtype)
 
 
-def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array]) -> Hook:
+def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array], zero: Int[Array, ""]) -> Hook:
     """Makes the hook whose gradient is that of the layer on the values of the codes; `values` are the weights'."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         mine = operands[layer.index]
 
         @jax.custom_jvp
-        def exact(values: tuple[Array, Array], activation: Array, mine: Operands) -> Array:
-            return _compute(layer, activation, mine, safe_arithmetic(layer))
+        def exact(values: tuple[Array, Array], activation: Array, mine: Operands, zero: Array) -> Array:
+            return _compute(layer, activation, mine, zero, safe_arithmetic(layer))
 
         @exact.defjvp
         def straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
@@ -168,7 +189,7 @@ def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array]) 
 
             return exact(*primals), jax.jvp(plain, primals[0], tangents[0])[1]
 
-        return exact((snap(activation, mine.grid), values[layer.index]), activation, mine)
+        return exact((snap(activation, mine.grid), values[layer.index]), activation, mine, zero)
 
     return hook
 

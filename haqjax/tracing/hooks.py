@@ -20,6 +20,7 @@ from haqjax.types import LayerTable
 Apply = Callable[..., PyTree]
 Compute = Callable[[Array, Array], Array]  # (activation, weight) -> output of the layer
 Hook = Callable[[Layer, Any, Array, Compute], Any]  # (layer, activation, weight, compute) -> output
+After = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]  # (equation, its outputs) -> outputs
 
 WEIGHT_NAMES = ("kernel", "weight", "w")  # a last path component that only says "this is the weight"
 # Of batch normalisation: not learned.
@@ -72,13 +73,14 @@ def layers(apply: Apply, params: PyTree, x: PyTree) -> LayerTable:
     )
 
 
-def with_hook(apply: Apply, hook: Hook) -> Apply:
+def with_hook(apply: Apply, hook: Hook, after: After | None = None) -> Apply:
     """Returns `apply` with each layer's output computed by a hook.
 
     Args:
       apply: pure function `apply(params, *inputs)`.
       hook: called as `hook(layer, activation, weight, compute)` in order of execution; `compute(activation, weight)`
         is the layer as it was. With `hook = lambda layer, a, w, compute: compute(a, w)` nothing changes.
+      after: gets every other equation that is run as it is, with its outputs, and returns those that take their place.
     Returns:
       A pure function of the same arguments; works under `jit`, `vmap` and `grad`. A `custom_jvp` or `custom_vjp` that
       holds a layer is differentiated through its body, not by its own rule.
@@ -89,17 +91,19 @@ def with_hook(apply: Apply, hook: Hook) -> Apply:
     """
 
     def hooked(params: PyTree, *inputs: PyTree) -> PyTree:
-        return with_records(apply, lambda *layer: (hook(*layer), None))(params, *inputs)[0]
+        return with_records(apply, lambda *layer: (hook(*layer), None), after)(params, *inputs)[0]
 
     return hooked
 
 
-def with_records(apply: Apply, hook: Callable[..., tuple[Any, PyTree]]) -> Callable[..., tuple[PyTree, tuple]]:
+def with_records(
+    apply: Apply, hook: Callable[..., tuple[Any, PyTree]], after: After | None = None
+) -> Callable[..., tuple[PyTree, tuple]]:
     """Returns `apply` as `with_hook` does, for a hook that returns `(output, record)`; it also returns all records."""
 
     def recorded(params: PyTree, *inputs: PyTree) -> tuple[PyTree, tuple]:
         program = _trace(apply, params, inputs)
-        values, records = _run(program.plan, jax.tree.leaves((params, inputs)), hook)
+        values, records = _run(program.plan, jax.tree.leaves((params, inputs)), hook, after)
         return jax.tree.unflatten(jax.tree.structure(program.output), values), records
 
     return recorded
@@ -135,7 +139,7 @@ def _trace(apply: Apply, params: PyTree, inputs: tuple) -> _Program:
     return _Program(make_plan(closed, _names(paths), sizes, len(jax.tree.leaves(inputs))), output)
 
 
-def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any], tuple]:
+def _run(plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | None = None) -> tuple[list[Any], tuple]:
     """Runs a plan; where an argument is `UNKNOWN`, so is all that depends on it."""
     values = dict(zip(plan.jaxpr.invars, arguments, strict=True))
     values.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
@@ -151,22 +155,25 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable) -> tuple[list[Any
             output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], _make_compute(step))
             outputs, records = [output], (*records, record)
         elif isinstance(step, Plan) and (step.has_layers or unknown):
-            outputs, inner = _call(equation, step, operands, hook)
+            outputs, inner = _call(equation, step, operands, hook, after)
             records = (*records, *inner)
         elif unknown:
             outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
         else:
             outputs = run_equation(equation, operands)
+            outputs = outputs if after is None else after(equation, outputs)
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in plan.jaxpr.outvars], records
 
 
-def _call(equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable) -> tuple[list[Any], tuple]:
+def _call(
+    equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable, after: After | None
+) -> tuple[list[Any], tuple]:
     """Runs a call in place; rematerialisation stays, since it bounds memory."""
     if "policy" not in equation.params or any(operand is UNKNOWN for operand in operands):
-        return _run(plan, operands, hook)
+        return _run(plan, operands, hook, after)
     keep = {name: equation.params[name] for name in ("policy", "prevent_cse")}
-    return jax.checkpoint(lambda *arguments: _run(plan, arguments, hook), **keep)(*operands)
+    return jax.checkpoint(lambda *arguments: _run(plan, arguments, hook, after), **keep)(*operands)
 
 
 def _make_compute(layer: Layer) -> Compute:

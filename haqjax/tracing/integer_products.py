@@ -7,9 +7,10 @@ whose sums may be larger is cut along what it sums over, and the parts are added
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -100,38 +101,60 @@ def multiply(
     product = functools.partial(_product, layer, activation.dtype)
     if parts == 1 or activation.dtype == jnp.float64:
         return product(operand, weights.codes)
-    sums = [product(*pair) for pair in cut_sum(layer, operand, weights.codes, parts)]
-    rounded = functools.reduce(jnp.add, sums)
-    exact = functools.reduce(jnp.add, [part.astype(jnp.int32) for part in sums]).astype(activation.dtype)
-    return jnp.where(whole & jnp.isfinite(rounded), exact, rounded)
+    part = cut_sum(layer, operand, weights.codes, parts)
+
+    def add(at: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        more = product(*part(at))
+        return sums[0] + more.astype(jnp.int32), sums[1] + more
+
+    shape = jax.eval_shape(lambda: product(*part(0))).shape
+    zeros = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, activation.dtype)
+    exact, rounded = lax.fori_loop(0, parts, add, zeros)  # one program for all parts: it is compiled once
+    return jnp.where(whole & jnp.isfinite(rounded), exact.astype(activation.dtype), rounded)
 
 
-def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Iterator[tuple[Array, Array]]:
-    """Cuts both operands into parts of what is summed over; the layers of the parts add up to the whole one.
+def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Callable[[int | Array], tuple[Array, Array]]:
+    """Cuts both operands into parts of what is summed over, and returns a function that gives the i-th.
+
+    The layers of all parts add up to the whole one.
 
     >>> from haqjax.tracing.hooks import map_weights
     >>> apply, x = lambda params, x: x @ params["w"], jnp.ones((1, 5))
-    >>> cut = lambda layer, weight: [w.shape for _, w in cut_sum(layer, x, weight, 2)]
-    >>> map_weights(cut, apply, {"w": jnp.ones((5, 3))}, x)
-    ([(2, 3), (3, 3)],)
+    >>> second = lambda layer, weight: [part.tolist() for part in cut_sum(layer, x, weight, 2)(1)]
+    >>> map_weights(second, apply, {"w": jnp.arange(5.0)[:, None]}, x)
+    ([[[1.0, 1.0, 0.0]], [[3.0], [4.0], [0.0]]],)
     """
-    if layer.dense:
-        axes = layer.equation.params["dimension_numbers"][0]
-        of_weight, of_activation = axes[layer.weight_at], axes[1 - layer.weight_at]
-        at = max(range(len(of_weight)), key=lambda i: layer.weight_shape[of_weight[i]])
-        axis, other = of_weight[at], of_activation[at]
-    else:
-        numbers = layer.equation.params["dimension_numbers"]
-        axis, other = numbers.rhs_spec[1], numbers.lhs_spec[1]
-    size = layer.weight_shape[axis]
-    if size >= parts and (layer.dense or layer.equation.params["feature_group_count"] == 1):
-        ends = [size * part // parts for part in range(parts + 1)]
-        for low, high in zip(ends, ends[1:], strict=False):
-            yield lax.slice_in_dim(activation, low, high, axis=other), lax.slice_in_dim(weight, low, high, axis=axis)
-        return
-    part_of = _number_inputs(layer) * parts // count_summed(layer)
-    for part in range(parts):
-        yield activation, jnp.where(part_of == part, weight, jnp.zeros((), weight.dtype))
+    axis, other = _summed_axes(layer)
+    size = -(-layer.weight_shape[axis] // parts)
+    if (parts - 1) * size < layer.weight_shape[axis] and (layer.dense or _groups(layer) == 1):
+        missing = parts * size - layer.weight_shape[axis]
+        activation, weight = _lengthen(activation, other, missing), _lengthen(weight, axis, missing)
+
+        def slices(at: int | Array) -> tuple[Array, Array]:
+            where = [(activation, other), (weight, axis)]
+            found = [lax.dynamic_slice_in_dim(whole, at * size, size, along) for whole, along in where]
+            return found[0], found[1]
+
+        return slices
+    part_of = jnp.asarray(_number_inputs(layer) * parts // count_summed(layer))
+    return lambda at: (activation, jnp.where(part_of == at, weight, jnp.zeros((), weight.dtype)))
+
+
+def _summed_axes(layer: Layer) -> tuple[int, int]:
+    """Returns the longest axis of the weight that is summed over, input channels of a convolution, and its partner."""
+    numbers = layer.equation.params["dimension_numbers"]
+    if not layer.dense:
+        return numbers.rhs_spec[1], numbers.lhs_spec[1]
+    pairs = zip(numbers[0][layer.weight_at], numbers[0][1 - layer.weight_at], strict=True)
+    return max(pairs, key=lambda pair: layer.weight_shape[pair[0]])
+
+
+def _lengthen(x: Array, axis: int, missing: int) -> Array:
+    return jnp.pad(x, [(0, missing if at == axis else 0) for at in range(x.ndim)])
+
+
+def _groups(layer: Layer) -> int:
+    return 1 if layer.dense else layer.equation.params["feature_group_count"]
 
 
 def _number_inputs(layer: Layer) -> np.ndarray:
@@ -146,8 +169,8 @@ def _product(layer: Layer, sum_type: object, activation: Array, weight: Array) -
 
 
 def _keeps_floats(layer: Layer) -> bool:
-    """Tells a grouped convolution, for which no platform has a faster unit, and a sum too long for int32."""
-    grouped = not layer.dense and layer.equation.params["feature_group_count"] > 1
+    """Tells a layer of groups, for which few platforms have a faster unit, and a sum too long for int32."""
+    grouped = bool(layer.dot_axes[1]) if layer.dense else _groups(layer) > 1
     return grouped or count_summed(layer) * LARGEST_PRODUCT >= INT_LIMIT
 
 

@@ -1,0 +1,135 @@
+"""Tuning of arithmetic: in which type each layer's products are fastest, measured once for a kind of device."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from haqjax.evaluation.tuning_cache import cache_path, recall, remember
+from haqjax.quantizers.arithmetic import choose_arithmetic
+from haqjax.tracing.hooks import Apply, map_weights
+from haqjax.tracing.integer_products import FORMS, Arithmetic, Form, multiply, ready_weights
+from haqjax.tracing.jaxpr import Layer
+from haqjax.types import Ranges
+
+VERSION = 1  # of the file: raise it when the products change
+FOLDER = "arithmetic-tuning"  # of the cache
+REPEATS = 5  # timings of each form, of which the least counts
+ROWS, SUMMED, OUTPUTS = 2048, 1152, 128  # of a product that tells which types a device is fast at
+WORTHWHILE = 0.7  # of the time in float32; types that do not get there on the plain product are not tried on layers
+
+
+def tune_arithmetic(
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    ranges: Ranges,
+    *,
+    cache: str | Path | None,
+    time_product: Callable[..., float] | None = None,
+) -> tuple[Arithmetic, ...]:
+    """Finds the type that multiplies each layer's codes fastest on this device, and chooses its arithmetic.
+
+    The answers of a network do not depend on it. A type is tried on the layers where it is faster on a plain product;
+    one that gives other numbers than float32, or fails, is left out. Layers of the same shapes are timed once, and a
+    file in the cache remembers what was found for a kind of device, network and micro-batch.
+
+    Args:
+      apply, params, ranges: as for `haqjax.evaluation.make_evaluator`.
+      x: a micro-batch; only shapes are read.
+      cache: folder, made where it is not there; None remembers nothing.
+      time_product: `(layer, form) -> seconds`, with None for the plain product; None measures.
+
+    Returns:
+      One entry a layer, for `haqjax.evaluation.make_evaluator`.
+
+    >>> from haqjax.quantizers import calibrate
+    >>> apply, params, x = lambda params, x: x @ params["w"], {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
+    >>> seconds = lambda layer, form: 1.0 if form == "int8" else 2.0
+    >>> tune_arithmetic(apply, params, x, calibrate(apply, params, [x]), cache=None, time_product=seconds)
+    (Arithmetic(form='int8', parts=1),)
+    """
+    layers = map_weights(lambda layer, weight: layer, apply, params, x)
+    known = choose_arithmetic(apply, params, x, ranges)
+    identity = (VERSION, [_describe(layer) for layer in layers], [one.parts for one in known])
+    path = cache_path(cache, FOLDER, identity)
+    forms = recall(path).get("forms")
+    if not isinstance(forms, list) or len(forms) != len(layers) or not set(forms) <= set(FORMS):
+        forms = _find_forms(layers, known, _measure if time_product is None else _ignore_parts(time_product))
+        remember(path, {"forms": forms})
+    return choose_arithmetic(apply, params, x, ranges, forms)
+
+
+def _find_forms(
+    layers: Sequence[Layer], arithmetic: Sequence[Arithmetic], seconds: Callable[[Layer | None, Arithmetic], float]
+) -> list[Form]:
+    """Times each layer in the forms that are worth a trial; layers of the same shapes once."""
+    plain = {form: seconds(None, Arithmetic(form)) for form in FORMS}
+    worth = [form for form in FORMS if form == "float32" or plain[form] < WORTHWHILE * plain["float32"]]
+    found: dict[str, Form] = {}
+    for layer, one in zip(layers, arithmetic, strict=True):
+        name = _describe(layer)
+        if name not in found:
+            times = {form: seconds(layer, one._replace(form=form)) for form in worth} if len(worth) > 1 else {}
+            found[name] = min(worth, key=lambda form: times.get(form, 0.0))
+    return [found[_describe(layer)] for layer in layers]
+
+
+def _ignore_parts(time_product: Callable[..., float]) -> Callable[[Layer | None, Arithmetic], float]:
+    return lambda layer, arithmetic: time_product(layer, arithmetic.form)
+
+
+def _measure(layer: Layer | None, arithmetic: Arithmetic) -> float:
+    """Times a layer from float activations to float sums; infinite where it fails, or gives other sums."""
+    if layer is None:
+        layer = _plain_product()
+    keys = jax.random.split(jax.random.key(0))
+    activation = jax.random.randint(keys[0], layer.activation_shape, 0, 128).astype(jnp.float32)
+    weight = jax.random.randint(keys[1], layer.weight_shape, -3, 4).astype(jnp.float32)
+    try:
+        expected = _run(layer, arithmetic._replace(form="float32"))(activation, weight)
+        function = _run(layer, arithmetic)
+        alike = bool((function(activation, weight) == expected).all())
+        return _time(lambda: function(activation, weight)) if alike else float("inf")
+    except jax.errors.JaxRuntimeError:  # a type that this device lacks
+        return float("inf")
+
+
+def _run(layer: Layer, arithmetic: Arithmetic) -> Callable[[Array, Array], Array]:
+    @jax.jit
+    def run(activation: Array, weight: Array) -> Array:
+        unsigned, whole = jnp.array(False), jnp.array(True)
+        weights = ready_weights(layer, weight, unsigned, arithmetic.form)
+        return multiply(layer, jnp.round(activation * 0.5), weights, arithmetic, unsigned, whole)
+
+    return run
+
+
+def _time(run: Callable[[], Array]) -> float:
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+@functools.cache
+def _plain_product() -> Layer:
+    shapes = [jax.ShapeDtypeStruct(shape, "float32") for shape in ((SUMMED, OUTPUTS), (ROWS, SUMMED))]
+    return map_weights(lambda layer, weight: layer, _multiply_matrices, {"w": jnp.zeros(shapes[0].shape)}, shapes[1])[0]
+
+
+def _multiply_matrices(params: PyTree, x: Array) -> Array:
+    """Multiplies two matrices: the network of one layer that types are compared on."""
+    return x @ params["w"]
+
+
+def _describe(layer: Layer) -> str:
+    """Describes what the time of a layer depends on."""
+    params = sorted((name, str(value)) for name, value in layer.equation.params.items())
+    return repr((layer.weight_at, layer.activation_shape, layer.weight_shape, params))
