@@ -1,6 +1,7 @@
 """Measures networks under policies, and trains nothing."""
 
 from haqjax.evaluation.accuracy import Accuracy, measure_accuracy
+from haqjax.evaluation.arithmetic_tuning import tune_arithmetic
 from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.evaluation.finetuned import make_finetuned_evaluator
 from haqjax.evaluation.racing import make_racing_evaluator
@@ -15,4 +16,5 @@ __all__ = [
     "make_soft_loss",
     "measure_accuracy",
     "measure_sensitivities",
+    "tune_arithmetic",
 ]

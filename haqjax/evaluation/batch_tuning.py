@@ -137,10 +137,8 @@ def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation
     return evaluator(policies)
 
 
-def _describe(
-    apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]
-) -> tuple[object, ...]:
+def _describe(apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]) -> str:
     """Describes what a choice holds for: networks of the same layers are alike."""
     table = layers(apply, params, jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype))
     shape = [(name, np.asarray(column).tolist()) for name, column in dataclasses.asdict(table).items()]
-    return (VERSION, shape, split.images.shape, policies, [*tried])
+    return repr((VERSION, shape, split.images.shape, policies, [*tried]))

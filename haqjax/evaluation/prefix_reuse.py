@@ -142,7 +142,7 @@ def split_network(
     images: Array,
     ranges: Ranges,
     operands: tuple[Operands, ...],
-    arithmetic: Sequence[Arithmetic],
+    arithmetic: Sequence[Arithmetic] | None = None,
 ) -> SplitProgram:
     """Splits the network on one micro-batch before layer `cut`."""
 
