@@ -18,7 +18,7 @@ from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum, c
 from haqjax.quantizers.rounding_offsets import apply_offsets, clip_factor, find_unmoved
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
-from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
+from haqjax.types import ACTIVATION, FULL_PRECISION, WEIGHT, WIDTHS, Ranges
 from haqjax.widths import check_widths
 
 Policy = Int[Array, "L 2"]
@@ -74,14 +74,14 @@ def encode_weights(apply: Apply, params: PyTree, x: PyTree, policy: Policy, rang
     clip = clips_at(policy, ranges)[layer_of, WEIGHT] * (ratios if ranges.per_channel else 1)
     grids = make_grid(clip * clip_factor(bits, unmoved, ranges), bits, jnp.ones(len(layer_of), bool))
     steps, ends = scale_of(grids), np.cumsum([len(m) for m in maxima])
+    whole = jnp.asarray(policy)[:, WEIGHT] < FULL_PRECISION
 
     def encoded(layer: Layer, weight: Array) -> Encoded:
         mine = slice(ends[layer.index] - len(maxima[layer.index]), ends[layer.index])
         grid: Grid = jax.tree.map(lambda leaf: broadcast_channels(layer, leaf[mine]), grids)
         same = None if unmoved is None else unmoved[mine]
         moved = apply_offsets(layer, weight, grid, same, policy, ranges)
-        whole = ~grids.identity[mine.start]
-        return Encoded(snap(moved, grid).astype(weight.dtype), encode(moved, grid), steps[mine], whole)
+        return Encoded(snap(moved, grid).astype(weight.dtype), encode(moved, grid), steps[mine], whole[layer.index])
 
     return map_weights(encoded, apply, params, x)
 

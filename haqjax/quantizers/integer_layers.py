@@ -47,6 +47,30 @@ class Operands(NamedTuple):
     bias: Float[Array, "C"] | None  # that corrects the means of the outputs
 
 
+class Prepared(NamedTuple):
+    """The operands of all layers, those of one number each in vectors."""
+
+    weights: tuple[Weights, ...]
+    grids: Grid  # [L]
+    signed: Bool[Array, "L"]
+    whole: Bool[Array, "L"]
+    scales: Float[Array, "sum_C"]
+    biases: tuple[Float[Array, "C"], ...] | None
+    channels: tuple[int, ...]  # of each layer's output
+
+    def operands(self) -> tuple[Operands, ...]:
+        """Cuts them into layers: where they are read, since each piece alone would be a kernel of its own."""
+        ends = np.cumsum(self.channels).tolist()
+
+        def cut(at: int) -> Operands:
+            grid = jax.tree.map(lambda leaf: leaf[at], self.grids)
+            scale = self.scales[ends[at] - self.channels[at] : ends[at]]
+            bias = None if self.biases is None else self.biases[at]
+            return Operands(self.weights[at], grid, self.signed[at], self.whole[at], scale, bias)
+
+        return tuple(cut(at) for at in range(len(self.weights)))
+
+
 def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]:
     """Makes `apply` run under a policy that is data: one compilation serves every policy.
 
@@ -75,7 +99,7 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     def qapply(params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
         check_policy(apply, params, x, policy, ranges)
         encoded = encode_weights(apply, params, x, policy, ranges)
-        operands = prepare_operands(apply, params, x, policy, ranges, encoded=encoded)
+        operands = _prepare(apply, params, x, policy, ranges, encoded=encoded).operands()
         zero = hidden_zero(ranges)
         hook = _differentiable_hook(operands, [weight.value for weight in encoded], zero)
         y = with_hook(apply, hook, rounds_products(zero))(params, x)
@@ -96,7 +120,12 @@ def prepare_network(
 
     It has no gradient. The arguments are those of `prepare_operands`.
     """
-    return with_operands(apply, prepare_operands(apply, params, x, policy, ranges, arithmetic), ranges, arithmetic)
+    prepared = _prepare(apply, params, x, policy, ranges, arithmetic)
+
+    def network(params: PyTree, x: PyTree) -> PyTree:
+        return with_operands(apply, prepared.operands(), ranges, arithmetic)(params, x)
+
+    return network
 
 
 def prepare_operands(
@@ -106,35 +135,44 @@ def prepare_operands(
     policy: Policy,
     ranges: Ranges,
     arithmetic: Sequence[Arithmetic] | None = None,
-    encoded: tuple[Encoded, ...] | None = None,
 ) -> tuple[Operands, ...]:
     """Prepares the operands of every layer under a policy, once for all batches.
 
     Args:
       x: only shapes are read.
       arithmetic: how each layer's products are computed; None is exact for any weights.
-      encoded: the weights, where they have been quantised already.
     """
+    return _prepare(apply, params, x, policy, ranges, arithmetic).operands()
+
+
+def _prepare(
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    policy: Policy,
+    ranges: Ranges,
+    arithmetic: Sequence[Arithmetic] | None = None,
+    encoded: tuple[Encoded, ...] | None = None,
+) -> Prepared:
+    """Prepares operands as `prepare_operands`; `encoded` weights where they have been quantised already."""
     encoded = encode_weights(apply, params, x, policy, ranges) if encoded is None else encoded
-    biases = output_biases(apply, params, tuple(weight.value for weight in encoded), x, ranges)
     grids, signed = activation_grids(policy, ranges), signs_at(policy, ranges)
-    layer_of = np.repeat(np.arange(len(encoded)), [len(weight.step) for weight in encoded])
-    scales = jnp.concatenate([weight.step for weight in encoded]) * scale_of(grids)[layer_of]
-    ends = np.cumsum([len(weight.step) for weight in encoded])
+    channels = tuple(len(weight.step) for weight in encoded)
+    layer_of = np.repeat(np.arange(len(encoded)), channels)
 
-    def prepare(layer: Layer, weight: Array) -> Operands:
-        at, mine = layer.index, encoded[layer.index]
+    def ready(layer: Layer, weight: Array) -> Weights:
         form = _arithmetic_of(layer, arithmetic).form
-        return Operands(
-            ready_weights(layer, mine.code, signed[at], form),
-            jax.tree.map(lambda leaf: leaf[at], grids),
-            signed[at],
-            mine.whole & ~grids.identity[at],
-            scales[ends[at] - len(mine.step) : ends[at]],
-            None if biases is None else biases[at],
-        )
+        return ready_weights(layer, encoded[layer.index].code, signed[layer.index], form)
 
-    return map_weights(prepare, apply, params, x)
+    return Prepared(
+        map_weights(ready, apply, params, x),
+        grids,
+        signed,
+        jnp.stack([weight.whole for weight in encoded]) & ~grids.identity,
+        jnp.concatenate([weight.step for weight in encoded]) * scale_of(grids)[layer_of],
+        output_biases(apply, params, tuple(weight.value for weight in encoded), x, ranges),
+        channels,
+    )
 
 
 def with_operands(
