@@ -43,12 +43,6 @@ def _compiled(searcher: Searcher) -> Driver:
 def _on_host(searcher: Searcher) -> Driver:
     """Makes the driver of plain Python functions, which read NumPy arrays, and random keys as they are."""
 
-    def is_key(x: Any) -> bool:
-        return isinstance(x, jax.Array) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
-
-    def to_host(state: Any) -> Any:
-        return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
-
     def ask(problem: Problem, state: Any, key: PRNGKeyArray) -> tuple[Float[Array, "N L 2"], Projection]:
         actions = jnp.asarray(searcher.ask(to_host(state), key), jnp.float32)
         return actions, to_feasible(searcher.projected, problem, actions)
@@ -57,6 +51,16 @@ def _on_host(searcher: Searcher) -> Driver:
         return searcher.tell(to_host(state), *to_host((actions, policies, rewards)))
 
     return Driver(ask, tell)
+
+
+def to_host(state: Any) -> Any:
+    """Copies the arrays of a state to the host; random keys stay as they are."""
+
+    def copy(leaf: Any) -> Any:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return leaf if is_key else np.asarray(leaf)
+
+    return jax.tree.map(copy, state)
 
 
 def run_round(

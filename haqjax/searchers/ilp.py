@@ -12,21 +12,24 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.allocation.additive import Sensitivity, guard, rank_correlation
-from haqjax.allocation.bayes import draw, fit, mean
+from haqjax.allocation.bayes import Posterior, draw, draw_before, find_scale, fit, mean, predict_losses
 from haqjax.allocation.integer_program import allocate
 from haqjax.allocation.local_search import Space, as_policy, lay_out, make_space, solve_by_prices, swaps
 from haqjax.policies.actions import to_actions
 from haqjax.policies.budgets import fits_exactly
+from haqjax.policies.projection import best_uniform
 from haqjax.searchers import history
 from haqjax.searchers.base import Problem, Searcher
 from haqjax.searchers.history import History
 from haqjax.searchers.probes import estimate_sensitivity, list_probes
+from haqjax.searchers.stopping import WORTH, expected_improvement, reward_error
 from haqjax.types import WIDTHS, Bounds, Budget, CostTable
 
 TURN = 8  # one episode in so many tries the allocation while entries are probed
 TRIES = 16  # allocations that were evaluated before, until one is proposed again
 GAP = 1e-4
 SECONDS = 2.0
+CANDIDATES = 8  # draws whose best policies are looked at for an expected gain
 
 Policy = Int[np.ndarray, "L 2"]
 
@@ -56,23 +59,32 @@ class ILPState(NamedTuple):
     table: CostTable
     bounds: Bounds
     budget: Budget
-    given: Float[np.ndarray, "L 2 8"] | None = None  # sensitivities, in place of probes
+    even: Int[np.ndarray, "L 2"]  # the best uniform policy, which may not fit
+    error: Float[np.ndarray, ""]  # standard error of a reward; NaN where unknown
+    given: Float[np.ndarray, "L 2 8"] | None = None  # sensitivities but for a common factor, in place of probes
 
 
 def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None = None) -> Searcher:
     """Makes the searcher.
 
-    It has three phases. *Allocate*: the first episode is an allocation by the law that each bit less has four times
-    the squared error, so that any number of episodes gives a policy within the budget. *Probe*: single entries are
-    lowered from the widest policy, while every eighth episode is the exact allocation by what is known. *Refine*: a
-    Bayesian regression, which starts from these sensitivities, learns from the policies within the budget, and each
-    round proposes the best policy by its mean and by draws from it (Thompson 1933). Losses of layers do not add up far
-    from the policy they were measured at, and this moves the measurement to where the budget is.
+    It begins with the problem's sensitivities, or measures some. *Probe*, where there are none: single entries are
+    lowered from the widest policy, while every eighth episode is the exact allocation by what is known, the first one
+    by the law that each bit less has four times the squared error. *Refine*: a Bayesian regression, which starts from
+    the sensitivities, learns from the policies within the budget, and each round proposes the best policy by its mean
+    and by draws from it (Thompson 1933). Losses of layers do not add up far from the policy they were measured at, and
+    this moves the measurement to where the budget is. The best uniform policy that fits is evaluated, too.
+
+    What was evaluated within one budget is learned from within the next. The search has *settled* once no policy that
+    was not evaluated is expected to lose less than the best one within the budget by more than `WORTH` standard errors
+    of the mean loss (`haqjax.searchers.stopping.reward_error`). Expected is the improvement over the least loss that
+    was evaluated, by the regression's normal distribution of what adds up over layers (Mockus 1975); looked at are the
+    best policies by its mean and by `CANDIDATES` draws from it.
 
     Args:
       config: numbers of the method.
-      sensitivity: of each entry at each width, in nats, such as `haqjax.evaluation.measure_sensitivities` gives. The
-        search starts from it and probes nothing. What is not finite is as bad as the worst, and a warning names it.
+      sensitivity: of each entry at each width, but for a common factor, in place of the problem's own, such as
+        `haqjax.evaluation.measure_sensitivities` gives. What is not finite is as bad as the worst, and a warning names
+        it.
 
     >>> make_ilp(ILP(parallel=4)) is make_ilp(ILP(parallel=4))
     True
@@ -87,9 +99,11 @@ def _make_ilp(config: ILP) -> Searcher:
 
 def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Searcher:
     def init(problem: Problem, key: PRNGKeyArray) -> ILPState:
-        given = None if sensitivity is None else _check_given(sensitivity, problem)
+        start = problem.sensitivity if sensitivity is None else sensitivity
+        given = None if start is None else _check_given(np.asarray(start, np.float64), problem)
         nothing = history.empty(len(problem.layers), config.memory)
-        return ILPState(nothing, problem.table, problem.bounds, problem.budget, given)
+        error = np.float32(reward_error(problem))
+        return ILPState(nothing, problem.table, problem.bounds, problem.budget, _find_even(problem), error, given)
 
     def ask(state: ILPState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -98,7 +112,17 @@ def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Search
     def tell(state: ILPState, actions: Array, policies: Array, rewards: Array) -> ILPState:
         return state._replace(history=history.note(state.history, policies, rewards))
 
-    return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss")
+    def carry(state: ILPState, problem: Problem) -> ILPState:
+        return state._replace(budget=problem.budget, even=_find_even(problem))
+
+    def settled(state: ILPState) -> bool:
+        return bool(_expected_gain(config, state) <= WORTH * float(state.error))
+
+    return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss", carry=carry, settled=settled)
+
+
+def _find_even(problem: Problem) -> Int[np.ndarray, "L 2"]:
+    return np.asarray(best_uniform(problem.table, problem.bounds, problem.budget).policy, np.int32)
 
 
 def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> Float[np.ndarray, "L 2 8"]:
@@ -114,29 +138,35 @@ class Round(NamedTuple):
     state: ILPState
     policies: Int[np.ndarray, "N L 2"]  # evaluated
     rewards: Float[np.ndarray, "N"]
+    best: Int[np.ndarray, "n"]  # rows within the budget, of the greatest reward first; none where none fits yet
+    learned: Int[np.ndarray, "n"]  # rows that are learned from: those, or all where none fits
     start: Sensitivity  # by probes, or as given
     known: set[bytes]  # policies that were evaluated, or proposed in this round
 
 
+def _know(config: ILP, state: ILPState) -> Round:
+    policies, rewards = history.evaluated(state.history)
+    inside = [i for i, policy in enumerate(policies) if fits_exactly(state.table, policy, state.budget)]
+    every = np.argsort(-rewards, kind="stable")
+    best = every[np.isin(every, inside)]
+    learned = (best if len(best) else every)[: config.learned]
+    if state.given is None:
+        start = estimate_sensitivity(policies, rewards, state.bounds)
+    else:
+        start = state.given * find_scale(state.given, policies[learned], -rewards[learned].astype(float))
+    return Round(state, policies, rewards, best, learned, start, {policy.tobytes() for policy in policies})
+
+
 def _propose(config: ILP, state: ILPState, random: np.random.Generator) -> list[Policy]:
     """Proposes a round's policies, none of them evaluated before as long as there are others."""
-    policies, rewards = history.evaluated(state.history)
-    start = estimate_sensitivity(policies, rewards, state.bounds) if state.given is None else state.given
-    now = Round(state, policies, rewards, start, {policy.tobytes() for policy in policies})
+    now = _know(config, state)
     probes = _probe(config, now)
-    phases = {"allocate": _allocate(now), "probe": iter(probes), "refine": _refine(config, now, random)}
+    phases = {"allocate": _allocate(now), "probe": iter(probes), "refine": _refine(now, random)}
     first, left = int(state.history.total), len(probes)
     proposed: list[Policy] = []
     for episode in range(first, first + config.parallel):
-        if episode == 0 or (left and episode % TURN == 0) or (first == 0 and state.given is not None):
-            phase = "allocate"
-        elif left:
-            phase, left = "probe", left - 1
-        elif first == 0:  # no policy within the budget is known yet that could be refined
-            proposed.append(proposed[0])
-            continue
-        else:
-            phase = "refine"
+        phase = "refine" if not left else "allocate" if episode % TURN == 0 else "probe"
+        left -= phase == "probe"
         proposed.append(next(phases[phase]))
         now.known.add(proposed[-1].tobytes())
     return proposed
@@ -168,20 +198,48 @@ def _probe(config: ILP, now: Round) -> list[Policy]:
     return [probe for probe in wanted if probe.tobytes() not in now.known]
 
 
-def _refine(config: ILP, now: Round, random: np.random.Generator) -> Iterator[Policy]:
-    """Yields the best policies by what was learned within the budget; `known` may grow meanwhile."""
-    state, policies, rewards = now.state, now.policies, now.rewards
-    inside = [i for i, policy in enumerate(policies) if fits_exactly(state.table, policy, state.budget)]
-    best = np.array(inside)[np.argsort(-rewards[inside], kind="stable")][: config.learned]
-    posterior = fit(now.start, policies[best], -rewards[best].astype(float))
+def _refine(now: Round, random: np.random.Generator) -> Iterator[Policy]:
+    """Yields the best policies by what was learned, and the uniform one; `known` may grow meanwhile."""
+    state = now.state
+    posterior = _learn(now)
+    expected = now.start if posterior is None else mean(posterior)
     space = make_space(state.table, state.bounds, state.budget)
-    expected = mean(posterior)
-    if len(space.room) != 1:  # prices are good for one resource; several, and memory, want the exact programme
+    first = now.policies[now.best[0]] if len(now.best) else next(_allocate(now, expected))
+    if len(space.room) != 1 or not len(now.best):  # prices are good for one resource; the exact programme for all
         yield next(_allocate(now, expected))
+    if fits_exactly(state.table, state.even, state.budget) and state.even.tobytes() not in now.known:
+        yield state.even
     losses = lay_out(space, expected)
     while True:
-        yield next(_search_near(now, space, losses), policies[best[0]])
-        losses = lay_out(space, draw(posterior, random))
+        yield next(_search_near(now, space, losses), first)
+        losses = lay_out(space, draw_before(now.start, random) if posterior is None else draw(posterior, random))
+
+
+def _learn(now: Round) -> Posterior | None:
+    """Learns from what was evaluated; None where nothing was."""
+    if not len(now.learned):
+        return None
+    return fit(now.start, now.policies[now.learned], -now.rewards[now.learned].astype(float))
+
+
+def _expected_gain(config: ILP, state: ILPState) -> float:
+    """Computes the most that a policy is expected to gain over the best within the budget; infinite where none fits.
+
+    0 where every policy near the best by any of the draws was evaluated.
+    """
+    now = _know(config, state)
+    posterior = _learn(now)
+    if posterior is None or not len(now.best) or _probe(config, now):
+        return np.inf
+    random = np.random.default_rng(int(state.history.total))
+    space = make_space(state.table, state.bounds, state.budget)
+    drawn = [mean(posterior), *(draw(posterior, random) for _ in range(CANDIDATES))]
+    nearest = (next(_search_near(now, space, lay_out(space, one)), None) for one in drawn)
+    candidates = [policy for policy in nearest if policy is not None]
+    if not candidates:
+        return 0.0
+    best = -float(now.rewards[now.best[0]])
+    return float(expected_improvement(best, *predict_losses(posterior, np.stack(candidates))).max())
 
 
 def _search_near(now: Round, space: Space, losses: Float[np.ndarray, "G K"]) -> Iterator[Policy]:

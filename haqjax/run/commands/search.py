@@ -15,7 +15,7 @@ from haqjax.models import Network
 from haqjax.reading import quote
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
-from haqjax.run.config.aim import USUAL_BUDGET
+from haqjax.run.config.aim import usual_front
 from haqjax.run.config.commands import free_folder
 from haqjax.run.config.options import to_options, with_options
 from haqjax.run.config.search import SearchConfig
@@ -39,7 +39,7 @@ from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 UNUSUAL = re.compile(r"[^\w.+-]")  # letters of a machine's name that do not belong in a folder's
-MAY_DIFFER = ("resume", "out", "episodes", "hosts")  # when a search goes on
+MAY_DIFFER = ("resume", "out", "episodes", "patience", "hosts")  # when a search goes on
 
 
 def run_search(config: SearchConfig, console: Console) -> Path:
@@ -95,8 +95,11 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     """
     run = config.run
     if run.resume is None:
-        if config.target.budget is None and config.aim.resource is None:
-            config = with_options(config, {"budget": USUAL_BUDGET})
+        target = config.target
+        if target.budget is None and target.front is None and target.max_drop is None:
+            config = with_options(
+                config, {"front": usual_front(target)}
+            )  # written down, whatever the usual one will be
         return config, None if run.out is None else Path(run.out)
     if run.out is not None and not _is_same(run.out, run.resume):
         raise ValueError(
@@ -112,13 +115,12 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
                 f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it "
                 "out, or start anew"
             )
-    episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
-    if before.aim.resource is not None and episodes != started["episodes"]:
-        raise ValueError(
-            f"{run.resume} was started with episodes {started['episodes']}, which are divided among its budgets: "
-            "leave it out"
-        )
-    changes = {"resume": run.resume, "episodes": episodes, "out": None, "hosts": run.hosts}
+    longer = {name: (started if asked[name] == usual[name] else asked)[name] for name in ("episodes", "patience")}
+    for name, value in longer.items():
+        if before.aim.resource is not None and value != started[name]:
+            shared = "which are divided among its budgets" if name == "episodes" else "which says when a budget is done"
+            raise ValueError(f"{run.resume} was started with {name} {started[name]}, {shared}: leave it out")
+    changes = {"resume": run.resume, **longer, "out": None, "hosts": run.hosts}
     return with_options(before, changes), Path(run.resume)
 
 
@@ -156,6 +158,7 @@ def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, rang
         make_search_evaluator(config, prepared, network, ranges, evaluator),
         reference.accuracy,
         reference_loss=reference.loss,
+        images=len(data.search),
     )
     measured = Measured(
         policies={name: np.asarray(policy) for name, policy in baselines.items()},
