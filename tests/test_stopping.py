@@ -19,7 +19,6 @@ from haqjax.searchers.stopping import cheapest_within_error, expected_improvemen
 from haqjax.types import Evaluation
 from search_world import every_policy, make_world
 
-
 ENDS = {0: 8, -1: 3}  # so that there are few enough policies to try all
 
 

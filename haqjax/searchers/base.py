@@ -58,7 +58,7 @@ def make_problem(
       reference_loss: its loss on them, in nats.
       images: how many there are, for standard errors. None reads it off the evaluator where that holds images.
       sensitivity: estimated rise of the loss with each entry at each width, in nats, such as
-        `haqjax.evaluation.estimate_output_sensitivity` gives: "ilp" begins with it and probes nothing.
+        `haqjax.evaluation.estimate_gauss_newton_sensitivity` gives: "ilp" begins with it and probes nothing.
 
     Raises:
       ValueError: another number of layers in the table, the bounds or the sensitivities, or an accuracy outside 0..1.

@@ -6,10 +6,13 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
+from haqjax.evaluation import estimate_gauss_newton_sensitivity
 from haqjax.files import check_free
 from haqjax.models import Network
 from haqjax.reading import quote
@@ -39,6 +42,7 @@ from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 UNUSUAL = re.compile(r"[^\w.+-]")  # letters of a machine's name that do not belong in a folder's
+SENSITIVITY_SEED = 0  # the same for all searches: a seed is that of the search alone
 MAY_DIFFER = ("resume", "out", "episodes", "patience", "hosts")  # when a search goes on
 
 
@@ -76,7 +80,7 @@ def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
         ranges = from_first(lambda: find_ranges(config.quantizer, config.by_codebook, network, prepared.data))
     config = choose_batch_sizes(config, network, prepared.data.search, ranges)
     with show_phase(console, "measuring float, 8 bits, uniform"):
-        run = _pose(config, prepared, network, ranges)
+        run = _pose(config, prepared, network, ranges, _estimate_sensitivity(config, prepared, network, ranges))
     new = config.run.resume is None
     with make_run_folder(out, config, console) if new else contextlib.nullcontext():
         result = run_resumable(config, prepared, run.problem, out, console, run.baselines.weights)
@@ -134,7 +138,23 @@ def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
     return f"runs/{UNUSUAL.sub('-', name)}"
 
 
-def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> SearchRun:
+def _estimate_sensitivity(
+    config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges
+) -> Float[np.ndarray, "L 2 8"] | None:
+    """Estimates what the search begins with; None where it asks for nothing."""
+    if config.method.search != "ilp":
+        return None
+    split, key = prepared.data.search, jax.random.key(SENSITIVITY_SEED)
+    return from_first(lambda: estimate_gauss_newton_sensitivity(network.apply, network.params, split, ranges, key=key))
+
+
+def _pose(
+    config: SearchConfig,
+    prepared: PreparedSearch,
+    network: Network,
+    ranges: Ranges,
+    sensitivity: Float[np.ndarray, "L 2 8"] | None,
+) -> SearchRun:
     """Makes the problem, and the policies that a search is compared with, measured on the search split."""
     data = prepared.data
     evaluator, unseen = (
@@ -159,6 +179,7 @@ def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, rang
         reference.accuracy,
         reference_loss=reference.loss,
         images=len(data.search),
+        sensitivity=sensitivity,
     )
     measured = Measured(
         policies={name: np.asarray(policy) for name, policy in baselines.items()},
