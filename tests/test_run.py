@@ -57,7 +57,7 @@ def world(tmp_path_factory):
 
 
 def run(out, **changes):
-    asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "search": "haq"} | changes
+    asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "budget": "0.6", "search": "haq"} | changes
     config = SearchConfig.of(out=str(out), **asked)
     with open(f"{out}.txt", "w") as said:
         run_search(config, Console(file=said, width=100))
@@ -226,7 +226,9 @@ def test_extensions_of_the_agent_change_what_it_proposes(world, finished):
 
 def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
     run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
-    config = SearchConfig.of(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
+    config = SearchConfig.of(
+        model="resnet20", image_size=8, episodes=EPISODES, budget="0.6", hw="cloud", search="haq", seed=5
+    )
     of = prepare(config)
     problem = make_problem(of.layers, of.table, of.bounds, of.budget, lambda policies: policies[:, 0, 0], 0.5)
     searcher = make_searcher(config)

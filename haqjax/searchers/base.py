@@ -119,7 +119,8 @@ class Searcher(NamedTuple):
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
     carry: Callable[[Any, Problem], Any] | None = None  # takes a state within another budget; None: begin anew there
-    settled: Callable[[Any], bool] | None = None  # tells that a state expects no further gain; None: rounds are counted
+    settled: Callable[[Any, float], bool] | None = None  # tells that a state expects no gain worth its while, given the
+    # standard error of the best reward, NaN where unknown; None: rounds are counted
 
 
 class Record(NamedTuple):

@@ -22,7 +22,7 @@ from haqjax.searchers import history
 from haqjax.searchers.base import Problem, Searcher
 from haqjax.searchers.history import History
 from haqjax.searchers.probes import estimate_sensitivity, list_probes
-from haqjax.searchers.stopping import WORTH, expected_improvement, reward_error
+from haqjax.searchers.stopping import WORTH, expected_improvement
 from haqjax.types import WIDTHS, Bounds, Budget, CostTable
 
 TURN = 8  # one episode in so many tries the allocation while entries are probed
@@ -60,7 +60,6 @@ class ILPState(NamedTuple):
     bounds: Bounds
     budget: Budget
     even: Int[np.ndarray, "L 2"]  # the best uniform policy, which may not fit
-    error: Float[np.ndarray, ""]  # standard error of a reward; NaN where unknown
     given: Float[np.ndarray, "L 2 8"] | None = None  # sensitivities but for a common factor, in place of probes
 
 
@@ -76,9 +75,9 @@ def make_ilp(config: ILP = ILP(), sensitivity: Float[np.ndarray, "L 2 8"] | None
 
     What was evaluated within one budget is learned from within the next. The search has *settled* once no policy that
     was not evaluated is expected to lose less than the best one within the budget by more than `WORTH` standard errors
-    of the mean loss (`haqjax.searchers.stopping.reward_error`). Expected is the improvement over the least loss that
-    was evaluated, by the regression's normal distribution of what adds up over layers (Mockus 1975); looked at are the
-    best policies by its mean and by `CANDIDATES` draws from it.
+    of the best one's mean loss (`haqjax.searchers.stopping.standard_error`). Expected is the improvement over the least
+    loss that was evaluated, by the regression's normal distribution of what adds up over layers (Mockus 1975); looked
+    at are the best policies by its mean and by `CANDIDATES` draws from it.
 
     Args:
       config: numbers of the method.
@@ -102,8 +101,7 @@ def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Search
         start = problem.sensitivity if sensitivity is None else sensitivity
         given = None if start is None else _check_given(np.asarray(start, np.float64), problem)
         nothing = history.empty(len(problem.layers), config.memory)
-        error = np.float32(reward_error(problem))
-        return ILPState(nothing, problem.table, problem.bounds, problem.budget, _find_even(problem), error, given)
+        return ILPState(nothing, problem.table, problem.bounds, problem.budget, _find_even(problem), given)
 
     def ask(state: ILPState, key: PRNGKeyArray) -> Float[Array, "N L 2"]:
         random = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
@@ -115,8 +113,8 @@ def _make(config: ILP, sensitivity: Float[np.ndarray, "L 2 8"] | None) -> Search
     def carry(state: ILPState, problem: Problem) -> ILPState:
         return state._replace(budget=problem.budget, even=_find_even(problem))
 
-    def settled(state: ILPState) -> bool:
-        return bool(_expected_gain(config, state) <= WORTH * float(state.error))
+    def settled(state: ILPState, error: float) -> bool:
+        return _expected_gain(config, state) <= WORTH * error
 
     return Searcher(init, ask, tell, on_host=True, projected=False, objective="loss", carry=carry, settled=settled)
 

@@ -18,6 +18,7 @@ from haqjax.searchers.base import (
     SearchResult,
     Stage,
     choose_best,
+    choose_within,
     count_episodes,
     first_episodes,
     join_records,
@@ -30,7 +31,7 @@ from haqjax.searchers.haq import HAQ, make_haq
 from haqjax.searchers.ilp import ILP, make_ilp
 from haqjax.searchers.random import make_random
 from haqjax.searchers.resuming import check_resumable, check_stage, name_searcher
-from haqjax.searchers.stopping import rounds_without_gain
+from haqjax.searchers.stopping import rounds_without_gain, standard_error
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 
@@ -215,7 +216,7 @@ def _run_stages(
         if index > reached:
             state = _begin(searcher, stage, stage_problem, state if index else None, start_key)
         while (done := _count_of(records, index)) < stage.episodes and index >= reached:
-            if patience and _expects_no_gain(searcher, state, records, index, stage.budget, patience):
+            if patience and _expects_no_gain(searcher, stage_problem, state, records, index, patience):
                 break
             least = _best_accuracy(records, stage.budget) if problem.evaluator.races else 0.0
             state, record = run_round(searcher, stage_problem, state, jax.random.fold_in(round_key, done), known, least)
@@ -237,12 +238,16 @@ def _begin(searcher: Searcher, stage: Stage, problem: Problem, before: Any, key:
 
 
 def _expects_no_gain(
-    searcher: Searcher, state: Any, records: Record | None, index: int, budget: Budget, patience: int
+    searcher: Searcher, problem: Problem, state: Any, records: Record | None, index: int, patience: int
 ) -> bool:
-    """Tells whether a stage has come to its end, by the state and the records alone."""
-    if searcher.settled is not None and searcher.settled(to_host(state)):
+    """Tells whether a stage has come to its end, by the state and the records alone; it has not while nothing fits."""
+    best = None if records is None else choose_within(records, problem.budget)
+    if records is None or best is None:
+        return False
+    error = standard_error(float(records.accuracy[best]), float(records.loss[best]), float(problem.images))
+    if searcher.settled is not None and searcher.settled(to_host(state), error):
         return True
-    return records is not None and rounds_without_gain(records, index, budget) >= patience
+    return rounds_without_gain(records, index, best) >= patience
 
 
 def _number(record: Record | None, stage: int, round: int) -> Any:

@@ -6,26 +6,25 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import norm
 
-from haqjax.searchers.base import Problem, Record, choose_within
-from haqjax.types import Budget
+from haqjax.searchers.base import Record
 
 WORTH = 0.1  # standard errors: a smaller gain is not worth an evaluation
 ROUNDING = 1e-6  # of an accuracy in float32
 
 
-def reward_error(problem: Problem) -> float:
-    """Computes the standard error of a reward, by the float network's answers; NaN where the images are not known.
-
-    Where its loss is known, that of the mean loss: each wrong answer is taken to lose the same, and a right one
-    nothing, so that a single loss deviates by `loss * sqrt(p / (1 - p))`, with Laplace's estimate of the accuracy
-    `p = (right + 1) / (images + 2)`. Else that of the accuracy.
-
-    """
-    return standard_error(*(float(x) for x in (problem.reference, problem.reference_loss, problem.images)))
-
-
 def standard_error(accuracy: float, loss: float, images: float) -> float:
-    """Computes the standard error of a mean loss, or of the accuracy where the loss is not known; see `reward_error`.
+    """Computes the standard error of a policy's mean loss, or of its accuracy where the loss is not known.
+
+    Each wrong answer is taken to lose the same, and a right one nothing, so that the loss of an image deviates by
+    `loss * sqrt(p / (1 - p))`, with Laplace's estimate of the accuracy `p = (right + 1) / (images + 2)`.
+
+    Args:
+      accuracy: 0..1.
+      loss: nats.
+      images: NaN where unknown.
+
+    Returns:
+      Nats, or a fraction; NaN where the number of images is not known.
 
     >>> round(standard_error(0.9, 0.3, 98), 3), round(standard_error(0.9, math.nan, 98), 3)
     (0.087, 0.031)
@@ -33,8 +32,8 @@ def standard_error(accuracy: float, loss: float, images: float) -> float:
     if not images > 0:
         return math.nan
     right = (accuracy * images + 1) / (images + 2)
-    deviation = loss * math.sqrt(right / (1 - right)) if loss > 0 else math.sqrt(right * (1 - right))
-    return deviation / math.sqrt(images)
+    known = math.isfinite(loss) and loss > 0
+    return (loss * math.sqrt(right / (1 - right)) if known else math.sqrt(right * (1 - right))) / math.sqrt(images)
 
 
 def expected_improvement(
@@ -49,11 +48,10 @@ def expected_improvement(
     return gap * norm.cdf(gap / spread) + spread * norm.pdf(gap / spread)
 
 
-def rounds_without_gain(records: Record, index: int, budget: Budget) -> int:
-    """Counts the rounds of a stage since its best policy was evaluated; 0 where none fits yet, or none was begun."""
+def rounds_without_gain(records: Record, index: int, best: int) -> int:
+    """Counts the rounds of a stage since its best policy was evaluated; 0 before its first round."""
     of_stage = records.round[records.stage == index]
-    best = choose_within(records, budget) if len(of_stage) else None
-    return 0 if best is None else int(of_stage[-1] - max(of_stage[0] - 1, records.round[best]))
+    return int(of_stage[-1] - max(of_stage[0] - 1, records.round[best])) if len(of_stage) else 0
 
 
 def cheapest_within_error(accuracy: Float[np.ndarray, "N"], cost: Float[np.ndarray, "N"], images: int) -> int | None:
