@@ -76,7 +76,9 @@ def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
         policies[f"policy {at}"] = as_evaluated(run.config, result.policy_of(at))
         policies[f"uniform {at}"] = as_evaluated(run.config, uniform)
     on_device = {name: jnp.asarray(policy) for name, policy in policies.items()}
-    searched, reported = (measure_accuracies(evaluator, on_device) for evaluator in run.evaluators)
+    searched = _recall(run, result, policies)
+    searched |= measure_accuracies(run.evaluators[0], {n: p for n, p in on_device.items() if n not in searched})
+    reported = measure_accuracies(run.evaluators[1], on_device)
 
     def pick(values: dict[str, Any], at: int) -> dict[str, Any]:
         return {name: values[f"{name} {at}"] for name in ("policy", "uniform")}
@@ -93,6 +95,15 @@ def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
         )
         for at, budget in found
     ]
+
+
+def _recall(run: SearchRun, result: SearchResult, policies: dict[str, np.ndarray]) -> dict[str, float]:
+    """Looks accuracies up, on the search split, of policies that the search evaluated on all of its images."""
+    records = result.records
+    rows = [at for at in range(len(records.accuracy)) if np.isfinite(records.accuracy[at])]
+    evaluated = as_evaluated(run.config, records.policy)
+    known = {evaluated[at].tobytes(): float(records.accuracy[at]) for at in rows}
+    return {name: known[key] for name, policy in policies.items() if (key := policy.tobytes()) in known}
 
 
 def _name_one(choices: Sequence[Choice], resource: str, images: int) -> int:
