@@ -87,7 +87,7 @@ def main(config: Config) -> None:
             begun = dataclasses.replace(problem, sensitivity=None if way == "probes" else np.nan_to_num(sensitivity))
             searcher = make_ilp(ILP(parallel=config.parallel))
             if way == "probes":
-                searcher = searcher._replace(carry=None, settled=None)
+                searcher = searcher._replace(carry=None, converged=None)
             patience = config.patience if way == "default" else 0
             question = make_front(begun, searcher, limits, config.episodes, jax.random.key(seed))
             found = answer(begun, searcher, question, patience=patience, known=known)
@@ -106,7 +106,7 @@ def describe(found: SearchResult, posed: Posed, seed: int, reported: dict[bytes,
         "seed": seed,
         "evaluations": len({policy.tobytes() for policy in found.records.policy}),
         "episodes": of_stage,
-        "settled": list(found.settled),
+        "converged": list(found.converged),
         "search": [float(found.records.accuracy[episode]) for episode in there],
         "loss": [float(found.records.loss[episode]) for episode in there],
         "report": measure(posed, [found.records.policy[episode] for episode in there], reported),

@@ -285,7 +285,7 @@ def test_a_search_within_a_budget_finds_one_policy(world):
 def test_a_front_ends_early_and_says_why(world, search, why):
     out = run(world / f"ends_{search}", search=search, episodes=160, patience=1)
     told, said = read(out, "policy.json"), (world / f"ends_{search}.txt").read_text()
-    assert told["episodes_limit"] == 160 > told["episodes"] and read(out)["settled"] == told["settled"] is True
+    assert told["episodes_limit"] == 160 > told["episodes"] and read(out)["converged"] == told["converged"] is True
     assert f"Searched {told['episodes']} policies of at most 160: " in said and "PATIENCE=0 goes on" in said
     assert why in said
 
@@ -304,11 +304,11 @@ def test_a_front_that_was_stopped_ends_early_at_the_same_policy(world, monkeypat
 
 
 def test_a_search_that_ended_early_goes_on_without_patience(world):
-    out = run(world / "settled", search="uniform", episodes=60, budget="0.6", patience=1)
+    out = run(world / "converged", search="uniform", episodes=60, budget="0.6", patience=1)
     before = read(out, "policy.json")
-    assert before["settled"] and before["episodes"] < 60
+    assert before["converged"] and before["episodes"] < 60
     run_search(SearchConfig.of(resume=str(out), patience=0), Console(quiet=True))
     after = read(out, "policy.json")
-    assert after["episodes"] == 60 and not after["settled"]
+    assert after["episodes"] == 60 and not after["converged"]
     with pytest.raises(ValueError, match="was started with search 'uniform'"):
         run_search(SearchConfig.of(resume=str(out), search="random"), Console(quiet=True))

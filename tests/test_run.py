@@ -121,11 +121,11 @@ def test_the_folder_is_complete(finished):
 
 def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
     monkeypatch.setattr(haqjax.run.float_network, "train_network", None)  # calling it would fail
-    compiled = driver.evaluate_policies._cache_size()
+    compiled = driver.evaluate._cache_size()
     run(world / "again")
     assert read(world / "again") == read(finished)
     run(world / "other", seed=1)
-    assert driver.evaluate_policies._cache_size() == compiled  # other seeds and other arrays are data
+    assert driver.evaluate._cache_size() == compiled  # other seeds and other arrays are data
     assert read(world / "other")["layers"] != read(finished)["layers"]
 
 

@@ -46,7 +46,7 @@ def keep(results):
 def test_a_certain_posterior_ends_the_search_at_the_best_policy():
     problem = make_certain()
     found = search(problem, "ilp", episodes=200, key=jax.random.key(0), parallel=4, patience=100)
-    assert len(found.records.accuracy) <= 40 and found.settled == (0,)
+    assert len(found.records.accuracy) <= 40 and found.converged == (0,)
     least = float(np.min(every_policy(problem)[1].loss))
     assert found.loss <= least + worth(found, found.best)
 
@@ -54,13 +54,13 @@ def test_a_certain_posterior_ends_the_search_at_the_best_policy():
 @pytest.mark.parametrize("name", ["ilp", "greedy", "uniform"])
 def test_without_patience_every_episode_is_searched(name):
     found = search(make_certain(), name, episodes=61, key=jax.random.key(0), parallel=4)
-    assert len(found.records.accuracy) == 61 and found.settled == ()
+    assert len(found.records.accuracy) == 61 and found.converged == ()
 
 
 def test_a_posterior_needs_to_know_how_many_images_there_are():
     problem = make_certain(images=math.nan)
     found = search(problem, "ilp", episodes=60, key=jax.random.key(0), parallel=4, patience=100)
-    assert len(found.records.accuracy) == 60 and found.settled == ()
+    assert len(found.records.accuracy) == 60 and found.converged == ()
 
 
 @pytest.mark.parametrize("patience", [1, 3])
@@ -109,11 +109,11 @@ def test_a_front_that_ends_early_goes_on_from_any_round_to_the_same_end(name):
     budgets = [budget(problem.table, latency=share) for share in BUDGETS]
     results, options = [], {"episodes": 15, "parallel": 2, "patience": 2}
     whole = search_front(problem, name, budgets, key=jax.random.key(0), **options, on_round=keep(results))
-    assert len(whole.records.accuracy) < 45 and whole.settled
+    assert len(whole.records.accuracy) < 45 and whole.converged
     for stopped in results[:-1]:
         again = search_front(problem, name, budgets, key=jax.random.key(0), **options, resume=stopped)
         jax.tree.map(np.testing.assert_array_equal, again.records, whole.records)
-        assert (again.chosen, again.settled) == (whole.chosen, whole.settled)
+        assert (again.chosen, again.converged) == (whole.chosen, whole.converged)
         np.testing.assert_array_equal(again.limits("latency"), whole.limits("latency"))
 
 

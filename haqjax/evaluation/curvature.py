@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
-from haqjax.quantizers.linear import make_grid, snap
+from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -130,7 +130,7 @@ def _add_fisher(
         total + jnp.square(by_weight) for total, (by_weight, _) in zip(sums.weights, gradients, strict=True)
     )
     weighted = [
-        activation_errors(index, activation, ranges, jnp.square(gradients[index][ACTIVATION]))
+        _activation_errors(index, activation, ranges, jnp.square(gradients[index][ACTIVATION]))
         for index, activation in enumerate(activations)
     ]
     return _Fisher(weights, sums.activations + jnp.stack(weighted))
@@ -152,7 +152,7 @@ def _measure_trace(
     errors = []
     for index, activation in enumerate(activations):
         there = (labels >= 0).reshape(-1, *(1,) * (activation.ndim - 1)) * len(images) / activation.size
-        errors.append(activation_errors(index, activation, ranges, there))
+        errors.append(_activation_errors(index, activation, ranges, there))
     return _Trace(jnp.array(products), jnp.stack(errors))
 
 
@@ -188,13 +188,17 @@ def make_shifts(apply: Apply, params: PyTree, images: Array) -> _Pairs:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:
+def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:
     """Sums squared errors of one layer's activation at each width, times their importance."""
+    grids = activation_grids(index, ranges)
+    return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
+
+
+def activation_grids(index: int, ranges: Ranges) -> Grid:
+    """Makes the grids of one layer's activation, one a width."""
     clip, bits = jnp.asarray(ranges.clip)[index, ACTIVATION], jnp.arange(1, WIDTHS + 1)
     grids = make_grid(clip, bits, jnp.asarray(ranges.signed)[index])
-    if ranges.reached is not None:
-        grids = leave_unreached(grids, jnp.asarray(ranges.reached)[index])
-    return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
+    return grids if ranges.reached is None else leave_unreached(grids, jnp.asarray(ranges.reached)[index])
 
 
 @functools.partial(jax.jit, static_argnums=0)

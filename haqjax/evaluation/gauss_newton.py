@@ -9,10 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.curvature import activation_errors, make_shifts, shift_network
+from haqjax.evaluation.curvature import activation_grids, make_shifts, shift_network
 from haqjax.quantizers.fake_quantize import quantize_weights
+from haqjax.quantizers.linear import snap
 from haqjax.tracing.hooks import Apply, map_weights
-from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
+from haqjax.types import WEIGHT, WIDTHS, Ranges
 
 IMAGES = 256  # that the estimate is made by, at most
 BATCH = 16  # images whose gradients are added up with random signs: a draw
@@ -88,24 +89,19 @@ def _measure(
         return (jax.random.rademacher(sign_key, losses.shape, losses.dtype) * losses).sum(), activations
 
     gradients, activations = jax.grad(loss, has_aux=True)(make_shifts(apply, params, images))
-    by_weight = _weight_products(apply, params, images, ranges, tuple(pair[WEIGHT] for pair in gradients))
-    by_activation = [
-        activation_errors(index, activation, ranges, jnp.square(gradients[index][ACTIVATION]))
-        for index, activation in enumerate(activations)
-    ]
-    return jnp.stack([jnp.square(by_weight), jnp.stack(by_activation)], axis=1)
-
-
-def _weight_products(
-    apply: Apply, params: PyTree, images: Array, ranges: Ranges, gradients: tuple[Array, ...]
-) -> Float[Array, "L 8"]:
-    """Multiplies each layer's gradient with the error of its weight at each width."""
     weights = map_weights(lambda layer, weight: weight, apply, params, images)
+    grids = [activation_grids(index, ranges) for index in range(len(weights))]
 
-    def at_width(bits: Int[Array, ""]) -> Float[Array, "L"]:
+    def at_width(bits: Int[Array, ""]) -> Float[Array, "L 2"]:  # one loop over widths for all layers: quick to compile
         policy = jnp.full((len(weights), 2), WIDTHS).at[:, WEIGHT].set(bits)
         rounded = quantize_weights(apply, params, images, policy, ranges)
-        parts = zip(gradients, rounded, weights, strict=True)
-        return jnp.stack([(gradient * (new - old)).sum() for gradient, new, old in parts])
+        products = []
+        for index, (by_weight, by_activation) in enumerate(gradients):
+            weight_error = rounded[index] - weights[index]
+            grid = jax.tree.map(lambda of_widths: of_widths[bits - 1], grids[index])
+            error = snap(activations[index], grid) - activations[index]
+            squares = jnp.square((by_weight * weight_error).sum()), jnp.square(by_activation * error).sum()
+            products.append(jnp.stack(squares))
+        return jnp.stack(products)
 
-    return jax.lax.map(at_width, jnp.arange(1, WIDTHS + 1)).T
+    return jnp.moveaxis(jax.lax.map(at_width, jnp.arange(1, WIDTHS + 1)), 0, -1)

@@ -119,7 +119,9 @@ class Searcher(NamedTuple):
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
     carry: Callable[[Any, Problem], Any] | None = None  # takes a state within another budget; None: begin anew there
-    settled: Callable[[Any, float], bool] | None = None  # tells that a state expects no gain worth its while, given the
+    converged: Callable[[Any, float], bool] | None = (
+        None  # tells that a state expects no gain worth its while, given the
+    )
     # standard error of the best reward, NaN where unknown; None: rounds are counted
 
 
@@ -178,7 +180,7 @@ class SearchResult:
     state: Any  # of the searcher, in the last stage
     interrupted: bool = False
     searcher: str = ""  # that found it, see `haqjax.searchers.resuming.name_searcher`; empty where unknown
-    settled: tuple[int, ...] = ()  # stages that ended before their last episode, as no more gain was to be expected
+    converged: tuple[int, ...] = ()  # stages that ended before their last episode, as no more gain was to be expected
 
     @property
     def best(self) -> int | None:

@@ -14,7 +14,7 @@ from haqjax.policies.budgets import fits
 from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
 from haqjax.searchers.base import MOST_LOSS, Problem, Record, Searcher
-from haqjax.types import Evaluation, Projection
+from haqjax.types import Evaluation, Evaluator, Projection
 
 Evaluated = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
 
@@ -122,7 +122,6 @@ def to_feasible(projected: bool, problem: Problem, actions: Float[Array, "N L 2"
     return Projection(policies, fits(cost, problem.budget), cost)
 
 
-@jax.jit
 def evaluate_policies(
     problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0
 ) -> Evaluation:
@@ -130,7 +129,13 @@ def evaluate_policies(
 
     A racing evaluator gives up those that cannot be of the least accuracy, and measures them by fewer images.
     """
-    found = problem.evaluator(policies, least)
+    return evaluate(problem.evaluator, policies, least)
+
+
+@jax.jit
+def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
+    """Evaluates N policies in one compiled program, the same for searches as for what they are compared with."""
+    found = evaluator(policies, least)
     for name, values in found._asdict().items():
         if jnp.shape(values) != (len(policies),):
             raise ValueError(

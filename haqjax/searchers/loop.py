@@ -100,7 +100,7 @@ def search(
       key: a random key; the same one gives the same result.
       parallel: policies a round, for a searcher given by name.
       patience: the search ends once so many rounds have brought no better policy, or earlier, where the searcher's
-        own posterior expects no more gain (`Searcher.settled`; "ilp"). 0 goes on to the last episode.
+        own posterior expects no more gain (`Searcher.converged`; "ilp"). 0 goes on to the last episode.
       on_round: called after each round with the result so far; its `best` is None until a policy qualifies.
       resume: a result to go on from, found with the same problem, searcher and key: the rest is as if it had never
         stopped, unless the episodes asked for cut its last round short.
@@ -197,13 +197,13 @@ def _run_stages(
         remember(known, records)
     reached = _last(records, "stage")  # stages before it have ended, whatever is asked of them now
     stages: list[Stage] = []
-    settled: list[int] = []
+    converged: list[int] = []
     name = name_searcher(searcher)
 
     def report() -> SearchResult:
         assert records is not None
         chosen = question.choose(problem, records)
-        return SearchResult(records, tuple(stages), chosen, state, searcher=name, settled=tuple(settled))
+        return SearchResult(records, tuple(stages), chosen, state, searcher=name, converged=tuple(converged))
 
     for index in itertools.count():
         stage = question.next_stage(problem, index, _before(records, index))
@@ -223,7 +223,7 @@ def _run_stages(
             record = _number(first_episodes(record, stage.episodes - done), index, _last(records, "round") + 1)
             records = join_records(records, record)
             yield report()
-        settled += [index] * (done < stage.episodes)
+        converged += [index] * (done < stage.episodes)
     if records is not None:
         yield report()
 
@@ -245,7 +245,7 @@ def _expects_no_gain(
     if records is None or best is None:
         return False
     error = standard_error(float(records.accuracy[best]), float(records.loss[best]), float(problem.images))
-    if searcher.settled is not None and searcher.settled(to_host(state), error):
+    if searcher.converged is not None and searcher.converged(to_host(state), error):
         return True
     return rounds_without_gain(records, index, best) >= patience
 

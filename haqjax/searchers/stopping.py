@@ -44,8 +44,8 @@ def expected_improvement(
     >>> print(expected_improvement(1.0, np.array([1.0, 0.5, 9.0]), np.array([1.0, 0.0, 1.0])).round(3))
     [0.399 0.5   0.   ]
     """
-    gap, spread = best - mean, np.maximum(deviation, 1e-12)
-    return gap * norm.cdf(gap / spread) + spread * norm.pdf(gap / spread)
+    gap, deviation = best - mean, np.maximum(deviation, 1e-12)
+    return gap * norm.cdf(gap / deviation) + deviation * norm.pdf(gap / deviation)
 
 
 def rounds_without_gain(records: Record, index: int, best: int) -> int:

@@ -152,12 +152,12 @@ def summarise(
 
 def end_of_search(config: SearchConfig, result: SearchResult) -> dict[str, Any]:
     """Says how many episodes there might have been, and whether the search, within its last budget, needed fewer."""
-    return {"episodes_limit": config.method.episodes, "settled": is_settled(result)}
+    return {"episodes_limit": config.method.episodes, "converged": has_converged(result)}
 
 
-def is_settled(result: SearchResult) -> bool:
+def has_converged(result: SearchResult) -> bool:
     """Tells whether a search ended early, as no more gain was to be expected."""
-    return not result.interrupted and len(result.stages) - 1 in result.settled
+    return not result.interrupted and len(result.stages) - 1 in result.converged
 
 
 def _fractions(config: SearchConfig) -> float | dict[str, float] | None:
@@ -207,7 +207,7 @@ def shown_cost(config: SearchConfig, cost: Cost) -> Cost:
 def show_end(lines: list[str], config: SearchConfig, result: SearchResult, out: Path, console: Console) -> None:
     """Prints lines to end with."""
     searched = f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies"
-    searched += f" of at most {config.method.episodes}: {_explain_end(config)}." if is_settled(result) else "."
+    searched += f" of at most {config.method.episodes}: {_explain_end(config)}." if has_converged(result) else "."
     lines = [*lines, f"{searched} Costs are simulated, not measured.", f"Run folder: {out}"]
     say(console, *lines)
 
