@@ -71,7 +71,7 @@ def estimate_gauss_newton_sensitivity(
         np.asarray(_measure(apply, params, some, ranges, one, jnp.float32(temperature)), float)
         for some, one in zip(images, keys, strict=True)
     ]
-    return 0.5 * sum(parts) / len(rows)
+    return 0.5 * np.sum(parts, axis=0) / len(rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -254,8 +254,8 @@ def _number(record: Record | None, stage: int, round: int) -> Any:
     """Notes the stage and the round of some episodes."""
     if record is None:
         return None
-    numbers = (np.full(len(record.accuracy), number, np.int32) for number in (stage, round))
-    return record._replace(**dict(zip(("stage", "round"), numbers, strict=True)))
+    nothing = np.zeros(len(record.accuracy), np.int32)
+    return record._replace(stage=nothing + np.int32(stage), round=nothing + np.int32(round))
 
 
 def _last(records: Record | None, which: str) -> int:

@@ -101,7 +101,7 @@ def _recall(run: SearchRun, result: SearchResult, policies: dict[str, np.ndarray
     """Looks accuracies up, on the search split, of policies that the search evaluated on all of its images."""
     records = result.records
     rows = [at for at in range(len(records.accuracy)) if np.isfinite(records.accuracy[at])]
-    evaluated = as_evaluated(run.config, records.policy)
+    evaluated = as_evaluated(run.config, np.asarray(records.policy))
     known = {evaluated[at].tobytes(): float(records.accuracy[at]) for at in rows}
     return {name: known[key] for name, policy in policies.items() if (key := policy.tobytes()) in known}
 
