@@ -90,12 +90,17 @@ def main(config: Config) -> None:
                 searcher = searcher._replace(carry=None, converged=None)
             patience = config.patience if way == "default" else 0
             question = make_front(begun, searcher, limits, config.episodes, jax.random.key(seed))
-            found = answer(begun, searcher, question, patience=patience, known=known)
+            found = answer(begun, searcher, question, patience=patience, known=known, on_round=show)
             figures["runs"][way].append(describe(found, posed, seed, reported))
             print(way, figures["runs"][way][-1], flush=True)
         figures["short"] = compare(figures["runs"], posed.images["report"])
         tail = f"-{config.name}" if config.name else ""
         records.write(f"front-{config.problem}{tail}", figures)  # what is there so far
+
+
+def show(result: SearchResult) -> None:
+    """Prints how far a search has come."""
+    print(f"budget {len(result.stages)}, {len(result.records.accuracy)} evaluations", end="\r", flush=True)
 
 
 def describe(found: SearchResult, posed: Posed, seed: int, reported: dict[bytes, float]) -> dict[str, Any]:

@@ -37,8 +37,12 @@ def fit(
       start: sensitivities of entries to begin with.
       policies, losses: evaluations, finite.
     """
-    steps = np.maximum(start[..., :-1] - start[..., 1:], 0)
-    return _fit(np.maximum(steps, FLOOR * max(steps.max(), FLOOR)), policies, losses)[0]
+    steps, level, noise = _to_steps(start), _level(losses), _noise(losses)
+    features = _features(steps, policies, level)
+    rows = features / noise[:, None]
+    factor = cho_factor(rows @ rows.T + np.eye(len(rows)))
+    error = (losses - losses.mean() - features[:, 1]) / noise  # the features' weights are departures from this
+    return Posterior(rows.T @ cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
 
 
 def find_scale(
@@ -57,34 +61,34 @@ def find_scale(
     """
     if len(losses) < LEAST:
         return 1.0
+    features = _features(_to_steps(start), policies, _level(losses))
+    predicted, features = features[:, 1], np.delete(features, 1, axis=1)
+    level, rest = (part @ part.T for part in np.split(features, [1], axis=1))
+    noise = _noise(losses)
+
+    def evidence(scale: float) -> float:
+        factor = cho_factor((level + scale**2 * rest) / np.outer(noise, noise) + np.eye(len(noise)))
+        error = (losses - losses.mean() - scale * predicted) / noise
+        return -0.5 * float(error @ cho_solve(factor, error)) - float(np.log(np.diag(factor[0])).sum())
+
+    return float(max(SCALES, key=evidence))
+
+
+def _to_steps(start: Float[np.ndarray, "L 2 8"]) -> Float[np.ndarray, "L 2 7"]:
+    """Computes what each bit less loses."""
     steps = np.maximum(start[..., :-1] - start[..., 1:], 0)
-    steps = np.maximum(steps, FLOOR * steps.max())
-    evidence = [_fit(steps * scale, policies, losses, free=False)[1] for scale in SCALES]
-    return float(SCALES[int(np.argmax(evidence))])
+    return np.maximum(steps, FLOOR * max(steps.max(), FLOOR))
 
 
-def _fit(
-    start: Float[np.ndarray, "L 2 7"],
-    policies: Int[np.ndarray, "N L 2"],
-    losses: Float[np.ndarray, "N"],
-    free: bool = True,
-) -> tuple[Posterior, float]:
-    """Learns, and says how likely the losses were: a logarithm, but for a constant.
+def _level(losses: Float[np.ndarray, "N"]) -> float:
+    return LEVEL * max(float(losses.std()), 1e-6)
 
-    Args:
-      free: whether the common scale is learned.
-    """
-    level, offset = LEVEL * max(float(losses.std()), 1e-6), float(losses.mean())
-    features = _features(start, policies, level)
+
+def _noise(losses: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Computes how far each loss may be from a sum over layers: a standard deviation."""
     distance = losses - losses.min()
     least = max(float(np.median(distance)), 0.02 * abs(float(losses.min())), 1e-6)
-    noise = np.hypot(NOISE * least, FADING * distance)
-    rows = features / noise[:, None] * np.where(np.arange(features.shape[1]) == 1, free, 1)
-    factor = cho_factor(rows @ rows.T + np.eye(len(rows)))
-    error = (losses - offset - features[:, 1]) / noise  # the features' weights are departures from this
-    solved = cho_solve(factor, error)
-    evidence = -0.5 * float(error @ solved) - float(np.log(np.diag(factor[0])).sum())
-    return Posterior(rows.T @ solved, rows, factor, start, level, offset), evidence
+    return np.hypot(NOISE * least, FADING * distance)
 
 
 def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:

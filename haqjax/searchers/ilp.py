@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from haqjax.allocation.additive import guard, rank_correlation
+from haqjax.allocation.choices import allowed
 from haqjax.policies.actions import to_actions
 from haqjax.policies.projection import best_uniform
 from haqjax.searchers import history
@@ -84,7 +85,8 @@ def _check_given(sensitivity: Float[np.ndarray, "L 2 8"], problem: Problem) -> F
     wanted = (len(problem.table), 2, WIDTHS)
     if sensitivity.shape != wanted:
         raise ValueError(f"sensitivities have shape {sensitivity.shape}, but the problem needs {wanted}")
-    return guard(sensitivity, problem.bounds, problem.layers.names, factor=0)
+    finite = guard(np.where(allowed(problem.bounds), sensitivity, 0), problem.bounds, problem.layers.names, factor=0)
+    return finite / max(float(finite.max()), np.finfo(float).tiny)  # a common factor is found while searching
 
 
 def check_additivity(
