@@ -92,10 +92,9 @@ def main(config: Config) -> None:
             question = make_front(begun, searcher, limits, config.episodes, jax.random.key(seed))
             found = answer(begun, searcher, question, patience=patience, known=known, on_round=show)
             figures["runs"][way].append(describe(found, posed, seed, reported))
-            print(way, figures["runs"][way][-1], flush=True)
-        figures["short"] = compare(figures["runs"], posed.images["report"])
-        tail = f"-{config.name}" if config.name else ""
-        records.write(f"front-{config.problem}{tail}", figures)  # what is there so far
+            figures["short"] = compare(figures["runs"], posed.images["report"])
+            tail = f"-{config.name}" if config.name else ""
+            records.write(f"front-{config.problem}{tail}", figures)  # what is there so far
 
 
 def show(result: SearchResult) -> None:
