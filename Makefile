@@ -14,7 +14,7 @@ override EXTRAS := bench cuda docs prepare tpu
 override DATA_FLAGS := MODEL:model DATA:data DATA_DIR:data-dir PREPROCESSING:preprocessing SEED:seed OUT:out
 override search_FLAGS := $(DATA_FLAGS) IMAGE_SIZE:image-size SEARCH_IMAGES:search-images REPORT_IMAGES:report-images \
   WEIGHTS:weights HW:hw METRIC:metric BUDGET:budget MAX_DROP:max-drop FRONT:front LAYERS:layers TIE:tie SEARCH:search \
-  EXTENSIONS:extensions EPISODES:episodes PARALLEL:parallel WARM_START:warm-start ROUNDING:rounding RACE:race CUTS:cuts \
+  EXTENSIONS:extensions EPISODES:episodes PATIENCE:patience PARALLEL:parallel WARM_START:warm-start ROUNDING:rounding RACE:race CUTS:cuts \
   FINETUNE_STEPS:finetune-steps RESUME:resume HOSTS:hosts
 override train_FLAGS := $(DATA_FLAGS)
 override evaluate_FLAGS := RUN:run
@@ -59,8 +59,9 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 ## Machine and budget (search)
 ##   HW              edge (the default), cloud, bitfusion, or the path of a machine's YAML file or of a measured table
 ##   METRIC          what the budget limits: latency (the default), energy, size, bops, memory; several with commas
-##   BUDGET          fraction of the 8-bit cost, 0.6 by default, or a limit with its unit, 3ms or 900KiB; one a metric
-##   FRONT           a resource: finds a policy within each of several budgets of it
+##   BUDGET          fraction of the 8-bit cost, such as 0.6, or a limit with its unit, 3ms or 900KiB; one a metric
+##   FRONT           a resource: finds a policy within each of several budgets of it; METRIC by default, without
+##                   BUDGET and MAX_DROP
 ##   MAX_DROP        points of accuracy that may be lost: finds the cheapest policy
 ##   LAYERS          rules on layers by name, LAYERS='stem=8; *.depthwise=4-8'
 ##   TIE             layers that have the same bits, TIE='blocks.1.project+blocks.2.project'
@@ -68,7 +69,8 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 ## Search (search)
 ##   SEARCH          ilp (the default), haq, evolution, gradient, greedy, uniform or random
 ##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin
-##   EPISODES        policies to evaluate, 400 by default
+##   EPISODES        policies to evaluate at most, 400 by default
+##   PATIENCE        rounds without a gain after which it ends, 25 by default; 0 goes on to EPISODES
 ##   PARALLEL        policies a round, 4 by default
 ##   SEED            of the search; in train of the training, in finetune of the order of the images
 ##   WARM_START      run folder whose agent the new agent of haq starts from

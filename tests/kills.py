@@ -27,10 +27,22 @@ import tyro
 ROOT = Path(__file__).parents[1]
 USUAL = ("--model", "resnet20", "--image-size", "8", "--rounding", "nearest", "--seed", "3")
 SEARCHES: dict[str, tuple[str, ...]] = {
-    "ilp": (*USUAL, "--search", "ilp", "--episodes", "240"),
-    "haq": (*USUAL, "--search", "haq", "--episodes", "160"),
-    "gradient": (*USUAL, "--search", "gradient", "--episodes", "240"),
-    "front": (*USUAL, "--search", "ilp", "--episodes", "240", "--front", "latency", "--budget", "0.3,0.5,0.7"),
+    "ilp": (*USUAL, "--budget", "0.6", "--search", "ilp", "--episodes", "240", "--patience", "0"),
+    "haq": (*USUAL, "--budget", "0.6", "--search", "haq", "--episodes", "160"),
+    "gradient": (*USUAL, "--budget", "0.6", "--search", "gradient", "--episodes", "240", "--patience", "0"),
+    "front": (
+        *USUAL,
+        "--search",
+        "ilp",
+        "--episodes",
+        "240",
+        "--front",
+        "latency",
+        "--budget",
+        "0.3,0.5,0.7",
+        "--patience",
+        "0",
+    ),
 }
 TUNING = ("--epochs", "40", "--clip-rate", "0.001", "--seed", "3")
 KINDS = (*SEARCHES, "finetune")
@@ -186,7 +198,18 @@ def main(config: Config) -> None:
         sys.exit(f"unknown kind {unknown[0]!r}: there are {', '.join(KINDS)}")
     if "finetune" in kinds and not (out / "searched" / "policy.json").exists():
         shutil.rmtree(out / "searched", ignore_errors=True)
-        words = ["search", *USUAL, "--search", "ilp", "--episodes", "24", "--out", str(out / "searched")]
+        words = [
+            "search",
+            *USUAL,
+            "--budget",
+            "0.6",
+            "--search",
+            "ilp",
+            "--episodes",
+            "24",
+            "--out",
+            str(out / "searched"),
+        ]
         environment = os.environ | {"HAQJAX_CACHE": str(out / "cache"), "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, "-m", "haqjax", *words], env=environment, check=True, stdout=subprocess.DEVNULL)
     found = {}

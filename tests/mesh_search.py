@@ -33,7 +33,9 @@ def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Me
         patch.setattr(haqjax.run.answers.common, "save", lambda *figure: None)  # takes seconds
         if hosts is None:
             patch.setattr(haqjax.run.evaluators, "make_evaluation_mesh", lambda *asked: mesh)
-        asked = dict(search=kind, layers="*=2-8", episodes=8, rounding="nearest", out=str(out), hosts=hosts)
+        asked = dict(
+            search=kind, layers="*=2-8", budget="0.6", episodes=8, rounding="nearest", out=str(out), hosts=hosts
+        )
         console = Console(quiet=True)
         config = SearchConfig.of(**asked)
         run_search(config, console)

@@ -19,7 +19,7 @@ EPISODES = 9
 
 
 def make_prepared(**options):
-    config = SearchConfig.of(model="mobilenet_v1", image_size=32, **options)
+    config = SearchConfig.of(**{"model": "mobilenet_v1", "image_size": 32, "budget": "0.6"} | options)
     return config, prepare(config)
 
 

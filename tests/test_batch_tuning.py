@@ -149,7 +149,9 @@ def test_a_run_chooses_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(haqjax.run.evaluators, "choose_batches", choose)
     monkeypatch.setattr(haqjax.run.evaluators, "make_evaluator", make)
     out = str(tmp_path / "run")
-    run_search(SearchConfig.of(search="random", layers="*=2-8", rounding="nearest", episodes=4, out=out), QUIET)
+    run_search(
+        SearchConfig.of(search="random", layers="*=2-8", rounding="nearest", budget="0.6", episodes=4, out=out), QUIET
+    )
     run_search(SearchConfig.of(resume=out, episodes=8), QUIET)
     assert tried == [4]  # not again by the run that goes on
     assert set(used) == {(50, 2)} and len(used) == 4  # search and report, twice
@@ -159,7 +161,12 @@ def test_a_run_chooses_once_what_is_evaluated_at_a_time(tmp_path, monkeypatch):
 
 def test_what_is_said_is_not_tried(monkeypatch):
     monkeypatch.setattr(haqjax.run.evaluators, "choose_batches", pytest.fail)
-    for asked in (dict(batch_size=7), dict(policies_at_once=2), dict(finetune_steps=1), dict(race=0.0, search="haq")):
+    for asked in (
+        dict(batch_size=7),
+        dict(policies_at_once=2),
+        dict(finetune_steps=1),
+        dict(race=0.0, search="haq", budget="0.6"),
+    ):
         config = SearchConfig.of(**asked)
         assert haqjax.run.evaluators.choose_batch_sizes(config, None, None, None) is config
     with pytest.raises(ValueError, match="policies_at_once is 0: give a whole number from 1"):

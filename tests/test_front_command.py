@@ -18,7 +18,7 @@ from haqjax.searchers import SEARCHERS, loop
 from haqjax.searchers import front as fronts
 from run_world import IMAGES, apply, install, make_data, make_network
 
-FRONT = {"front": "latency", "search": "random", "episodes": 24}
+FRONT = {"front": "latency", "search": "random", "episodes": 24, "patience": 0}
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,10 @@ BAD = [
         "warm_start is for a search within one budget",
     ),
     (["--front", "energy", "--hw", "bitfusion", "--layers", "*=8"], "a front of energy has no room"),
+    (["--metric", "latency,size"], "metric 'latency,size' without a budget: a front is of one resource; give a budget"),
+    (["--episodes", "4"], "a front of 8 budgets needs at least 8; give a budget, such as 0.6"),
+    (["--search", "haq", "--race", "0.1"], "within one budget, without fine-tuning: give one, such as budget 0.6"),
+    (["--patience", "-1"], "patience is -1"),
     (["--max-drop", "-1"], "max_drop is -1"),
     (["--max-drop", "nan"], "max_drop is nan"),
     (["--max-drop", "half"], "half"),
@@ -254,7 +258,57 @@ def test_nonsense_is_one_line_and_leaves_nothing(world, words, message, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_a_search_within_a_budget_has_the_usual_one_in_its_configuration(world):
-    out = run(world / "plain", search="random", episodes=4, metric="bops")
-    assert yaml.safe_load((out / "config.yaml").read_text())["budget"] == "0.6"
+def test_without_a_budget_a_front_of_the_metric_is_searched(world):
+    out = run(world / "plain", search="random", episodes=16, metric="bops")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["front"] == "bops" and config["budget"] is None
+    told, policy = read(out), read(out, "policy.json")
+    assert told["resource"] == "bops" and len(told["policies"]) == 8
+    assert policy["front"] == {"resource": "bops", "named": told["named"], "rule": told["rule"]}
+    chosen = told["policies"][told["named"]]
+    assert policy["layers"] == chosen["layers"] and policy["budget"]["fraction"] == chosen["budget"]["fraction"]
+    asked = run(world / "asked", search="random", episodes=16, front="bops")
+    for file in ("front.json", "policy.json", "episodes.csv"):
+        assert (asked / file).read_text() == (out / file).read_text()
+
+
+def test_a_search_within_a_budget_finds_one_policy(world):
+    out = run(world / "single", search="random", episodes=4, metric="bops", budget=0.6)
     assert read(out, "policy.json")["budget"]["fraction"] == 0.6
+    assert "front" not in read(out, "policy.json")
+    assert not (out / "front.json").exists()
+
+
+@pytest.mark.parametrize(
+    "search, why", [("ilp", "is expected to gain 0.1 standard errors, or"), ("greedy", "1 rounds brought")]
+)
+def test_a_front_ends_early_and_says_why(world, search, why):
+    out = run(world / f"ends_{search}", search=search, episodes=160, patience=1)
+    told, said = read(out, "policy.json"), (world / f"ends_{search}.txt").read_text()
+    assert told["episodes_limit"] == 160 > told["episodes"] and read(out)["converged"] == told["converged"] is True
+    assert f"Searched {told['episodes']} policies of at most 160: " in said and "PATIENCE=0 goes on" in said
+    assert why in said
+
+
+def test_a_front_that_was_stopped_ends_early_at_the_same_policy(world, monkeypatch):
+    options = {"search": "ilp", "episodes": 96, "patience": 2}
+    whole = run(world / "early_whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run_round", stop_after(4))
+        halted = run(world / "early_halted", **options)
+    with pytest.raises(ValueError, match="was started with patience 2, which says when a budget is done: leave it out"):
+        run_search(SearchConfig.of(resume=str(halted), patience=0), Console(quiet=True))
+    run_search(SearchConfig.of(resume=str(halted)), Console(quiet=True))
+    for file in ("policy.json", "episodes.csv", "front.json", "front.csv"):
+        assert (halted / file).read_text() == (whole / file).read_text()
+
+
+def test_a_search_that_ended_early_goes_on_without_patience(world):
+    out = run(world / "converged", search="uniform", episodes=60, budget="0.6", patience=1)
+    before = read(out, "policy.json")
+    assert before["converged"] and before["episodes"] < 60
+    run_search(SearchConfig.of(resume=str(out), patience=0), Console(quiet=True))
+    after = read(out, "policy.json")
+    assert after["episodes"] == 60 and not after["converged"]
+    with pytest.raises(ValueError, match="was started with search 'uniform'"):
+        run_search(SearchConfig.of(resume=str(out), search="random"), Console(quiet=True))

@@ -189,7 +189,7 @@ def read(out):
 
 @pytest.mark.parametrize("metric, base", [("latency", [8, 8]), ("size", [8, 32])])
 def test_a_search_with_cuts_finds_the_same(tiny, tmp_path, metric, base):
-    asked = dict(layers="*=2-8", rounding="nearest", episodes=24, metric=metric)
+    asked = dict(layers="*=2-8", rounding="nearest", episodes=24, metric=metric, budget="0.6")
     found = []
     for cuts in (None, 3):
         config = SearchConfig.of(**asked, cuts=cuts, out=str(tmp_path / f"{cuts}"))
@@ -200,7 +200,7 @@ def test_a_search_with_cuts_finds_the_same(tiny, tmp_path, metric, base):
 
 
 def test_a_search_with_cuts_goes_on_with_them(tiny, tmp_path):
-    asked = dict(layers="*=2-8", rounding="nearest", cuts=2)
+    asked = dict(layers="*=2-8", rounding="nearest", budget="0.6", cuts=2)
     whole = run_search(SearchConfig.of(**asked, episodes=24, out=str(tmp_path / "whole")), Console(quiet=True))
     out = run_search(SearchConfig.of(**asked, episodes=8, out=str(tmp_path / "halted")), Console(quiet=True))
     run_search(SearchConfig.of(resume=str(out), episodes=24), Console(quiet=True))

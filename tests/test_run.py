@@ -22,7 +22,7 @@ from haqjax import budget, calibrate, cost_table, layers, machine, quantize, tot
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import split_into_batches
+from haqjax.evaluation.evaluator import only_finite, split_into_batches
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.models.resnet import CifarResNet
@@ -36,11 +36,13 @@ from haqjax.run import (
     run_search,
     run_train,
 )
+from haqjax.run.evaluators import measure
 from haqjax.run.folder.documents import open_folder
 from haqjax.run.folder.journal import open_journal, read_back, read_warm_start
 from haqjax.run.resumable import make_searcher
 from haqjax.run.setup import prepare
 from haqjax.searchers import driver, loop, make_problem
+from haqjax.types import Evaluation, Evaluator
 
 EPISODES = 10  # not a multiple of the 4 policies of a round
 
@@ -57,7 +59,7 @@ def world(tmp_path_factory):
 
 
 def run(out, **changes):
-    asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "search": "haq"} | changes
+    asked = {"model": "resnet20", "image_size": 8, "episodes": EPISODES, "budget": "0.6", "search": "haq"} | changes
     config = SearchConfig.of(out=str(out), **asked)
     with open(f"{out}.txt", "w") as said:
         run_search(config, Console(file=said, width=100))
@@ -121,11 +123,11 @@ def test_the_folder_is_complete(finished):
 
 def test_the_same_seed_gives_the_same_policy_and_trains_nothing_again(finished, world, monkeypatch):
     monkeypatch.setattr(haqjax.run.float_network, "train_network", None)  # calling it would fail
-    compiled = driver.evaluate_policies._cache_size()
+    compiled = driver.evaluate._cache_size()
     run(world / "again")
     assert read(world / "again") == read(finished)
     run(world / "other", seed=1)
-    assert driver.evaluate_policies._cache_size() == compiled  # other seeds and other arrays are data
+    assert driver.evaluate._cache_size() == compiled  # other seeds and other arrays are data
     assert read(world / "other")["layers"] != read(finished)["layers"]
 
 
@@ -226,7 +228,9 @@ def test_extensions_of_the_agent_change_what_it_proposes(world, finished):
 
 def test_an_agent_starts_with_what_another_learned_on_another_network(world, finished):
     run(world / "warm", warm_start=str(finished), hw="cloud", seed=5)
-    config = SearchConfig.of(model="resnet20", image_size=8, episodes=EPISODES, hw="cloud", search="haq", seed=5)
+    config = SearchConfig.of(
+        model="resnet20", image_size=8, episodes=EPISODES, budget="0.6", hw="cloud", search="haq", seed=5
+    )
     of = prepare(config)
     problem = make_problem(of.layers, of.table, of.bounds, of.budget, lambda policies: policies[:, 0, 0], 0.5)
     searcher = make_searcher(config)
@@ -468,3 +472,26 @@ def test_a_budget_is_a_fraction_of_the_full_cost():
     table = cost_table(machine("cloud"), layers(network.apply, network.params, network.example))
     full = total_cost(table, jnp.full((len(table), 2), 8))
     assert float(budget(table, latency=0.5).latency) == pytest.approx(0.5 * float(full.latency))
+
+
+def by_bits(evaluator, policies, least):
+    """Two bits give an output that is not finite."""
+    bits = policies[:, 0, 0]
+    return Evaluation(bits / 8, jnp.where(bits == 2, jnp.inf, 0.5))
+
+
+def test_what_a_search_is_compared_with_has_an_accuracy_though_outputs_are_not_finite():
+    evaluator = Evaluator(by_bits, None, None, None, None)
+    found = measure(evaluator, {name: jnp.full((3, 2), bits) for name, bits in (("low", 2), ("high", 8), ("same", 8))})
+    assert [float(found[name].accuracy) for name in ("low", "high", "same")] == [0.25, 1.0, 1.0]
+    assert np.isposinf(found["low"].loss) and float(found["high"].loss) == 0.5
+
+
+def test_what_a_search_is_compared_with_is_compiled_once_whatever_kind_of_numbers_it_is_of():
+    evaluator = Evaluator(by_bits, None, None, None, None)
+    measure(evaluator, {"weak": jnp.full((5, 2), 8)})
+    compiled = driver.evaluate._cache_size()
+    some = {"strong": jnp.full((5, 2), 7, jnp.int32), "host": np.full((5, 2), 6), "one more": np.full((5, 2), 5)}
+    measure(evaluator, some)
+    driver.evaluate(only_finite(evaluator), jnp.asarray(np.full((4, 5, 2), 4, np.int32)), 0.0)  # four a round
+    assert driver.evaluate._cache_size() == compiled

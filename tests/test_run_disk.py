@@ -30,7 +30,7 @@ from haqjax.types import Evaluation, Evaluator
 from run_world import install
 
 EPISODES = 16
-ASKED = dict(search="random", layers="*=2-8", rounding="nearest", episodes=EPISODES)
+ASKED = dict(search="random", layers="*=2-8", rounding="nearest", budget="0.6", episodes=EPISODES)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from haqjax.searchers import loop
 from haqjax.training import save_params
 from run_world import install
 
-ASKED = dict(search="random", layers="*=2-8", rounding="nearest", episodes=8)
+ASKED = dict(search="random", layers="*=2-8", rounding="nearest", budget="0.6", episodes=8)
 QUIET = Console(quiet=True)
 
 

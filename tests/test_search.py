@@ -381,7 +381,7 @@ def test_a_search_that_cannot_be_run_is_refused(arguments, message):
     ("change", "message"),
     [
         ({"table": make_table(make_layers(4))}, "the cost table has 4 layers, the network 5"),
-        ({"bounds": make_bounds(6)}, "the bounds has 6 layers, the network 5"),
+        ({"bounds": make_bounds(6)}, "the bounds have 6 layers, the network 5"),
         ({"reference": 71.8}, "reference accuracy 71.8"),
         ({"reference": float("nan")}, "reference accuracy nan"),
     ],

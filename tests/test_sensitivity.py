@@ -14,6 +14,7 @@ from haqjax.data import Split
 from haqjax.evaluation import curvature, sensitivity
 from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
 from haqjax.evaluation.evaluator import make_evaluator
+from haqjax.evaluation.gauss_newton import estimate_gauss_newton_sensitivity
 from haqjax.evaluation.sensitivity import (
     AT_ONCE,
     check_additive,
@@ -294,3 +295,39 @@ def test_the_check_of_a_search_leaves_its_probes_out():
     changed = (records.policy != 8).reshape(40, -1).sum(axis=1)
     assert count == (changed > 1).sum() and 0.5 < value <= 1
     assert np.isnan(check_additivity(records.policy[:0], records.loss[:0], problem.bounds)[0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_gauss_newton_is_the_curvature_of_a_linear_softmax(temperature):
+    """Over many draws: `d H d / 2` along the errors, whole for the weights, number by number for the activations."""
+    params, split, ranges = make_linear(images=32)
+    pixels, weight = split.images.reshape(32, 6), np.asarray(params["w"])
+    answers = softmax(pixels @ weight / temperature, axis=-1)
+    draws = [
+        estimate_gauss_newton_sensitivity(
+            linear, params, split, ranges, key=jax.random.key(seed), temperature=temperature
+        )
+        for seed in range(300)
+    ]
+    found = np.mean(draws, axis=0)
+    assert np.isnan(found[0, 0, 0])
+    each = np.vectorize(quantize_value, otypes=[float])
+    for bits in (2, 4):
+        clip, signed = np.asarray(ranges.clip)[0], np.asarray(ranges.signed)[0]
+        by_weight = pixels @ (each(weight, float(clip[WEIGHT, bits - 1]), bits, True) - weight) / temperature
+        mean = (answers * by_weight).sum(-1, keepdims=True)
+        expected = 0.5 * (answers * (by_weight - mean) ** 2).sum(-1).mean()
+        assert found[0, WEIGHT, bits - 1] == pytest.approx(expected, rel=0.15)
+        error = each(pixels, float(clip[ACTIVATION, bits - 1]), bits, bool(signed[bits - 1])) - pixels
+        spread = np.einsum("bc,ic->bi", answers, weight**2) - (answers @ weight.T) ** 2
+        expected = 0.5 * (spread * error**2).sum(-1).mean() / temperature**2
+        assert found[0, ACTIVATION, bits - 1] == pytest.approx(expected, rel=0.15)
+
+
+def test_gauss_newton_needs_images_and_a_temperature():
+    params, split, ranges = make_linear()
+    for images, temperature, message in ((0, 1.0, "no images"), (7, 0.0, "temperature is 0.0")):
+        with pytest.raises(ValueError, match=message):
+            some = split.take(np.arange(images))
+            options = {"key": jax.random.key(0), "temperature": temperature}
+            estimate_gauss_newton_sensitivity(linear, params, some, ranges, **options)

@@ -49,7 +49,7 @@ def test_a_search_is_prepared_on_a_table_and_refuses_that_of_another_network(tmp
     out = run_table(
         TableConfig(out=str(tmp_path / "t.csv"), model="resnet20", image_size=32, classes=10), Console(quiet=True)
     )
-    edge, own = (prepare(SearchConfig.of(model="resnet20", hw=hw)) for hw in ("edge", str(out)))
+    edge, own = (prepare(SearchConfig.of(model="resnet20", hw=hw, budget="0.6")) for hw in ("edge", str(out)))
     np.testing.assert_allclose(own.budget.latency, edge.budget.latency, rtol=1e-6)
     with pytest.raises(ValueError, match="the table has no layer"):
         prepare(SearchConfig.of(model="resnet56", hw=str(out)))

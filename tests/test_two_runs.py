@@ -63,6 +63,8 @@ def test_two_searches_at_once_with_cold_caches_end_alike(tmp_path):
     environment |= {"HAQJAX_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
     words = [
         "search",
+        "--budget",
+        "0.6",
         "--model",
         "resnet20",
         "--image-size",

@@ -13,6 +13,8 @@ LEVEL = 3.0  # of the common offset, in deviations of the losses
 NOISE = 0.1  # deviation from additivity near the best policy, as a fraction of the median policy's distance from it
 FADING = 0.2  # how it grows with a policy's own distance: far policies say less about the best one's surroundings
 FLOOR = 1e-3  # least sensitivity to begin with, as a fraction of the largest
+SCALES = 2.0 ** np.arange(-14, 15)  # of sensitivities that are known but for a common factor
+LEAST = 3  # evaluations that tell of a factor
 
 
 class Posterior(NamedTuple):
@@ -22,6 +24,8 @@ class Posterior(NamedTuple):
     rows: Float[np.ndarray, "N F"]  # features of the evaluations, in deviations of their noise
     factor: tuple[Float[np.ndarray, "N N"], bool]  # Cholesky
     start: Float[np.ndarray, "L 2 7"]  # what each bit less loses
+    level: float  # standard deviation of the offset
+    offset: float  # mean of the losses
 
 
 def fit(
@@ -33,16 +37,58 @@ def fit(
       start: sensitivities of entries to begin with.
       policies, losses: evaluations, finite.
     """
-    start = np.maximum(start[..., :-1] - start[..., 1:], 0)
-    start = np.maximum(start, FLOOR * max(start.max(), FLOOR))
-    features = _features(start, policies, LEVEL * max(float(losses.std()), 1e-6))
-    distance = losses - losses.min()
-    least = max(float(np.median(distance)), 0.02 * abs(float(losses.min())), 1e-6)
-    noise = np.hypot(NOISE * least, FADING * distance)
+    steps, level, noise = _to_steps(start), _level(losses), _noise(losses)
+    features = _features(steps, policies, level)
     rows = features / noise[:, None]
     factor = cho_factor(rows @ rows.T + np.eye(len(rows)))
-    expected = losses.mean() + features[:, 1]  # the features' weights are departures from this
-    return Posterior(rows.T @ cho_solve(factor, (losses - expected) / noise), rows, factor, start)
+    error = (losses - losses.mean() - features[:, 1]) / noise  # the features' weights are departures from this
+    return Posterior(rows.T @ cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
+
+
+def find_scale(
+    start: Float[np.ndarray, "L 2 8"], policies: Int[np.ndarray, "N L 2"], losses: Float[np.ndarray, "N"]
+) -> float:
+    """Finds the factor of sensitivities, of `SCALES`, that makes evaluations likeliest; 1 for fewer than `LEAST`.
+
+    Args:
+      start: sensitivities that are known but for a common factor.
+      policies, losses: as for `fit`.
+
+    >>> start, policies = 4.0 ** -np.arange(8.0) * np.ones((3, 2, 1)), np.arange(2, 6)[:, None, None] * np.ones((3, 2))
+    >>> losses = 16 * 6 * 4.0 ** (1 - policies[:, 0, 0])
+    >>> find_scale(start, policies, losses)
+    16.0
+    """
+    if len(losses) < LEAST:
+        return 1.0
+    features = _features(_to_steps(start), policies, _level(losses))
+    predicted, features = features[:, 1], np.delete(features, 1, axis=1)
+    level, rest = (part @ part.T for part in np.split(features, [1], axis=1))
+    noise = _noise(losses)
+
+    def evidence(scale: float) -> float:
+        factor = cho_factor((level + scale**2 * rest) / np.outer(noise, noise) + np.eye(len(noise)))
+        error = (losses - losses.mean() - scale * predicted) / noise
+        return -0.5 * float(error @ cho_solve(factor, error)) - float(np.log(np.diag(factor[0])).sum())
+
+    return float(max(SCALES, key=evidence))
+
+
+def _to_steps(start: Float[np.ndarray, "L 2 8"]) -> Float[np.ndarray, "L 2 7"]:
+    """Computes what each bit less loses."""
+    steps = np.maximum(start[..., :-1] - start[..., 1:], 0)
+    return np.maximum(steps, FLOOR * max(steps.max(), FLOOR))
+
+
+def _level(losses: Float[np.ndarray, "N"]) -> float:
+    return LEVEL * max(float(losses.std()), 1e-6)
+
+
+def _noise(losses: Float[np.ndarray, "N"]) -> Float[np.ndarray, "N"]:
+    """Computes how far each loss may be from a sum over layers: a standard deviation."""
+    distance = losses - losses.min()
+    least = max(float(np.median(distance)), 0.02 * abs(float(losses.min())), 1e-6)
+    return np.hypot(NOISE * least, FADING * distance)
 
 
 def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:
@@ -57,11 +103,31 @@ def draw(posterior: Posterior, random: np.random.Generator) -> Float[np.ndarray,
     return _sensitivity(posterior, posterior.mean + weights + correction)
 
 
+def draw_before(start: Float[np.ndarray, "L 2 8"], random: np.random.Generator) -> Float[np.ndarray, "L 2 8"]:
+    """Draws sensitivities as they are likely before any evaluation."""
+    nothing = np.zeros((0, *np.shape(start)[:2]), int)
+    steps = np.maximum(start[..., :-1] - start[..., 1:], 0)
+    width = 2 + steps.size
+    before = Posterior(np.zeros(width), _features(steps, nothing, 1.0), (np.zeros((0, 0)), False), steps, 1.0, 0.0)
+    return _sensitivity(before, random.normal(size=width) * (np.arange(width) > 1))
+
+
+def predict_losses(
+    posterior: Posterior, policies: Int[np.ndarray, "N L 2"]
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Predicts losses of policies, but for what does not add up: expected values and standard deviations."""
+    features = _features(posterior.start, policies, posterior.level)
+    expected = posterior.offset + features[:, 1] + features @ posterior.mean
+    common = features @ posterior.rows.T
+    variance = np.square(features).sum(axis=1) - (common * cho_solve(posterior.factor, common.T).T).sum(axis=1)
+    return expected, np.sqrt(np.maximum(variance, 0))
+
+
 def _features(
     start: Float[np.ndarray, "L 2 7"], policies: Int[np.ndarray, "N L 2"], level: float
 ) -> Float[np.ndarray, "N F"]:
     """Lays out offset, predicted loss, and each bit that is missing, times the deviation of its weight."""
-    missing = (np.asarray(policies)[..., None] <= np.arange(1, WIDTHS)).reshape(len(policies), -1)
+    missing = (np.asarray(policies)[..., None] <= np.arange(1, WIDTHS)).reshape(len(policies), start.size)
     offset, scale = np.full((len(policies), 1), level), (missing @ start.ravel())[:, None]
     return np.concatenate([offset, scale, missing * (TRUST * start.ravel())], axis=1)
 

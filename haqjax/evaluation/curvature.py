@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.data import Split
 from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
-from haqjax.quantizers.linear import make_grid, snap
+from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
@@ -124,7 +124,7 @@ def _add_fisher(
 ) -> _Fisher:
     """Adds one image."""
     gradients, activations = jax.grad(_loss, argnums=1, has_aux=True)(
-        apply, _zeros(apply, params, images), params, images, labels
+        apply, make_shifts(apply, params, images), params, images, labels
     )
     weights = tuple(
         total + jnp.square(by_weight) for total, (by_weight, _) in zip(sums.weights, gradients, strict=True)
@@ -141,7 +141,7 @@ def _measure_trace(
     apply: Apply, params: PyTree, images: Array, labels: Int[Array, "B"], ranges: Ranges, key: PRNGKeyArray
 ) -> _Trace:
     """Sums over the images of a batch: `v H v` of each tensor, and mean squared errors of activations."""
-    zeros = _zeros(apply, params, images)
+    zeros = make_shifts(apply, params, images)
     leaves, shape = jax.tree.flatten(zeros)
     keys = jax.random.split(key, len(leaves))
     signs = [jax.random.rademacher(one, leaf.shape, leaf.dtype) for one, leaf in zip(keys, leaves, strict=True)]
@@ -160,17 +160,25 @@ def _loss(
     apply: Apply, shifts: _Pairs, params: PyTree, images: Array, labels: Int[Array, "B"]
 ) -> tuple[Float[Array, ""], tuple[Array, ...]]:
     """Sums the cross entropy of shifted weights and activations over the images; returns activations, too."""
+    logits, activations = shift_network(apply, shifts, params, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return jnp.where(labels >= 0, losses, 0).sum(), activations
+
+
+def shift_network(
+    apply: Apply, shifts: _Pairs, params: PyTree, images: Array
+) -> tuple[Float[Array, "B C"], tuple[Array, ...]]:
+    """Computes logits with something added to every layer's weight and activation; returns activations, too."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         by_weight, by_activation = shifts[layer.index]
         return use_cpu_kernels(layer, activation + by_activation, weight + by_weight, compute), activation
 
-    logits, activations = with_records(apply, hook)(params, images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return jnp.where(labels >= 0, losses, 0).sum(), activations
+    found: Any = with_records(apply, hook)(params, images)
+    return found
 
 
-def _zeros(apply: Apply, params: PyTree, images: Array) -> _Pairs:
+def make_shifts(apply: Apply, params: PyTree, images: Array) -> _Pairs:
     """Makes shifts of zero for every layer's weight and activation."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple[Array, Array]]:
@@ -182,11 +190,15 @@ def _zeros(apply: Apply, params: PyTree, images: Array) -> _Pairs:
 
 def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:
     """Sums squared errors of one layer's activation at each width, times their importance."""
+    grids = activation_grids(index, ranges)
+    return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
+
+
+def activation_grids(index: int, ranges: Ranges) -> Grid:
+    """Makes the grids of one layer's activation, one a width."""
     clip, bits = jnp.asarray(ranges.clip)[index, ACTIVATION], jnp.arange(1, WIDTHS + 1)
     grids = make_grid(clip, bits, jnp.asarray(ranges.signed)[index])
-    if ranges.reached is not None:
-        grids = leave_unreached(grids, jnp.asarray(ranges.reached)[index])
-    return jax.lax.map(lambda grid: (importance * jnp.square(snap(activation, grid) - activation)).sum(), grids)
+    return grids if ranges.reached is None else leave_unreached(grids, jnp.asarray(ranges.reached)[index])
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -20,6 +20,7 @@ from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import make_evaluation_mesh
 from haqjax.run.float_network import cache_folder
 from haqjax.run.setup import PreparedSearch
+from haqjax.searchers.driver import evaluate
 from haqjax.sharding import shard_policies
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
@@ -115,13 +116,23 @@ def make_search_evaluator(
 
 
 def measure(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Evaluation]:
-    """Evaluates policies by name, four at a time, so that one program serves all splits and numbers of policies."""
-    names = {name: np.asarray(policy).tobytes() for name, policy in policies.items()}
-    distinct = {names[name]: policy for name, policy in policies.items()}
+    """Evaluates policies by name, four at a time, so that one program serves any number of policies.
+
+    It is that of a search with four policies a round. There a policy with an output that is not finite has no
+    accuracy; here it has one, for which another program is compiled where it comes to that.
+    """
+    found = _measure_with(only_finite(evaluator), policies)
+    broken = {name: policy for name, policy in policies.items() if np.isnan(found[name].accuracy)}
+    return found | (_measure_with(evaluator, broken) if broken else {})
+
+
+def _measure_with(evaluator: Evaluator, policies: Mapping[str, Int[Array, "L 2"]]) -> dict[str, Evaluation]:
+    distinct = {np.asarray(policy, np.int32).tobytes(): np.asarray(policy, np.int32) for policy in policies.values()}
+    names = {name: np.asarray(policy, np.int32).tobytes() for name, policy in policies.items()}
     rows, found = list(distinct.values()), []
     for at in range(0, len(rows), AT_ONCE):
         some = rows[at : at + AT_ONCE]
-        evaluation = _evaluate(evaluator, jnp.stack(some + some[-1:] * (AT_ONCE - len(some))))
+        evaluation = evaluate(evaluator, jnp.asarray(np.stack(some + some[-1:] * (AT_ONCE - len(some)))), 0.0)
         found += [Evaluation(*pair) for pair in zip(*map(_to_host, evaluation), strict=True)][: len(some)]
     by_policy = dict(zip(distinct, found, strict=True))
     return {name: by_policy[key] for name, key in names.items()}
@@ -137,11 +148,6 @@ def _to_host(values: Float[Array, "N"]) -> Float[np.ndarray, "N"]:
     if values.is_fully_addressable or values.is_fully_replicated:
         return np.asarray(values)
     return np.asarray(multihost_utils.process_allgather(values, tiled=True))
-
-
-@jax.jit
-def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation:
-    return evaluator(policies)
 
 
 def leave_activations(config: SearchConfig, policy: Int[Array, "*n L 2"]) -> Int[Array, "*n L 2"]:

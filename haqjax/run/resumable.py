@@ -64,7 +64,8 @@ def run_resumable(
                 advance(len(result.records.accuracy), _describe_progress(result, prepared, config))
                 journal.write(result)
 
-            result = answer(problem, searcher, question, on_round=on_round, resume=before)
+            patience = config.method.patience
+            result = answer(problem, searcher, question, patience=patience, on_round=on_round, resume=before)
             journal.write(result, last=True)
     return result
 
@@ -75,8 +76,7 @@ def _make_question(
     """Makes the question, and counts its episodes."""
     aim, episodes = config.aim, config.method.episodes
     if isinstance(aim, FrontAim):
-        each = episodes // len(prepared.budgets)
-        return make_front(problem, config.method.search, prepared.budgets, each, key), each * len(prepared.budgets)
+        return make_front(problem, config.method.search, prepared.budgets, episodes, key), episodes
     if isinstance(aim, CheapestAim):
         return Cheapest(aim.max_drop, aim.resource, episodes, jax.random.split(key, PROBES)), episodes
     return Within(episodes, key, before), episodes

@@ -53,18 +53,16 @@ class Cheapest:
         assert records is not None
         low = exact_cost(problem.table, np.asarray(problem.bounds.low))[self.resource]
         high = float(getattr(records.cost, self.resource)[0])
-        first = self.opening
-        for probe in range(PROBES):
-            episodes = math.ceil((self.episodes - first) / (PROBES - probe))
-            if not episodes or low >= high * (1 - TOLERANCE):
+        for probe in range(index + 1):
+            first = int((records.stage < probe).sum())
+            if probe:
+                low, high = self._narrow(problem, first_episodes(records, first), low, high, math.sqrt(low * high))
+            if first >= self.episodes or low >= high * (1 - TOLERANCE):
                 return None
-            limit = math.sqrt(low * high)
-            if probe == index:
-                budget = problem.budget._replace(**{self.resource: jnp.float32(limit)})
-                return Stage(budget, episodes, self.keys[index])
-            first += episodes
-            low, high = self._narrow(problem, first_episodes(records, first), low, high, limit)
-        return None
+        if index == PROBES:
+            return None
+        budget = problem.budget._replace(**{self.resource: jnp.float32(math.sqrt(low * high))})
+        return Stage(budget, math.ceil((self.episodes - first) / (PROBES - index)), self.keys[index])
 
     def _narrow(self, problem: Problem, records: Record, low: float, high: float, limit: float) -> tuple[float, float]:
         """Cuts the interval of costs at a limit that was searched."""
@@ -93,6 +91,7 @@ def search_cheapest(
     episodes: int,
     key: PRNGKeyArray,
     parallel: int = 1,
+    patience: int = 0,
     on_round: OnRound | None = None,
     resume: SearchResult | None = None,
 ) -> SearchResult:
@@ -104,7 +103,7 @@ def search_cheapest(
     Args:
       problem: its limits hold, too; that of the resource is the most that a policy may cost.
       max_drop: points of accuracy: 0.5 allows 0.9 to become 0.895.
-      searcher, key, parallel, on_round: as for `haqjax.searchers.front.search_front`.
+      searcher, key, parallel, patience, on_round: as for `haqjax.searchers.front.search_front`.
       resource: the cost to minimise.
       episodes: policies to evaluate, all in all.
       resume: a result to go on from, with the same arguments: the rest is as if it had never stopped.
@@ -127,7 +126,8 @@ def search_cheapest(
         raise ValueError(f"the table has no {resource}: choose another resource or machine")
     check_reachable(problem.table, problem.bounds, problem.budget, problem.layers.names)
     question = Cheapest(max_drop, resource, episodes, jax.random.split(key, PROBES))
-    return answer(problem, find_searcher(searcher, parallel), question, on_round=on_round, resume=resume)
+    method = find_searcher(searcher, parallel)
+    return answer(problem, method, question, patience=patience, on_round=on_round, resume=resume)
 
 
 def choose_cheapest(records: Record, least_accuracy: float, resource: str = "latency") -> int | None:

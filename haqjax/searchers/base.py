@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from haqjax.policies.budgets import fits
 from haqjax.types import Bounds, Budget, Cost, CostTable, Evaluation, Evaluator, LayerTable
 
 MOST_LOSS = 100.0  # nats: a NaN or a greater loss counts as this one
@@ -29,6 +30,8 @@ class Problem:
     evaluator: Evaluator
     reference: Float[Array, ""]  # accuracy of the float network, 0..1
     reference_loss: Float[Array, ""]  # its loss, nats; NaN where unknown
+    images: Float[Array, ""]  # that a policy is evaluated on; NaN where unknown
+    sensitivity: Float[Array, "L 2 8"] | None = None  # estimate that a search may begin with, nats
 
 
 def make_problem(
@@ -40,6 +43,8 @@ def make_problem(
     reference: float | Float[Array, ""],
     *,
     reference_loss: float | Float[Array, ""] = math.nan,
+    images: int | None = None,
+    sensitivity: Float[Any, "L 2 8"] | None = None,
 ) -> Problem:
     """Makes a problem of parts that belong to the same network.
 
@@ -51,17 +56,31 @@ def make_problem(
         belongs in the arguments of a `jax.tree_util.Partial`, as a captured array becomes a constant of the program.
       reference: accuracy of the float network on the same images.
       reference_loss: its loss on them, in nats.
+      images: how many there are, for standard errors. None reads it off the evaluator where that holds images.
+      sensitivity: estimated rise of the loss with each entry at each width, in nats, such as
+        `haqjax.evaluation.estimate_gauss_newton_sensitivity` gives: "ilp" begins with it and probes nothing.
 
     Raises:
-      ValueError: another number of layers in the table or the bounds, or an accuracy outside 0..1.
+      ValueError: another number of layers in the table, the bounds or the sensitivities, or an accuracy outside 0..1.
     """
-    for name, count in (("cost table", len(table)), ("bounds", bounds.low.shape[0])):
+    counts = [("cost table has", len(table)), ("bounds have", bounds.low.shape[0])]
+    counts += [] if sensitivity is None else [("sensitivities have", len(sensitivity))]
+    for name, count in counts:
         if count != len(layers):
-            raise ValueError(f"the {name} has {count} layers, the network {len(layers)}")
+            raise ValueError(f"the {name} {count} layers, the network {len(layers)}")
     if not 0 <= float(reference) <= 1:
         raise ValueError(f"reference accuracy {float(reference)} is outside 0..1")
     evaluator = evaluator if isinstance(evaluator, Evaluator) else as_evaluator(evaluator)
-    return Problem(layers, table, bounds, budget, evaluator, jnp.float32(reference), jnp.float32(reference_loss))
+    known = _count_images(evaluator) if images is None else float(images)
+    references = (jnp.float32(reference), jnp.float32(reference_loss), jnp.float32(known))
+    return Problem(layers, table, bounds, budget, evaluator, *references, sensitivity)
+
+
+def _count_images(evaluator: Evaluator) -> float:
+    """Counts the images that an evaluator holds, or one that it wraps; NaN where there are none."""
+    while evaluator.labels is None and isinstance(evaluator.extra, Evaluator):
+        evaluator = evaluator.extra
+    return math.nan if evaluator.labels is None else float((np.asarray(evaluator.labels) >= 0).sum())
 
 
 def as_evaluator(evaluate: Evaluate) -> Evaluator:
@@ -99,6 +118,11 @@ class Searcher(NamedTuple):
     on_host: bool = False  # `ask` and `tell` are plain Python on NumPy arrays; evaluation is compiled all the same
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
+    carry: Callable[[Any, Problem], Any] | None = None  # takes a state within another budget; None: begin anew there
+    converged: Callable[[Any, float], bool] | None = (
+        None  # tells that a state expects no gain worth its while, given the
+    )
+    # standard error of the best reward, NaN where unknown; None: rounds are counted
 
 
 class Record(NamedTuple):
@@ -111,13 +135,15 @@ class Record(NamedTuple):
     reward: Float[Array, "E"]  # over the reference, as the searcher observed it
     cost: Cost
     feasible: Bool[Array, "E"]  # within the budget of the stage
+    stage: Any = None  # int32 [E], number of its stage, -1 before the first; None outside the loop
+    round: Any = None  # int32 [E], number of its round among all, -1 before the first
 
 
 class Stage(NamedTuple):
     """A search within one budget, as a part of a longer one."""
 
     budget: Budget
-    episodes: int
+    episodes: int  # at most
     key: PRNGKeyArray
     state: Any = None  # of the searcher, to start from; None begins anew
     first: int = 0  # its first episode among all
@@ -132,7 +158,10 @@ class Question(Protocol):
         """Evaluates the opening episodes."""
 
     def next_stage(self, problem: Problem, index: int, records: Record | None) -> Stage | None:
-        """Gives stage `index` from the records of all before it, always the same for the same ones; None at the end."""
+        """Gives stage `index` from the records of all before it, always the same for the same ones; None at the end.
+
+        A stage may have had fewer episodes than were planned: `Record.stage` says which are whose.
+        """
 
     def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
         """Chooses an episode for each budget that is asked about; None where no policy qualifies."""
@@ -151,6 +180,7 @@ class SearchResult:
     state: Any  # of the searcher, in the last stage
     interrupted: bool = False
     searcher: str = ""  # that found it, see `haqjax.searchers.resuming.name_searcher`; empty where unknown
+    converged: tuple[int, ...] = ()  # stages that ended before their last episode, as no more gain was to be expected
 
     @property
     def best(self) -> int | None:
@@ -191,8 +221,8 @@ class SearchResult:
     def limits(self, resource: str) -> Float[np.ndarray, "E"]:
         """Returns the limit that each episode was searched under; infinite where there was none."""
         limits = np.full(len(self.records.accuracy), np.inf, np.float32)
-        for stage in self.stages:
-            limits[stage.first : stage.first + stage.episodes] = float(getattr(stage.budget, resource))
+        for number, stage in enumerate(self.stages):
+            limits[self.records.stage == number] = float(getattr(stage.budget, resource))
         return limits
 
 
@@ -212,6 +242,12 @@ def choose_best(records: Record, budget: Budget) -> int | None:
     loss = np.nan_to_num(np.asarray(records.loss)[usable], nan=np.inf)
     order = np.lexsort((usable, most, loss, -np.asarray(records.accuracy)[usable]))
     return int(usable[order[0]])
+
+
+def choose_within(records: Record, budget: Budget) -> int | None:
+    """Applies `choose_best` to all that fit a budget, whichever they were evaluated for."""
+    feasible: Any = np.asarray(fits(records.cost, budget))
+    return choose_best(records._replace(feasible=feasible), budget)
 
 
 def count_episodes(records: Record | None) -> int:
@@ -238,5 +274,5 @@ def no_records(layers: int) -> Record:
     none: Any = np.zeros(0, np.float32)
     policies: Any = np.zeros((0, layers, 2), np.int32)
     feasible: Any = np.zeros(0, bool)
-    cost = Cost(none, none, none, none, none)
-    return Record(policies.astype(np.float32), policies, none, none, none, cost, feasible)
+    cost, numbers = Cost(none, none, none, none, none), np.zeros(0, np.int32)
+    return Record(policies.astype(np.float32), policies, none, none, none, cost, feasible, numbers, numbers)

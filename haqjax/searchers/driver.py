@@ -14,7 +14,7 @@ from haqjax.policies.budgets import fits
 from haqjax.policies.cost import policy_cost
 from haqjax.policies.projection import project
 from haqjax.searchers.base import MOST_LOSS, Problem, Record, Searcher
-from haqjax.types import Evaluation, Projection
+from haqjax.types import Evaluation, Evaluator, Projection
 
 Evaluated = dict[bytes, tuple[float, float]]  # policies that were evaluated before -> accuracy, loss
 
@@ -43,12 +43,6 @@ def _compiled(searcher: Searcher) -> Driver:
 def _on_host(searcher: Searcher) -> Driver:
     """Makes the driver of plain Python functions, which read NumPy arrays, and random keys as they are."""
 
-    def is_key(x: Any) -> bool:
-        return isinstance(x, jax.Array) and bool(jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
-
-    def to_host(state: Any) -> Any:
-        return jax.tree.map(lambda x: x if is_key(x) else np.asarray(x), state)
-
     def ask(problem: Problem, state: Any, key: PRNGKeyArray) -> tuple[Float[Array, "N L 2"], Projection]:
         actions = jnp.asarray(searcher.ask(to_host(state), key), jnp.float32)
         return actions, to_feasible(searcher.projected, problem, actions)
@@ -57,6 +51,16 @@ def _on_host(searcher: Searcher) -> Driver:
         return searcher.tell(to_host(state), *to_host((actions, policies, rewards)))
 
     return Driver(ask, tell)
+
+
+def to_host(state: Any) -> Any:
+    """Copies the arrays of a state to the host; random keys stay as they are."""
+
+    def copy(leaf: Any) -> Any:
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return leaf if is_key else np.asarray(leaf)
+
+    return jax.tree.map(copy, state)
 
 
 def run_round(
@@ -118,7 +122,6 @@ def to_feasible(projected: bool, problem: Problem, actions: Float[Array, "N L 2"
     return Projection(policies, fits(cost, problem.budget), cost)
 
 
-@jax.jit
 def evaluate_policies(
     problem: Problem, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0
 ) -> Evaluation:
@@ -126,7 +129,13 @@ def evaluate_policies(
 
     A racing evaluator gives up those that cannot be of the least accuracy, and measures them by fewer images.
     """
-    found = problem.evaluator(policies, least)
+    return evaluate(problem.evaluator, policies, least)
+
+
+@jax.jit
+def evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
+    """Evaluates N policies in one compiled program, the same for searches as for what they are compared with."""
+    found = evaluator(policies, least)
     for name, values in found._asdict().items():
         if jnp.shape(values) != (len(policies),):
             raise ValueError(

@@ -3,17 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from haqjax.policies.budgets import fits
 from haqjax.policies.cost import exact_cost
 from haqjax.policies.feasibility import check_reachable
-from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, Stage, choose_best
+from haqjax.searchers.base import Problem, Record, Searcher, SearchResult, Stage, choose_within, count_episodes
 from haqjax.searchers.gradient import begin, solve_relaxation
 from haqjax.searchers.loop import OnRound, answer, find_searcher
 from haqjax.types import WIDTHS, Bounds, Budget, Cost, CostTable
@@ -29,7 +27,7 @@ class Front:
     """
 
     budgets: tuple[Budget, ...]
-    episodes: int  # for each budget
+    episodes: int  # at most, all in all; a budget may take its part of those that are left
     keys: tuple[PRNGKeyArray, ...]  # one for each budget
     solutions: Float[Array, "B L 2"] | None = None  # where a search by gradients begins, in ranks
     opening = 0
@@ -42,7 +40,8 @@ class Front:
             return None
         problem_within = dataclasses.replace(problem, budget=self.budgets[index])
         state = None if self.solutions is None else begin(problem_within, jnp.asarray(self.solutions[index]))
-        return Stage(self.budgets[index], self.episodes, self.keys[index], state)
+        most = (self.episodes - count_episodes(records)) // (len(self.budgets) - index)
+        return Stage(self.budgets[index], most, self.keys[index], state)
 
     def choose(self, problem: Problem, records: Record) -> tuple[int | None, ...]:
         return tuple(choose_within(records, budget) for budget in self.budgets)
@@ -60,14 +59,15 @@ def search_front(
     episodes: int,
     key: PRNGKeyArray,
     parallel: int = 1,
+    patience: int = 0,
     on_round: OnRound | None = None,
     resume: SearchResult | None = None,
 ) -> SearchResult:
     """Searches the most accurate policy within each of some budgets.
 
     A policy that was evaluated for one budget is known to all, and counts for every budget that it fits: a policy
-    within half the latency is also one within 0.6 of it. With "gradient" one call optimises for all budgets. (For a
-    front without budgets, see `make_nsga2`.)
+    within half the latency is also one within 0.6 of it. "ilp" learns from all of them at once, and with "gradient" one
+    call optimises for all budgets; other searches begin anew for each. (For a front without budgets, see `make_nsga2`.)
 
     Ctrl-C ends it with what was found so far.
 
@@ -75,9 +75,10 @@ def search_front(
       problem: its own budget is not looked at.
       searcher: as for `search`.
       budgets: as `haqjax.budget` makes them.
-      episodes: policies to evaluate for each budget.
+      episodes: policies to evaluate for each budget, on average and at most.
       key: a random key; the same one gives the same result.
       parallel: policies a round, for a searcher given by name.
+      patience: as for `haqjax.search`, within each budget; what one budget does not take is left to the next ones.
       on_round: called after each round with the result so far.
       resume: a result to go on from, with the same problem, searcher, budgets, episodes and key: the rest is as if it
         had never stopped.
@@ -93,14 +94,19 @@ def search_front(
         raise ValueError(f"a front of {len(budgets)} budgets with {episodes} episodes each: give at least 1 of both")
     for budget in budgets:
         check_reachable(problem.table, problem.bounds, budget, problem.layers.names)
-    question = make_front(problem, searcher, budgets, episodes, key)
-    return answer(problem, find_searcher(searcher, parallel), question, on_round=on_round, resume=resume)
+    question = make_front(problem, searcher, budgets, episodes * len(budgets), key)
+    method = find_searcher(searcher, parallel)
+    return answer(problem, method, question, patience=patience, on_round=on_round, resume=resume)
 
 
 def make_front(
     problem: Problem, searcher: str | Searcher, budgets: Sequence[Budget], episodes: int, key: PRNGKeyArray
 ) -> Front:
-    """Makes the question of a front; "gradient", by name, begins at the relaxation of all budgets."""
+    """Makes the question of a front; "gradient", by name, begins at the relaxation of all budgets.
+
+    Args:
+      episodes: at most, all in all.
+    """
     start_key, *keys = jax.random.split(key, 1 + len(budgets))
     solutions = solve_relaxation(problem, budgets, start_key) if searcher == "gradient" else None
     return Front(tuple(budgets), episodes, tuple(keys), solutions)
@@ -128,12 +134,6 @@ def budget_fractions(table: CostTable, bounds: Bounds, resource: str, count: int
         raise ValueError(f"a front of {resource} has no room: all layers at their lowest bits cost what 8 bits cost")
     floor = least / full
     return tuple(min(1.0, math.ceil(1000 * floor ** (1 - n / count) - 1e-9) / 1000) for n in range(1, count + 1))
-
-
-def choose_within(records: Record, budget: Budget) -> int | None:
-    """Applies `haqjax.searchers.base.choose_best` to all that fit a budget, whichever they were evaluated for."""
-    feasible: Any = np.asarray(fits(records.cost, budget))
-    return choose_best(records._replace(feasible=feasible), budget)
 
 
 def non_dominated(records: Record, resource: str = "latency") -> Int[np.ndarray, "F"]:

@@ -1,9 +1,12 @@
 """The loop of stages that every search goes through."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from haqjax.policies.feasibility import check_reachable
@@ -15,11 +18,12 @@ from haqjax.searchers.base import (
     SearchResult,
     Stage,
     choose_best,
+    choose_within,
     count_episodes,
     first_episodes,
     join_records,
 )
-from haqjax.searchers.driver import Evaluated, remember, run_round
+from haqjax.searchers.driver import Evaluated, remember, run_round, to_host
 from haqjax.searchers.evolution import Evolution, make_evolution
 from haqjax.searchers.gradient import Gradient, make_gradient
 from haqjax.searchers.greedy import make_greedy
@@ -27,6 +31,7 @@ from haqjax.searchers.haq import HAQ, make_haq
 from haqjax.searchers.ilp import ILP, make_ilp
 from haqjax.searchers.random import make_random
 from haqjax.searchers.resuming import check_resumable, check_stage, name_searcher
+from haqjax.searchers.stopping import rounds_without_gain, standard_error
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 
@@ -75,6 +80,7 @@ def search(
     episodes: int,
     key: PRNGKeyArray,
     parallel: int = 1,
+    patience: int = 0,
     on_round: OnRound | None = None,
     resume: SearchResult | None = None,
     known: Evaluated | None = None,
@@ -90,9 +96,11 @@ def search(
     Args:
       problem: of `make_problem`.
       searcher: a name in `SEARCHERS`, or a searcher that was made with other numbers than the usual ones.
-      episodes: policies to evaluate, all in all.
+      episodes: policies to evaluate, all in all; at most, where there is patience.
       key: a random key; the same one gives the same result.
       parallel: policies a round, for a searcher given by name.
+      patience: the search ends once so many rounds have brought no better policy, or earlier, where the searcher's
+        own posterior expects no more gain (`Searcher.converged`; "ilp"). 0 goes on to the last episode.
       on_round: called after each round with the result so far; its `best` is None until a policy qualifies.
       resume: a result to go on from, found with the same problem, searcher and key: the rest is as if it had never
         stopped, unless the episodes asked for cut its last round short.
@@ -109,7 +117,7 @@ def search(
     check_reachable(problem.table, problem.bounds, problem.budget, problem.layers.names)
     searcher = find_searcher(searcher, parallel)
     question = Within(episodes, key, resume)
-    return answer(problem, searcher, question, on_round=on_round, resume=resume, known=known)
+    return answer(problem, searcher, question, patience=patience, on_round=on_round, resume=resume, known=known)
 
 
 def find_searcher(searcher: str | Searcher, parallel: int = 1) -> Searcher:
@@ -138,6 +146,7 @@ def answer(
     searcher: Searcher,
     question: Question,
     *,
+    patience: int = 0,
     on_round: OnRound | None = None,
     resume: SearchResult | None = None,
     known: Evaluated | None = None,
@@ -146,17 +155,19 @@ def answer(
 
     Args:
       problem: its own budget is read by the question alone.
-      on_round, known: as for `search`.
+      patience, on_round, known: as for `search`.
       resume: records and the searcher's state of the same question and searcher, to go on from.
 
     Raises:
       ValueError: the result to go on from is of another problem, searcher, key or budget.
       RuntimeError: interrupted before the first round ended, or the question has no answer.
     """
+    if patience < 0:
+        raise ValueError(f"patience is {patience}: give rounds without a gain, or 0 for no end before the last episode")
     check_resumable(problem, searcher, resume)
     result, episodes = None, 0 if resume is None else count_episodes(resume.records)
     try:
-        for result in _run_stages(problem, searcher, question, resume, {} if known is None else known):
+        for result in _run_stages(problem, searcher, question, patience, resume, {} if known is None else known):
             if on_round is not None and count_episodes(result.records) > episodes:
                 on_round(result)
             episodes = count_episodes(result.records)
@@ -175,34 +186,91 @@ def _run_stages(
     problem: Problem,
     searcher: Searcher,
     question: Question,
+    patience: int,
     resume: SearchResult | None,
     known: Evaluated,
 ) -> Iterator[SearchResult]:
     """Yields the result after each round, and once more at the end, when all stages are known."""
-    records = question.open(searcher, problem) if resume is None else resume.records
+    records = _number(question.open(searcher, problem), -1, -1) if resume is None else resume.records
     state = None if resume is None else resume.state
     if records is not None:
         remember(known, records)
+    reached = _last(records, "stage")  # stages before it have ended, whatever is asked of them now
     stages: list[Stage] = []
+    converged: list[int] = []
     name = name_searcher(searcher)
-    first = question.opening  # episode of the stage
-    while (stage := question.next_stage(problem, len(stages), first_episodes(records, first))) is not None:
-        check_stage(len(stages), stage, resume)
-        stages.append(stage._replace(first=first))
+
+    def report() -> SearchResult:
+        assert records is not None
+        chosen = question.choose(problem, records)
+        return SearchResult(records, tuple(stages), chosen, state, searcher=name, converged=tuple(converged))
+
+    for index in itertools.count():
+        stage = question.next_stage(problem, index, _before(records, index))
+        if stage is None:
+            break
+        check_stage(index, stage, resume)
+        stages.append(stage._replace(first=count_episodes(_before(records, index))))
         stage_problem = dataclasses.replace(problem, budget=stage.budget)
         start_key, round_key = jax.random.split(stage.key)
-        done = count_episodes(records) - first
-        if not done:
-            state = searcher.init(stage_problem, start_key) if stage.state is None else stage.state
-        while done < stage.episodes:
+        if index > reached:
+            state = _begin(searcher, stage, stage_problem, state if index else None, start_key)
+        while (done := _count_of(records, index)) < stage.episodes and index >= reached:
+            if patience and _expects_no_gain(searcher, stage_problem, state, records, index, patience):
+                break
             least = _best_accuracy(records, stage.budget) if problem.evaluator.races else 0.0
             state, record = run_round(searcher, stage_problem, state, jax.random.fold_in(round_key, done), known, least)
-            records = join_records(records, first_episodes(record, stage.episodes - done))
-            done = count_episodes(records) - first
-            yield SearchResult(records, tuple(stages), question.choose(problem, records), state, searcher=name)
-        first += stage.episodes
+            record = _number(first_episodes(record, stage.episodes - done), index, _last(records, "round") + 1)
+            records = join_records(records, record)
+            yield report()
+        converged += [index] * (done < stage.episodes)
     if records is not None:
-        yield SearchResult(records, tuple(stages), question.choose(problem, records), state, searcher=name)
+        yield report()
+
+
+def _begin(searcher: Searcher, stage: Stage, problem: Problem, before: Any, key: PRNGKeyArray) -> Any:
+    """Makes the state that a stage begins with: its own, that of the stage before it taken along, or a new one."""
+    if stage.state is not None:
+        return stage.state
+    if before is not None and searcher.carry is not None:
+        return searcher.carry(before, problem)
+    return searcher.init(problem, key)
+
+
+def _expects_no_gain(
+    searcher: Searcher, problem: Problem, state: Any, records: Record | None, index: int, patience: int
+) -> bool:
+    """Tells whether a stage has come to its end, by the state and the records alone; it has not while nothing fits."""
+    best = None if records is None else choose_within(records, problem.budget)
+    if records is None or best is None:
+        return False
+    error = standard_error(float(records.accuracy[best]), float(records.loss[best]), float(problem.images))
+    if searcher.converged is not None and searcher.converged(to_host(state), error):
+        return True
+    return rounds_without_gain(records, index, best) >= patience
+
+
+def _number(record: Record | None, stage: int, round: int) -> Any:
+    """Notes the stage and the round of some episodes."""
+    if record is None:
+        return None
+    nothing = np.zeros(len(record.accuracy), np.int32)
+    return record._replace(stage=nothing + np.int32(stage), round=nothing + np.int32(round))
+
+
+def _last(records: Record | None, which: str) -> int:
+    """Returns the number of the last stage or round so far; -1 before the first."""
+    return int(getattr(records, which)[-1]) if count_episodes(records) else -1
+
+
+def _count_of(records: Record | None, index: int) -> int:
+    """Counts the episodes of a stage."""
+    return 0 if records is None else int((records.stage == index).sum())
+
+
+def _before(records: Record | None, index: int) -> Any:
+    """Returns the episodes before a stage; None where there are no records at all."""
+    return None if records is None else first_episodes(records, int((records.stage < index).sum()))
 
 
 def _best_accuracy(records: Record | None, budget: Budget) -> float:

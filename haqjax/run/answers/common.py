@@ -22,6 +22,7 @@ from haqjax.run.setup import PreparedSearch
 from haqjax.run.terminal import say
 from haqjax.searchers import Problem, SearchResult
 from haqjax.searchers.base import Record
+from haqjax.searchers.stopping import WORTH
 from haqjax.types import Budget, Cost, Evaluator
 from haqjax.units import as_fields
 
@@ -135,6 +136,7 @@ def summarise(
         "search": config.method.search,
         "seed": config.method.seed,
         "episodes": len(result.records.accuracy),
+        **end_of_search(config, result),
         "not_finite": count_not_finite(result.records),
         "best_episode": best,
         "interrupted": result.interrupted,
@@ -146,6 +148,16 @@ def summarise(
             "search": measured.searched | {"images": measured.images[0]},
         },
     }
+
+
+def end_of_search(config: SearchConfig, result: SearchResult) -> dict[str, Any]:
+    """Says how many episodes there might have been, and whether the search, within its last budget, needed fewer."""
+    return {"episodes_limit": config.method.episodes, "converged": has_converged(result)}
+
+
+def has_converged(result: SearchResult) -> bool:
+    """Tells whether a search ended early, as no more gain was to be expected."""
+    return not result.interrupted and len(result.stages) - 1 in result.converged
 
 
 def _fractions(config: SearchConfig) -> float | dict[str, float] | None:
@@ -183,7 +195,7 @@ def show_policy(run: SearchRun, result: SearchResult, measured: Measured, out: P
         f"{100 * searched['float']:.1f} %, uniform {100 * searched['uniform']:.1f} %, "
         f"found {100 * searched['policy']:.1f} %.",
     ]
-    show_end(lines, result, out, console)
+    show_end(lines, config, result, out, console)
 
 
 def shown_cost(config: SearchConfig, cost: Cost) -> Cost:
@@ -192,8 +204,17 @@ def shown_cost(config: SearchConfig, cost: Cost) -> Cost:
     return cost._replace(bops=bops, memory=memory)
 
 
-def show_end(lines: list[str], result: SearchResult, out: Path, console: Console) -> None:
+def show_end(lines: list[str], config: SearchConfig, result: SearchResult, out: Path, console: Console) -> None:
     """Prints lines to end with."""
-    searched = f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies."
+    searched = f"{'Interrupted after' if result.interrupted else 'Searched'} {len(result.records.accuracy)} policies"
+    searched += f" of at most {config.method.episodes}: {_explain_end(config)}." if has_converged(result) else "."
     lines = [*lines, f"{searched} Costs are simulated, not measured.", f"Run folder: {out}"]
     say(console, *lines)
+
+
+def _explain_end(config: SearchConfig) -> str:
+    """Says why a search ended early."""
+    rounds = f"{config.method.patience} rounds brought no better one"
+    if config.method.search != "ilp":
+        return f"{rounds} (PATIENCE=0 goes on)"
+    return f"none that is left is expected to gain {WORTH:g} standard errors, or {rounds} (PATIENCE=0 goes on)"

@@ -22,6 +22,7 @@ from haqjax.run.answers.common import (
     Measured,
     SearchRun,
     as_evaluated,
+    end_of_search,
     make_title,
     measure_policies,
     show_end,
@@ -34,6 +35,7 @@ from haqjax.run.distributed import is_first
 from haqjax.run.evaluators import measure_accuracies
 from haqjax.run.folder.files import write_episodes
 from haqjax.searchers import SearchResult
+from haqjax.searchers.stopping import cheapest_within_error
 from haqjax.types import WIDTHS, Budget, Cost
 from haqjax.units import RESOURCES, as_fields
 
@@ -74,7 +76,9 @@ def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
         policies[f"policy {at}"] = as_evaluated(run.config, result.policy_of(at))
         policies[f"uniform {at}"] = as_evaluated(run.config, uniform)
     on_device = {name: jnp.asarray(policy) for name, policy in policies.items()}
-    searched, reported = (measure_accuracies(evaluator, on_device) for evaluator in run.evaluators)
+    searched = _recall(run, result, policies)
+    searched |= measure_accuracies(run.evaluators[0], {n: p for n, p in on_device.items() if n not in searched})
+    reported = measure_accuracies(run.evaluators[1], on_device)
 
     def pick(values: dict[str, Any], at: int) -> dict[str, Any]:
         return {name: values[f"{name} {at}"] for name in ("policy", "uniform")}
@@ -93,12 +97,22 @@ def _measure_choices(run: SearchRun, result: SearchResult) -> list[Choice]:
     ]
 
 
+def _recall(run: SearchRun, result: SearchResult, policies: dict[str, np.ndarray]) -> dict[str, float]:
+    """Looks accuracies up, on the search split, of policies that the search evaluated on all of its images."""
+    records = result.records
+    rows = [at for at in range(len(records.accuracy)) if np.isfinite(records.accuracy[at])]
+    evaluated = as_evaluated(run.config, np.asarray(records.policy))
+    known = {evaluated[at].tobytes(): float(records.accuracy[at]) for at in rows}
+    return {name: known[key] for name, policy in policies.items() if (key := policy.tobytes()) in known}
+
+
 def _name_one(choices: Sequence[Choice], resource: str, images: int) -> int:
-    """Chooses the policy that goes into `policy.json`: see `RULE` (Breiman et al. 1984, section 3.4.3)."""
+    """Chooses the policy that goes into `policy.json`; see `RULE`."""
     accuracy = np.array([choice.searched["policy"] for choice in choices])
     cost = np.array([float(getattr(choice.costs["policy"], resource)) for choice in choices])
-    enough = np.flatnonzero(accuracy >= accuracy.max() - standard_error(accuracy.max(), images))
-    return int(enough[np.lexsort((-accuracy[enough], cost[enough]))[0]])
+    named = cheapest_within_error(accuracy, cost, images)
+    assert named is not None  # a policy that was chosen has an accuracy
+    return named
 
 
 def _write(
@@ -173,7 +187,7 @@ def _show(
     missing = len(run.prepared.budgets) - len(choices)
     if missing:
         lines.append(f"No policy was found within {missing} of the budgets.")
-    show_end(lines, result, out, console)
+    show_end(lines, run.config, result, out, console)
 
 
 def _as_document(
@@ -194,6 +208,7 @@ def _as_document(
         "search": config.method.search,
         "seed": config.method.seed,
         "episodes": len(result.records.accuracy),
+        **end_of_search(config, result),
         "interrupted": result.interrupted,
         "images": dict(zip(("search", "report"), measured.images, strict=True)),
         "float": {"accuracies": accuracies("float")},

@@ -6,16 +6,19 @@ import os
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from rich.console import Console
 
+from haqjax.evaluation import estimate_gauss_newton_sensitivity
 from haqjax.files import check_free
 from haqjax.models import Network
 from haqjax.reading import quote
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
-from haqjax.run.config.aim import USUAL_BUDGET
+from haqjax.run.config.aim import usual_front
 from haqjax.run.config.commands import free_folder
 from haqjax.run.config.options import to_options, with_options
 from haqjax.run.config.search import SearchConfig
@@ -39,7 +42,8 @@ from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
 UNUSUAL = re.compile(r"[^\w.+-]")  # letters of a machine's name that do not belong in a folder's
-MAY_DIFFER = ("resume", "out", "episodes", "hosts")  # when a search goes on
+SENSITIVITY_SEED = 0  # the same for all searches: a seed is that of the search alone
+MAY_DIFFER = ("resume", "out", "episodes", "patience", "hosts")  # when a search goes on
 
 
 def run_search(config: SearchConfig, console: Console) -> Path:
@@ -76,7 +80,7 @@ def _search(config: SearchConfig, out: Path | None, console: Console) -> Path:
         ranges = from_first(lambda: find_ranges(config.quantizer, config.by_codebook, network, prepared.data))
     config = choose_batch_sizes(config, network, prepared.data.search, ranges)
     with show_phase(console, "measuring float, 8 bits, uniform"):
-        run = _pose(config, prepared, network, ranges)
+        run = _pose(config, prepared, network, ranges, _estimate_sensitivity(config, prepared, network, ranges))
     new = config.run.resume is None
     with make_run_folder(out, config, console) if new else contextlib.nullcontext():
         result = run_resumable(config, prepared, run.problem, out, console, run.baselines.weights)
@@ -95,8 +99,11 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     """
     run = config.run
     if run.resume is None:
-        if config.target.budget is None and config.aim.resource is None:
-            config = with_options(config, {"budget": USUAL_BUDGET})
+        target = config.target
+        if target.budget is None and target.front is None and target.max_drop is None:
+            config = with_options(
+                config, {"front": usual_front(target)}
+            )  # written down, whatever the usual one will be
         return config, None if run.out is None else Path(run.out)
     if run.out is not None and not _is_same(run.out, run.resume):
         raise ValueError(
@@ -112,13 +119,12 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
                 f"{run.resume} was started with {name} {quote(started[name])}, not {quote(asked[name])}: leave it "
                 "out, or start anew"
             )
-    episodes = started["episodes"] if asked["episodes"] == usual["episodes"] else asked["episodes"]
-    if before.aim.resource is not None and episodes != started["episodes"]:
-        raise ValueError(
-            f"{run.resume} was started with episodes {started['episodes']}, which are divided among its budgets: "
-            "leave it out"
-        )
-    changes = {"resume": run.resume, "episodes": episodes, "out": None, "hosts": run.hosts}
+    longer = {name: (started if asked[name] == usual[name] else asked)[name] for name in ("episodes", "patience")}
+    for name, value in longer.items():
+        if before.aim.resource is not None and value != started[name]:
+            shared = "which are divided among its budgets" if name == "episodes" else "which says when a budget is done"
+            raise ValueError(f"{run.resume} was started with {name} {started[name]}, {shared}: leave it out")
+    changes = {"resume": run.resume, **longer, "out": None, "hosts": run.hosts}
     return with_options(before, changes), Path(run.resume)
 
 
@@ -132,7 +138,23 @@ def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
     return f"runs/{UNUSUAL.sub('-', name)}"
 
 
-def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges) -> SearchRun:
+def _estimate_sensitivity(
+    config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges
+) -> Float[np.ndarray, "L 2 8"] | None:
+    """Estimates what the search begins with; None where it asks for nothing."""
+    if config.method.search != "ilp":
+        return None
+    split, key = prepared.data.search, jax.random.key(SENSITIVITY_SEED)
+    return from_first(lambda: estimate_gauss_newton_sensitivity(network.apply, network.params, split, ranges, key=key))
+
+
+def _pose(
+    config: SearchConfig,
+    prepared: PreparedSearch,
+    network: Network,
+    ranges: Ranges,
+    sensitivity: Float[np.ndarray, "L 2 8"] | None,
+) -> SearchRun:
     """Makes the problem, and the policies that a search is compared with, measured on the search split."""
     data = prepared.data
     evaluator, unseen = (
@@ -156,6 +178,8 @@ def _pose(config: SearchConfig, prepared: PreparedSearch, network: Network, rang
         make_search_evaluator(config, prepared, network, ranges, evaluator),
         reference.accuracy,
         reference_loss=reference.loss,
+        images=len(data.search),
+        sensitivity=sensitivity,
     )
     measured = Measured(
         policies={name: np.asarray(policy) for name, policy in baselines.items()},

@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Protocol
 
+from haqjax.reading import quote
 from haqjax.run.config.limits import read_limits, read_metrics
 from haqjax.run.config.options import check_one_of
 from haqjax.searchers.front import BUDGETS
 from haqjax.types import Cost
-
-USUAL_BUDGET = "0.6"
 
 
 class Asked(Protocol):
@@ -71,9 +70,26 @@ def read_aim(asked: Asked, episodes: int) -> Aim:
         return _read_front(asked, asked.front, episodes)
     if asked.max_drop is not None:
         return _read_cheapest(asked, asked.max_drop, episodes)
-    budget = USUAL_BUDGET if asked.budget is None else str(asked.budget)
+    if asked.budget is None:
+        return _read_front(asked, usual_front(asked), episodes)
+    budget = str(asked.budget)
     metrics, limits = read_metrics(asked.metric), read_limits(asked.metric, budget)
     return Aim(metrics, limits, _describe(metrics, limits, budget), f"{'+'.join(metrics)}{_slug(asked)}")
+
+
+def usual_front(asked: Asked) -> str:
+    """Names the resource of the front that a search finds where no budget and no drop is given: that of the metric.
+
+    Raises:
+      ValueError: there are several metrics.
+    """
+    metrics = read_metrics(asked.metric)
+    if len(metrics) > 1:
+        raise ValueError(
+            f"metric {quote(asked.metric)} without a budget: a front is of one resource; give a budget, one limit for "
+            "all or one for each"
+        )
+    return metrics[0]
 
 
 def _read_front(asked: Asked, front: str, episodes: int) -> FrontAim:
@@ -88,7 +104,10 @@ def _read_front(asked: Asked, front: str, episodes: int) -> FrontAim:
         raise ValueError(f"budget {asked.budget!r} names a limit of the front twice")
     count = len(budgets) or BUDGETS
     if episodes < count:
-        raise ValueError(f"episodes is {episodes}: a front of {count} budgets needs at least {count}")
+        raise ValueError(
+            f"episodes is {episodes}: a front of {count} budgets needs at least {count}; give a budget, such as 0.6, "
+            "for a search within one"
+        )
     return FrontAim((front,), {}, f"front of {front}", f"{front}-front", tuple(budgets))
 
 

@@ -25,6 +25,7 @@ from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
 
 BY_ACCURACY = ("haq", "random", "uniform")  # searches that need no loss: a policy given up says enough
+ONE_BUDGET = "give one, such as budget 0.6, or leave it out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +96,13 @@ class TargetOptions:
     between. With size alone, weights are searched as k-means codebooks and activations are left alone."""
     budget: str | None = None
     """Fraction of what the network costs with 8 bits everywhere, or a limit with its unit (3ms, 900KiB); one for each
-    metric, with commas between, or one for all. Default: 0.6."""
+    metric, with commas between, or one for all. Default: none, which finds a front of the metric."""
     max_drop: float | None = None
     """Points of accuracy that may be lost: finds the policy that costs least of the first metric; further metrics have
     budgets."""
     front: str | None = None
     """A resource: finds a policy for each of several budgets of it, those of BUDGET (0.3,0.4,0.5), or else 8 from the
-    least to what 8 bits cost."""
+    least to what 8 bits cost. Default: the metric, where neither a budget nor a drop is given."""
     layers: str = ""
     """Rules on layers by name, with semicolons between: 'stem=8; *.depthwise=4-8; classifier=8/4,8'."""
     tie: str = ""
@@ -161,7 +162,10 @@ class MethodOptions:
     extensions: str | None = None
     """Extensions to haq, with commas between: start, swap, costs, retain, twin; see docs/search.md."""
     episodes: int = 400
-    """Policies to evaluate, all in all."""
+    """Policies to evaluate, all in all and at most."""
+    patience: int = 25
+    """Rounds without a better policy after which a search ends, within each budget; ilp also ends once it expects no
+    gain of a tenth of a standard error from any policy that is left. 0: only after the last of the episodes."""
     parallel: int = 4
     """Policies a round; the agent learns after each round."""
     seed: int = 0
@@ -175,6 +179,7 @@ class MethodOptions:
             check_one_of("extension", extension, EXTENSIONS)
         check_seed(self.seed)
         check_range(1, 10**7, SIZES, episodes=self.episodes)
+        check_range(0, 10**7, patience=self.patience)
         check_range(1, 2**16, SIZES, parallel=self.parallel)
 
     @property
@@ -245,11 +250,9 @@ class SearchConfig:
                 "the extension 'costs' is for resources that are sums over layers: leave it out with memory"
             )
         if "start" in method.extension_names and aim.resource is not None:
-            raise ValueError(
-                "the extension 'start' is for a search within one budget: leave it out with front or max_drop"
-            )
+            raise ValueError(f"the extension 'start' is for a search within one budget: {ONE_BUDGET}")
         if method.warm_start is not None and aim.resource is not None:
-            raise ValueError("warm_start is for a search within one budget: leave it out with front or max_drop")
+            raise ValueError(f"warm_start is for a search within one budget: {ONE_BUDGET}")
         if evaluation.cuts and method.search != "ilp":
             raise ValueError(f"cuts {evaluation.cuts} are for the search 'ilp', without fine-tuning: leave them out")
         if method.search == "gradient" and self.by_codebook:
@@ -258,7 +261,7 @@ class SearchConfig:
         if evaluation.race is not None and not one:
             raise ValueError(
                 f"race {evaluation.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning: "
-                "leave it out"
+                f"{ONE_BUDGET}"
             )
 
     def check_files(self) -> None:

@@ -28,7 +28,7 @@ from haqjax.types import Cost
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"  # folders within the run folder
 EVERY = 2.0  # s between two writings, at least; what is lost with a process is searched again, to the same bits
 RECORD: Any = Record(**dict.fromkeys(Record._fields, 0) | {"cost": Cost(0, 0, 0, 0, 0)})  # type: ignore  # structure
-NOT_OF_THE_SEARCH = ("out", "resume", "episodes", "hosts")  # may differ when a search goes on
+NOT_OF_THE_SEARCH = ("out", "resume", "episodes", "patience", "hosts")  # may differ when a search goes on
 
 
 @dataclasses.dataclass

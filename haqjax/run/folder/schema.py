@@ -97,6 +97,8 @@ class PolicyFile(Struct, frozen=True):
     metric: Text | None = None
     max_drop: Annotated[float, Meta(ge=0, lt=100)] | None = None  # points of accuracy
     not_finite: Count = 0
+    episodes_limit: Count | None = None
+    converged: bool = False  # the search ended before its limit, as no further gain was to be expected
     front: NamedPoint | None = None
 
     def __post_init__(self) -> None:
