@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # each of its parts is imported where it is first used: all take a second
 from jaxtyping import Float, Int
-from scipy.linalg import cho_factor, cho_solve
 
 from haqjax.types import WIDTHS
 
@@ -40,9 +40,9 @@ def fit(
     least = max(float(np.median(distance)), 0.02 * abs(float(losses.min())), 1e-6)
     noise = np.hypot(NOISE * least, FADING * distance)
     rows = features / noise[:, None]
-    factor = cho_factor(rows @ rows.T + np.eye(len(rows)))
+    factor = scipy.linalg.cho_factor(rows @ rows.T + np.eye(len(rows)))
     expected = losses.mean() + features[:, 1]  # the features' weights are departures from this
-    return Posterior(rows.T @ cho_solve(factor, (losses - expected) / noise), rows, factor, start)
+    return Posterior(rows.T @ scipy.linalg.cho_solve(factor, (losses - expected) / noise), rows, factor, start)
 
 
 def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:
@@ -53,7 +53,7 @@ def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:
 def draw(posterior: Posterior, random: np.random.Generator) -> Float[np.ndarray, "L 2 8"]:
     """Draws sensitivities: a draw from before the evaluations, corrected by them (Matheron's rule)."""
     weights, noise = random.normal(size=posterior.rows.shape[1]), random.normal(size=len(posterior.rows))
-    correction = posterior.rows.T @ cho_solve(posterior.factor, -(posterior.rows @ weights) - noise)
+    correction = posterior.rows.T @ scipy.linalg.cho_solve(posterior.factor, -(posterior.rows @ weights) - noise)
     return _sensitivity(posterior, posterior.mean + weights + correction)
 
 
