@@ -115,7 +115,7 @@ def count_on_host(values: Float[np.ndarray, "*n"], weight: Float[np.ndarray, "*n
     code = taken.view(np.uint32) >> SHIFT
     counts = np.bincount(code, times, 2 * BINS).astype(np.float32)
     ends = np.float32(values.min()), np.float32(values.max())
-    return Histogram(counts[:BINS], counts[BINS:], *ends, np.isfinite(values).all())
+    return Histogram(*map(jnp.asarray, (counts[:BINS], counts[BINS:], *ends, np.isfinite(values).all())))
 
 
 def bin_of(magnitude: Float[Array, "*n"]) -> Array:

@@ -32,10 +32,10 @@ def parts(inputs: int) -> int:
     return next(count for count in range(-(-inputs // LARGEST), inputs + 1) if inputs % count == 0)
 
 
-def empty_moments(rows: Sequence[tuple[Layer, Array]], second: bool, first: bool) -> tuple[Moments, ...]:
+def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: bool) -> tuple[Moments, ...]:
     """Makes sums over no rows, one entry a layer, on the host: a fill of each shape would be a program of its own."""
 
-    def empty(layer: Layer, weight: Array) -> Moments:
+    def empty(layer: Layer, weight: AnyArray) -> Moments:
         groups, inputs, _ = to_matrix(layer, weight).shape
         cut = parts(inputs)
         pairs = (groups * cut, inputs // cut, inputs // cut)

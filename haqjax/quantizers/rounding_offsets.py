@@ -42,16 +42,16 @@ def make_rounding(
       clip: of the weights, as in `Ranges.clip`, scaled to each channel.
       moments: sums over the calibration images, one entry a layer.
     """
-    sums = jax.tree.map(np.asarray, moments)
+    layers, sums = [layer for layer, _ in rows], jax.tree.map(np.asarray, moments)
     weights = tuple(np.asarray(weight, np.float32) for _, weight in rows)
-    each = [(layer, weight, mine) for (layer, _), weight, mine in zip(rows, weights, sums, strict=True)]
-    means = tuple(mean_inputs(*row) for row in each) if sums[0].first is not None else None
+    means = tuple(map(mean_inputs, layers, weights, sums)) if sums[0].first is not None else None
     if sums[0].second is None:
         return Rounding(None, None, means, None)
     # Layers side by side, and each product in one thread: products as small as these wait longer for threads of the
     # library of linear algebra than they take.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        offsets, factors = zip(*pool.map(lambda row: _round(*row, clip[row[0].index]), each), strict=True)
+        found = pool.map(_round, layers, weights, sums, [clip[layer.index] for layer in layers])
+        offsets, factors = zip(*found, strict=True)
     return Rounding(offsets, np.concatenate(factors, axis=1), means, weights)
 
 
@@ -123,7 +123,7 @@ def _round(
     layer: Layer, weight: np.ndarray, sums: Moments, clip: Float[np.ndarray, "8"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rounds one layer by COMQ at every width: offsets [8, *weight] and clip factors [8, C]."""
-    matrix = to_matrix(layer, weight)
+    matrix = np.asarray(to_matrix(layer, weight))
     assert sums.second is not None
     levels = round_levels(matrix, np.asarray(sums.second) / sums.total)
     steps = np.stack([_by_channel(layer, step, matrix.shape) for step in levels.step])  # [8, C]
@@ -137,13 +137,14 @@ def _round(
 
 def _by_channel(layer: Layer, step: Float[np.ndarray, "G R"], shape: tuple[int, ...]) -> Float[np.ndarray, "C"]:
     """Reorders one value an output channel from groups and columns to the order of the weight's axes."""
-    whole = from_matrix(layer, np.broadcast_to(step[:, None], shape))
+    whole = np.asarray(from_matrix(layer, np.broadcast_to(step[:, None], shape)))
     first = tuple(slice(None) if axis in layer.channel_axes else 0 for axis in range(whole.ndim))
     return whole[first].reshape(-1)
 
 
 def _offsets(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
-    chosen = from_matrix(layer, level)
-    nearest = np.rint(weight / broadcast_channels(layer, step))
+    chosen = np.asarray(from_matrix(layer, level))
+    shape = [size if axis in layer.channel_axes else 1 for axis, size in enumerate(weight.shape)]
+    nearest = np.rint(weight / step.reshape(shape))
     beyond = (np.abs(nearest) > np.abs(chosen)) & (np.abs(chosen) == np.abs(level).max(initial=0))
     return np.clip(np.where(beyond & (nearest * chosen > 0), 0, chosen - nearest), -INT8, INT8).astype(np.int8)
