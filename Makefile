@@ -139,10 +139,10 @@ experiments-quick: $(INSTALLED)-dev ## run every experiment of experiments/, sma
 	done
 
 test: lint types ## lint, types, tests, and the examples in the documentation
-	$(PY) -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-all: lint types ## the same with the tests that take minutes, as continuous integration does
-	$(PY) -m pytest -q -n 2 --dist loadfile
+	$(PY) -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED)-dev ## layout and lint, changing nothing
 	$(PY) -m ruff format --quiet --check .

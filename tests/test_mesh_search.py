@@ -24,7 +24,7 @@ SCRIPT = Path(mesh_search.__file__)
 
 def begin(*words, devices=1):
     """Starts a process that has so many devices and as many threads as this one has."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(os.cpu_count())}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # last bits are compared: as users compile
     environment |= {

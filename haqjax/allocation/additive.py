@@ -4,8 +4,8 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # each of its parts is imported where it is first used: all take a second
 from jaxtyping import Float, Int
-from scipy.stats import spearmanr
 
 from haqjax.allocation.choices import allowed
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Bounds
@@ -74,7 +74,7 @@ def rank_correlation(
     found = np.where(np.isnan(found), np.inf, found)
     if len(found) < 3 or (found == found[0]).all() or (expected == expected[0]).all():
         return float("nan")
-    return float(spearmanr(expected, found).statistic)
+    return float(scipy.stats.spearmanr(expected, found).statistic)
 
 
 def guard(

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # each of its parts is imported where it is first used: all take a second
 from jaxtyping import Float, Int
-from scipy.linalg import cho_factor, cho_solve
 
 from haqjax.types import WIDTHS
 
@@ -40,9 +40,9 @@ def fit(
     steps, level, noise = _to_steps(start), _level(losses), _noise(losses)
     features = _features(steps, policies, level)
     rows = features / noise[:, None]
-    factor = cho_factor(rows @ rows.T + np.eye(len(rows)))
+    factor = scipy.linalg.cho_factor(rows @ rows.T + np.eye(len(rows)))
     error = (losses - losses.mean() - features[:, 1]) / noise  # the features' weights are departures from this
-    return Posterior(rows.T @ cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
+    return Posterior(rows.T @ scipy.linalg.cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
 
 
 def find_scale(
@@ -67,9 +67,9 @@ def find_scale(
     noise = _noise(losses)
 
     def evidence(scale: float) -> float:
-        factor = cho_factor((level + scale**2 * rest) / np.outer(noise, noise) + np.eye(len(noise)))
+        factor = scipy.linalg.cho_factor((level + scale**2 * rest) / np.outer(noise, noise) + np.eye(len(noise)))
         error = (losses - losses.mean() - scale * predicted) / noise
-        return -0.5 * float(error @ cho_solve(factor, error)) - float(np.log(np.diag(factor[0])).sum())
+        return -0.5 * float(error @ scipy.linalg.cho_solve(factor, error)) - float(np.log(np.diag(factor[0])).sum())
 
     return float(max(SCALES, key=evidence))
 
@@ -99,7 +99,7 @@ def mean(posterior: Posterior) -> Float[np.ndarray, "L 2 8"]:
 def draw(posterior: Posterior, random: np.random.Generator) -> Float[np.ndarray, "L 2 8"]:
     """Draws sensitivities: a draw from before the evaluations, corrected by them (Matheron's rule)."""
     weights, noise = random.normal(size=posterior.rows.shape[1]), random.normal(size=len(posterior.rows))
-    correction = posterior.rows.T @ cho_solve(posterior.factor, -(posterior.rows @ weights) - noise)
+    correction = posterior.rows.T @ scipy.linalg.cho_solve(posterior.factor, -(posterior.rows @ weights) - noise)
     return _sensitivity(posterior, posterior.mean + weights + correction)
 
 
@@ -119,7 +119,9 @@ def predict_losses(
     features = _features(posterior.start, policies, posterior.level)
     expected = posterior.offset + features[:, 1] + features @ posterior.mean
     common = features @ posterior.rows.T
-    variance = np.square(features).sum(axis=1) - (common * cho_solve(posterior.factor, common.T).T).sum(axis=1)
+    variance = np.square(features).sum(axis=1) - (common * scipy.linalg.cho_solve(posterior.factor, common.T).T).sum(
+        axis=1
+    )
     return expected, np.sqrt(np.maximum(variance, 0))
 
 

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # each of its parts is imported where it is first used: all take a second
 from jaxtyping import Float, Int
-from scipy.optimize import Bounds as Box
-from scipy.optimize import LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, hstack, vstack
 
 from haqjax.allocation._highs_output import hide_highs_output
 from haqjax.allocation.additive import Sensitivity, guard, predict, to_pairs
@@ -31,7 +29,7 @@ class Allocation(NamedTuple):
 class Programme(NamedTuple):
     """Columns: a binary one for each choice, then the activation bits of each tensor, over 8, where memory counts."""
 
-    rows: csr_array
+    rows: "scipy.sparse.csr_array"
     low: Float[np.ndarray, "R"]
     high: Float[np.ndarray, "R"]
 
@@ -107,7 +105,7 @@ def _write(
 ) -> Programme:
     """Writes the programme whose costs stay within a fraction of what is left to the layers."""
     columns, groups = len(choices.group), int(choices.group[-1]) + 1
-    one_each = coo_array((np.ones(columns), (choices.group, np.arange(columns))), shape=(groups, columns))
+    one_each = scipy.sparse.coo_array((np.ones(columns), (choices.group, np.arange(columns))), shape=(groups, columns))
     parts = [_rows(one_each, 1, 1), _rows(choices.fractions, -np.inf, choices.room * fraction)]
     if len(other_than):
         parts.append(_rows(agreements(choices, np.asarray(other_than)), -np.inf, groups - 1))
@@ -118,7 +116,7 @@ def _write(
         parts = [part._replace(rows=_widen(part.rows, len(memory.elements))) for part in parts]
         parts += _memory_rows(choices, memory, budget, table, fraction)
     return Programme(
-        vstack([part.rows for part in parts], format="csr"),
+        scipy.sparse.vstack([part.rows for part in parts], format="csr"),
         np.concatenate([part.low for part in parts]),
         np.concatenate([part.high for part in parts]),
     )
@@ -138,15 +136,19 @@ def _memory_rows(
     activation = np.where(
         choices.group[None] == choices.group_of[layers][:, None], choices.bits[None, :, ACTIVATION] / WIDTHS, 0.0
     )
-    stored = coo_array((-np.ones(len(tensors)), (np.arange(len(tensors)), tensors)), (len(tensors), len(elements)))
-    as_wide = _rows(hstack([csr_array(activation), stored]), -np.inf, 0)  # as the widest reader
+    stored = scipy.sparse.coo_array(
+        (-np.ones(len(tensors)), (np.arange(len(tensors)), tensors)), (len(tensors), len(elements))
+    )
+    as_wide = _rows(
+        scipy.sparse.hstack([scipy.sparse.csr_array(activation), stored]), -np.inf, 0
+    )  # as the widest reader
     extra = 0.0 if table.fixed.memory is None else float(table.fixed.memory)
     limit = float(np.asarray(budget.memory))
     bytes_at_8 = np.asarray(memory.alive) * elements / limit
     unread = ~readers.any(axis=1)
     room = fraction * (1 - extra / limit) - bytes_at_8[:, unread].sum(axis=1) * FULL_PRECISION / WIDTHS
-    empty = csr_array((len(bytes_at_8), len(choices.group)))
-    held = _rows(hstack([empty, csr_array(np.where(unread, 0.0, bytes_at_8))]), -np.inf, room)
+    empty = scipy.sparse.csr_array((len(bytes_at_8), len(choices.group)))
+    held = _rows(scipy.sparse.hstack([empty, scipy.sparse.csr_array(np.where(unread, 0.0, bytes_at_8))]), -np.inf, room)
     return [as_wide, held]
 
 
@@ -158,11 +160,11 @@ def _solve(choices: Choices, programme: Programme, gap: float, seconds: float) -
     more = columns - len(worth)
     binary = np.concatenate([np.ones(len(worth)), np.zeros(more)])
     with hide_highs_output():
-        solution = milp(
+        solution = scipy.optimize.milp(
             np.concatenate([worth / scale, np.zeros(more)]),
             integrality=binary,
-            bounds=Box(0, 1),
-            constraints=LinearConstraint(programme.rows, programme.low, programme.high),
+            bounds=scipy.optimize.Bounds(0, 1),
+            constraints=scipy.optimize.LinearConstraint(programme.rows, programme.low, programme.high),
             options={"mip_rel_gap": gap, "time_limit": seconds},
         )
     if solution.status == INFEASIBLE:
@@ -174,10 +176,12 @@ def _solve(choices: Choices, programme: Programme, gap: float, seconds: float) -
     return to_policy(choices, np.array(taken)), float(bound)
 
 
-def _rows(rows: csr_array, low: float | np.ndarray, high: float | np.ndarray) -> Programme:
+def _rows(rows: "scipy.sparse.csr_array", low: float | np.ndarray, high: float | np.ndarray) -> Programme:
     count = rows.shape[0]
-    return Programme(csr_array(rows), *(np.broadcast_to(np.asarray(end, float), (count,)) for end in (low, high)))
+    return Programme(
+        scipy.sparse.csr_array(rows), *(np.broadcast_to(np.asarray(end, float), (count,)) for end in (low, high))
+    )
 
 
-def _widen(rows: csr_array, more: int) -> csr_array:
-    return hstack([rows, csr_array((rows.shape[0], more))], format="csr")
+def _widen(rows: "scipy.sparse.csr_array", more: int) -> "scipy.sparse.csr_array":
+    return scipy.sparse.hstack([rows, scipy.sparse.csr_array((rows.shape[0], more))], format="csr")

@@ -2,27 +2,26 @@
 
 import functools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from haqjax.quantizers.clipping import METHODS, Clip, choose, choose_signed
+from haqjax.quantizers.clipping import METHODS, Clip, choose
 from haqjax.quantizers.histogram import (
     Histogram,
-    Sample,
     add_samples,
     bin_edges,
+    count_on_host,
     draw_sample,
     empty_histogram,
     stack_samples,
 )
 from haqjax.quantizers.im2col import ROWS
 from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
-from haqjax.quantizers.linear import widen
-from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum, input_energy
+from haqjax.quantizers.per_channel import input_energy
 from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
@@ -84,24 +83,23 @@ def calibrate(
     use_comq = rounding == "output" and per_channel
     correct_bias = rounding == "output" if correct_bias is None else correct_bias
     check_params(params)
-    names: tuple[str, ...] = ()
+    rows: tuple[tuple[Layer, np.ndarray], ...] = ()
     for number, x in enumerate(_check_batches(batches)):
         examples = _count_examples(x, number)
-        if not names:
-            names = map_weights(lambda layer, weight: layer.name, apply, params, x)
-            weights = _count_weights(apply, params, x, per_channel, method == "mse")
-            activations = empty_histogram(len(names))
-            sums = empty_moments(apply, params, x, use_comq, correct_bias)
-            example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), x)
+        if not rows:
+            rows = map_weights(lambda layer, weight: (layer, np.asarray(weight)), apply, params, x)
+            activations = empty_histogram(len(rows))
+            sums = empty_moments(rows, use_comq, correct_bias)
         activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse", examples)
-    if not names:
+    if not rows:
         raise ValueError("no batch to calibrate on: pass at least one")
+    names, weights = [layer.name for layer, _ in rows], _count_weights(rows, per_channel, method == "mse")
     _check_finite(names, weights, activations)
     reached = np.asarray(activations.largest) > 0
     _warn(names, activations, reached)
-    of_weights, of_activations = _choose(method, True, weights), _choose(method, False, activations)
+    of_weights, of_activations = _choose(method, weights, activations)
     clip = np.stack([of_weights.value, of_activations.value], axis=1)
-    adapted = make_rounding(apply, params, example, clip[:, 0], sums) if use_comq or correct_bias else None
+    adapted = make_rounding(rows, clip[:, 0], sums) if use_comq or correct_bias else None
     return Ranges(clip, np.asarray(of_activations.signed), per_channel, rounding=adapted, reached=reached)
 
 
@@ -119,31 +117,33 @@ def _count_activations(
     return add_samples(so_far, stack_samples(samples)), grown
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _count_weights(apply: Apply, params: PyTree, x: PyTree, per_channel: bool, squared: bool) -> Histogram:
+def _count_weights(rows: Sequence[tuple[Layer, np.ndarray]], per_channel: bool, squared: bool) -> Histogram:
     """Counts the weights; per channel, each weight relative to its channel, at the scale of the tensor.
 
     A squared error then counts by the square of the channel's magnitude over the tensor's.
     """
 
-    def sample(layer: Layer, weight: Array) -> Sample:
-        weight = widen(weight)
+    def count(layer: Layer, weight: np.ndarray) -> Histogram:
+        weight = weight.astype(np.float32)
         if not per_channel:
-            return draw_sample(weight)
-        largest = channel_maximum(layer, weight)
-        ratio = largest / jnp.where(jnp.max(largest) > 0, jnp.max(largest), 1)
-        scale = broadcast_channels(layer, jnp.where(ratio > 0, ratio, 1))
-        return draw_sample(weight / scale, scale**2 if squared else 1.0)
+            return count_on_host(weight)
+        summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
+        largest = np.abs(weight).max(axis=summed, keepdims=True)
+        ratio = largest / (largest.max() if largest.max() > 0 else 1)
+        scale = np.where(ratio > 0, ratio, 1)
+        return count_on_host(weight / scale, scale**2 if squared else 1.0)
 
-    samples = stack_samples(map_weights(sample, apply, params, x))
-    return add_samples(empty_histogram(len(samples.lowest)), samples)
+    with np.errstate(all="ignore"):  # what is not finite is told later, by the name of its layer
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *(count(*row) for row in rows))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _choose(method: str, of_weights: bool, histogram: Histogram) -> Clip:
-    """Chooses clips [L, 8] and signs [L, 8], one tensor after another."""
-    pick = functools.partial(choose_signed if of_weights else choose, method)
-    return jax.lax.map(pick, histogram)
+@functools.partial(jax.jit, static_argnums=0)
+def _choose(method: str, weights: Histogram, activations: Histogram) -> tuple[Clip, Clip]:
+    """Chooses clips [L, 8] and signs [L, 8] of weights and of activations, one tensor after another."""
+    count = len(weights.lowest)
+    both = jax.tree.map(lambda *parts: jnp.concatenate(parts), weights, activations)
+    found = jax.lax.map(lambda row: choose(method, *row), (both, jnp.arange(2 * count) < count))
+    return jax.tree.map(lambda leaf: leaf[:count], found), jax.tree.map(lambda leaf: leaf[count:], found)
 
 
 def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:
@@ -163,7 +163,7 @@ def _count_examples(x: PyTree, number: int) -> int:
     return np.shape(leaves[0])[0] if np.ndim(leaves[0]) else 1
 
 
-def _warn(names: tuple[str, ...], activations: Histogram, reached: Bool[np.ndarray, "L"]) -> None:
+def _warn(names: Sequence[str], activations: Histogram, reached: Bool[np.ndarray, "L"]) -> None:
     """Warns of activations that calibration says nothing about, and of those that few bits cannot tell apart."""
     unreached = [name for name, is_reached in zip(names, reached, strict=True) if not is_reached]
     if unreached:
@@ -201,7 +201,7 @@ def _check_options(method: str, rounding: str) -> None:
             raise ValueError(f"unknown {option} {value!r}: one of {', '.join(known)}")
 
 
-def _check_finite(names: tuple[str, ...], weights: Histogram, activations: Histogram) -> None:
+def _check_finite(names: Sequence[str], weights: Histogram, activations: Histogram) -> None:
     for kind, histogram in (("weight", weights), ("input", activations)):
         finite = np.asarray(histogram.finite)
         bad = [name for name, good in zip(names, finite, strict=True) if not good]

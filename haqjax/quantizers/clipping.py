@@ -38,35 +38,45 @@ class Clip(NamedTuple):
 
 def choose_signed(method: str, row: Histogram) -> Clip:
     """Chooses the clips of a tensor that is always signed, such as a weight."""
-    counts, largest = row.positive + row.negative, row.largest
-    clip = METHODS[method](counts, largest, levels_at(signed=True))
-    return Clip(_where_positive(clip, largest), jnp.ones(WIDTHS, bool))
+    return choose(method, row, always_signed=True)
 
 
-def choose(method: str, row: Histogram) -> Clip:
-    """Chooses the clips of an activation, and at each width the sign of less squared error.
+def choose(method: str, row: Histogram, always_signed: Bool[Array, ""] | bool = False) -> Clip:
+    """Chooses the clips of a tensor, and at each width the sign of less squared error.
 
     Without levels below zero there are twice as many above it, and what is negative becomes zero: better for SiLU,
     whose negative values are small, at few bits. A tensor that is never negative is unsigned at every width.
+
+    Args:
+      method: a name of `METHODS`.
+      row: of one tensor.
+      always_signed: for a weight; data, so that one program serves weights and activations.
     """
     highest, largest = jnp.maximum(row.highest, 0), row.largest
     counts = row.positive.at[0].add(jnp.sum(row.negative))  # all that is negative becomes zero
+    may_sign = always_signed | (row.lowest < 0)
 
-    def unsigned() -> Clip:
-        clip = METHODS[method](counts, highest, levels_at(signed=False))
-        return Clip(_where_positive(clip, highest), jnp.zeros(WIDTHS, bool))
+    def clip_at(options: tuple) -> tuple[Array, Array]:
+        needed, counts, largest, levels = options
 
-    def either() -> Clip:
-        with_sign, without = choose_signed(method, row), unsigned()
-        error = squared_error(row.positive + row.negative, largest, with_sign.value, levels_at(signed=True))
-        of_positive = squared_error(counts, highest, without.value, levels_at(signed=False))
-        of_negative = _energy(row.negative, -row.lowest)
-        other = of_positive * _ratio(highest, largest) ** 2 + of_negative * _ratio(-row.lowest, largest) ** 2
-        # One signed bit has no level but zero.
-        signed = (error < other) & (np.arange(1, WIDTHS + 1) > 1)
-        return Clip(jnp.where(signed, with_sign.value, without.value), signed)
+        def find() -> tuple[Array, Array]:
+            clip = _where_positive(METHODS[method](counts, largest, levels), largest)
+            return clip, squared_error(counts, largest, clip, levels)
 
-    return jax.lax.cond(row.lowest < 0, either, unsigned)
+        return jax.lax.cond(needed, find, lambda: (jnp.ones(WIDTHS), jnp.zeros(WIDTHS)))
+
+    sides = (  # one program for both
+        jnp.stack([may_sign, ~jnp.asarray(always_signed)]),
+        jnp.stack([row.positive + row.negative, counts]),
+        jnp.stack([largest, highest]),
+        jnp.stack([levels_at(signed=True), levels_at(signed=False)]),
+    )
+    (with_sign, without), (error, of_positive) = jax.lax.map(clip_at, sides)
+    of_negative = _energy(row.negative, -row.lowest)
+    other = of_positive * _ratio(highest, largest) ** 2 + of_negative * _ratio(-row.lowest, largest) ** 2
+    # One signed bit has no level but zero.
+    signed = always_signed | (may_sign & (error < other) & (np.arange(1, WIDTHS + 1) > 1))
+    return Clip(jnp.where(signed, with_sign, without), signed)
 
 
 def levels_at(signed: bool) -> Float[np.ndarray, "8"]:

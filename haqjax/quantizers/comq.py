@@ -18,6 +18,7 @@ SWEEPS = 3  # over all weights
 CLIP_RATIOS = np.linspace(0.3, 1, 8, dtype=np.float32)  # first clips tried, over the channel's largest magnitude
 DAMPING = 0.01  # of the mean second moment, added to each input's own
 BLOCK = 32  # inputs between two products with the whole matrix of moments
+CHUNK = 128  # output channels that are solved at a time: they are independent, and caches small
 
 
 class Levels(NamedTuple):
@@ -47,33 +48,51 @@ def round_levels(
     """
     groups, inputs, outputs = matrix.shape
     cut = len(second) // groups
-    most = np.repeat(2 ** np.arange(WIDTHS) - 1, outputs).astype(np.float32)  # levels a side, [8 R]
-    weight = np.tile(matrix.astype(np.float32), (1, 1, WIDTHS)).reshape(groups * cut, inputs // cut, -1)
+    weight = matrix.astype(np.float32).reshape(groups * cut, inputs // cut, outputs)
     moments = _damp(second.astype(np.float32))
-    step = _first_step(weight, np.maximum(most, 1), moments, cut)
+    level = np.zeros((WIDTHS, groups, inputs, outputs), np.float32)
+    step = np.empty((WIDTHS, groups, outputs), np.float32)
+    for start in range(0, outputs, CHUNK):
+        some = slice(start, start + CHUNK)
+        level[1:, ..., some], step[..., some] = _descend(weight[..., some], moments, cut, sweeps)
+    return Levels(level, step)
+
+
+def _descend(weight: np.ndarray, moments: np.ndarray, cut: int, sweeps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds levels [7, G, D, r] at 2..8 bits and steps [8, G, r] of some output channels, from the nearest ones on."""
+    rows, inputs, outputs = weight.shape
+    most = np.repeat(2 ** np.arange(1, WIDTHS) - 1, outputs).astype(np.float32)  # levels a side, [7 r]
+    target = np.tile(moments @ weight, (1, 1, WIDTHS - 1))
+    weight = np.tile(weight, (1, 1, WIDTHS - 1))
+    step = first = _first_step(weight, most, moments, cut)
     level = np.clip(np.rint(weight / step[:, None]), -most, most)
-    target = moments @ weight
-    for _ in range(sweeps):
-        product = moments @ level
-        step = _best_step(step, _sum_parts(level * target, cut), _sum_parts(level * product, cut))
-        _sweep(level, target - product * step[:, None], step, most * (weight != 0), moments)
-    shaped = level.reshape(groups, inputs, WIDTHS, outputs).transpose(2, 0, 1, 3)
-    return Levels(shaped, step[::cut].reshape(groups, WIDTHS, outputs).transpose(1, 0, 2))
+    product, limit = moments @ level, most * (weight != 0)
+    for sweep in range(sweeps):
+        step = _best_step(step, _sum_parts(level, target, cut), _sum_parts(level, product, cut))
+        _sweep(level, product, target, step, limit, moments, last=sweep == sweeps - 1)
+    shaped = level.reshape(rows // cut, inputs * cut, WIDTHS - 1, outputs).transpose(2, 0, 1, 3)
+    steps = np.concatenate([first[:, :outputs], step], axis=1)[::cut]  # at one bit that of two: as many levels count
+    return shaped, steps.reshape(rows // cut, WIDTHS, outputs).transpose(1, 0, 2)
 
 
 def _first_step(weight: np.ndarray, most: np.ndarray, moments: np.ndarray, cut: int) -> np.ndarray:
     """Chooses among a few clips of each channel, each input weighted by its own second moment."""
-    own = np.einsum("gdd->gd", moments)[..., None]
+    own = np.einsum("gdd->gd", moments)
     largest = np.abs(weight).max(1).reshape(-1, cut, weight.shape[-1]).max(1)
     largest = np.repeat(np.where(largest > 0, largest, 1), cut, axis=0)
-    steps = [ratio * largest / most for ratio in CLIP_RATIOS]
+    scaled, nearest = np.empty_like(weight), np.empty_like(weight)  # new memory each time takes longer than the sums
 
     def error(step: np.ndarray) -> np.ndarray:
-        nearest = np.clip(np.rint(weight / step[:, None]), -most, most) * step[:, None]
-        return _sum_parts(own * (weight - nearest) ** 2, cut)
+        np.multiply(weight, 1 / step[:, None], out=scaled)
+        np.rint(scaled, out=nearest)
+        np.clip(nearest, -most, most, out=nearest)
+        np.subtract(scaled, nearest, out=scaled)
+        np.square(scaled, out=scaled)
+        return _sum_over_parts((own[:, None] @ scaled)[:, 0] * step**2, cut)
 
+    steps = np.stack([ratio * largest / most for ratio in CLIP_RATIOS])
     errors = [error(step) for step in steps]
-    return np.take_along_axis(np.stack(steps), np.argmin(errors, axis=0)[None], axis=0)[0]
+    return np.take_along_axis(steps, np.argmin(errors, axis=0)[None], axis=0)[0]
 
 
 def _best_step(step: np.ndarray, numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
@@ -82,23 +101,38 @@ def _best_step(step: np.ndarray, numerator: np.ndarray, denominator: np.ndarray)
     return np.where(good, numerator / np.where(good, denominator, 1), step).astype(np.float32)
 
 
-def _sweep(level: np.ndarray, slope: np.ndarray, step: np.ndarray, most: np.ndarray, moments: np.ndarray) -> None:
-    """Moves each weight in turn to its best level, in place; `slope` is `S e`, which changes with every move.
+def _sweep(
+    level: np.ndarray,
+    product: np.ndarray,
+    target: np.ndarray,
+    step: np.ndarray,
+    limit: np.ndarray,
+    moments: np.ndarray,
+    last: bool,
+) -> None:
+    """Moves each weight in turn to its best level, in place, and `product`, which is `S level`, with it.
 
-    Levels go up to `most` on either side, which is 0 for a weight of 0.
+    Levels go up to `limit` on either side, which is 0 for a weight of 0. After the last sweep nobody reads `product`.
     """
     per_step = 1 / step
     for start in range(0, level.shape[1], BLOCK):
         block = slice(start, start + BLOCK)
-        near, moved = slope[:, block].copy(), np.zeros_like(level[:, block])
+        near = target[:, block] * per_step[:, None] - product[:, block]  # `S e` in steps
+        moved = np.zeros_like(near)
         for i in range(near.shape[1]):
             at = start + i
-            own = moments[:, at, at][:, None]
-            best = np.clip(np.rint(level[:, at] + near[:, i] * (per_step / own)), -most[:, at], most[:, at])
-            moved[:, i] = (level[:, at] - best) * step
-            near += moments[:, block, at][..., None] * moved[:, i][:, None]
-            level[:, at] = best
-        slope += moments[:, :, block] @ moved
+            slope = near[:, i]
+            if i:  # what moved before in this block
+                slope = slope - (moments[:, at, None, start:at] @ moved[:, :i])[:, 0]
+            slope = slope / moments[:, at, at, None]
+            slope += level[:, at]
+            np.rint(slope, out=slope)
+            np.minimum(slope, limit[:, at], out=slope)
+            np.maximum(slope, -limit[:, at], out=slope)
+            np.subtract(slope, level[:, at], out=moved[:, i])
+            level[:, at] = slope
+        rest = slice(start + BLOCK if last else 0, None)
+        product[:, rest] += moments[:, rest, block] @ moved
 
 
 def _damp(second: np.ndarray) -> np.ndarray:
@@ -108,7 +142,10 @@ def _damp(second: np.ndarray) -> np.ndarray:
     return second + each[:, None, None] * np.eye(second.shape[-1], dtype=np.float32)
 
 
-def _sum_parts(values: np.ndarray, cut: int) -> np.ndarray:
-    """Sums over inputs and parts; every part of a group gets the sum."""
-    sums = values.sum(1)
+def _sum_parts(one: np.ndarray, other: np.ndarray, cut: int) -> np.ndarray:
+    """Sums products over inputs and parts; every part of a group gets the sum."""
+    return _sum_over_parts(np.einsum("gdc,gdc->gc", one, other), cut)
+
+
+def _sum_over_parts(sums: np.ndarray, cut: int) -> np.ndarray:
     return np.repeat(sums.reshape(-1, cut, sums.shape[-1]).sum(1), cut, axis=0)

@@ -101,6 +101,23 @@ def add_samples(histogram: Histogram, samples: Sample) -> Histogram:
     )
 
 
+def count_on_host(values: Float[np.ndarray, "*n"], weight: Float[np.ndarray, "*n"] | float = 1.0) -> Histogram:
+    """Counts evenly spaced elements of one tensor in NumPy, as `draw_sample` and `add_samples` do for many.
+
+    For tensors of many shapes, of which each would be a program of its own.
+
+    >>> print(count_on_host(np.array([0.5, -2.0], np.float32)).largest)
+    2.0
+    """
+    stride = coprime_stride(values.size, WEIGHT_SAMPLES)
+    taken = np.ascontiguousarray(values.reshape(-1)[::stride], np.float32)
+    times = np.broadcast_to(weight, values.shape).reshape(-1)[::stride]
+    code = taken.view(np.uint32) >> SHIFT
+    counts = np.bincount(code, times, 2 * BINS).astype(np.float32)
+    ends = np.float32(values.min()), np.float32(values.max())
+    return Histogram(*map(jnp.asarray, (counts[:BINS], counts[BINS:], *ends, np.isfinite(values).all())))
+
+
 def bin_of(magnitude: Float[Array, "*n"]) -> Array:
     """Finds the bin of a number that is not negative."""
     code = jax.lax.bitcast_convert_type(jnp.asarray(magnitude, jnp.float32), jnp.uint32) >> SHIFT

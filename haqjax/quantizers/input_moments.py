@@ -1,14 +1,16 @@
 """Means and second moments of each layer's inputs over the calibration images."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float
 
 from haqjax.quantizers.im2col import take_rows, to_matrix
-from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
+from haqjax.types import AnyArray
 
 LARGEST = 640  # inputs whose products are all kept; more are cut into equal parts, and products inside a part are kept
 
@@ -16,9 +18,9 @@ LARGEST = 640  # inputs whose products are all kept; more are cut into equal par
 class Moments(NamedTuple):
     """Sums over `total` rows of a layer's input; P parts of each group's D inputs."""
 
-    total: Float[Array, ""]
-    first: Float[Array, "G D"] | None  # None where it is not asked for
-    second: Float[Array, "GP d d"] | None  # of pairs in one part, `d = D / P`
+    total: Float[AnyArray, ""]
+    first: Float[AnyArray, "G D"] | None  # None where it is not asked for
+    second: Float[AnyArray, "GP d d"] | None  # of pairs in one part, `d = D / P`
 
 
 def parts(inputs: int) -> int:
@@ -30,17 +32,17 @@ def parts(inputs: int) -> int:
     return next(count for count in range(-(-inputs // LARGEST), inputs + 1) if inputs % count == 0)
 
 
-def empty_moments(apply: Apply, params: PyTree, x: PyTree, second: bool, first: bool) -> tuple[Moments, ...]:
-    """Makes sums over no rows, one entry a layer; of `x` only shapes are read."""
+def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: bool) -> tuple[Moments, ...]:
+    """Makes sums over no rows, one entry a layer, on the host: a fill of each shape would be a program of its own."""
 
-    def empty(layer: Layer, weight: Array) -> Moments:
+    def empty(layer: Layer, weight: AnyArray) -> Moments:
         groups, inputs, _ = to_matrix(layer, weight).shape
         cut = parts(inputs)
         pairs = (groups * cut, inputs // cut, inputs // cut)
-        zeros = jnp.zeros((), jnp.float32)
-        return Moments(zeros, jnp.zeros((groups, inputs)) if first else None, jnp.zeros(pairs) if second else None)
+        zeros = [np.zeros(shape, np.float32) for shape in ((), (groups, inputs), pairs)]
+        return Moments(zeros[0], zeros[1] if first else None, zeros[2] if second else None)
 
-    return map_weights(empty, apply, params, x)
+    return tuple(empty(*row) for row in rows)
 
 
 def add_moments(so_far: Moments, layer: Layer, activation: Array, most: int) -> Moments:

@@ -5,18 +5,22 @@ forward pass rounds as it always does.
 """
 
 import dataclasses
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from threadpoolctl import threadpool_limits
 
 from haqjax.quantizers.bias_correction import mean_inputs
 from haqjax.quantizers.comq import round_levels
 from haqjax.quantizers.im2col import from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
 from haqjax.quantizers.linear import Grid, widen
-from haqjax.quantizers.per_channel import broadcast_channels, channel_maximum
+from haqjax.quantizers.per_channel import broadcast_channels
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, Ranges, Rounding
@@ -27,24 +31,28 @@ Policy = Int[Array, "L 2"]
 
 
 def make_rounding(
-    apply: Apply, params: PyTree, x: PyTree, clip: Float[np.ndarray, "L 8"], moments: tuple[Moments, ...]
+    rows: Sequence[tuple[Layer, np.ndarray]], clip: Float[np.ndarray, "L 8"], moments: tuple[Moments, ...]
 ) -> Rounding:
     """Makes the record of `Ranges.rounding`: levels of least error at each layer's output, and mean inputs.
 
     Levels are kept as offsets and clip factors relative to nearest rounding.
 
     Args:
-      x: only shapes are read.
+      rows: each layer with its weight, in order of execution.
       clip: of the weights, as in `Ranges.clip`, scaled to each channel.
       moments: sums over the calibration images, one entry a layer.
     """
-    pairs = map_weights(lambda layer, weight: (layer, weight), apply, params, x)
-    rows = [(layer, np.asarray(weight, np.float32), sums) for (layer, weight), sums in zip(pairs, moments, strict=True)]
-    means = tuple(mean_inputs(*row) for row in rows) if moments[0].first is not None else None
-    if moments[0].second is None:
+    layers, sums = [layer for layer, _ in rows], jax.tree.map(np.asarray, moments)
+    weights = tuple(np.asarray(weight, np.float32) for _, weight in rows)
+    means = tuple(map(mean_inputs, layers, weights, sums)) if sums[0].first is not None else None
+    if sums[0].second is None:
         return Rounding(None, None, means, None)
-    offsets, factors = zip(*(_round(*row, clip[row[0].index]) for row in rows), strict=True)
-    return Rounding(offsets, np.concatenate(factors, axis=1), means, tuple(weight for _, weight, _ in rows))
+    # Layers side by side, and each product in one thread: products as small as these wait longer for threads of the
+    # library of linear algebra than they take.
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(_round, layers, weights, sums, [clip[layer.index] for layer in layers])
+        offsets, factors = zip(*found, strict=True)
+    return Rounding(offsets, np.concatenate(factors, axis=1), means, weights)
 
 
 def to_nearest(ranges: Ranges) -> Ranges:
@@ -116,9 +124,11 @@ def _round(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rounds one layer by COMQ at every width: offsets [8, *weight] and clip factors [8, C]."""
     matrix = np.asarray(to_matrix(layer, weight))
-    levels = round_levels(matrix, np.asarray(sums.second) / np.asarray(sums.total))
+    assert sums.second is not None
+    levels = round_levels(matrix, np.asarray(sums.second) / sums.total)
     steps = np.stack([_by_channel(layer, step, matrix.shape) for step in levels.step])  # [8, C]
-    largest = np.asarray(channel_maximum(layer, jnp.asarray(weight)))
+    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
+    largest = np.abs(weight).max(axis=summed).reshape(-1)
     ratio = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
     sides = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
     factor = (steps * sides / (clip[:, None] * ratio)).astype(np.float32)
@@ -134,6 +144,7 @@ def _by_channel(layer: Layer, step: Float[np.ndarray, "G R"], shape: tuple[int, 
 
 def _offsets(layer: Layer, weight: np.ndarray, level: np.ndarray, step: Float[np.ndarray, "C"]) -> np.ndarray:
     chosen = np.asarray(from_matrix(layer, level))
-    nearest = np.rint(weight / np.asarray(broadcast_channels(layer, jnp.asarray(step))))
+    shape = [size if axis in layer.channel_axes else 1 for axis, size in enumerate(weight.shape)]
+    nearest = np.rint(weight / step.reshape(shape))
     beyond = (np.abs(nearest) > np.abs(chosen)) & (np.abs(chosen) == np.abs(level).max(initial=0))
     return np.clip(np.where(beyond & (nearest * chosen > 0), 0, chosen - nearest), -INT8, INT8).astype(np.int8)
