@@ -66,7 +66,7 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 ##   TIE             layers that have the same bits, TIE='blocks.1.project+blocks.2.project'
 ##
 ## Search (search)
-##   SEARCH          ilp (the default), haq, evolution, gradient, greedy, uniform or random
+##   SEARCH          ilp (the default), haq, evolution, gradient, svg, greedy, uniform or random
 ##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin
 ##   EPISODES        policies to evaluate, 400 by default
 ##   PARALLEL        policies a round, 4 by default

@@ -90,7 +90,8 @@ class Searcher(NamedTuple):
     policies that came of them, and their rewards [N].
 
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is
-    given the same configuration returns the same functions. Together that makes one compiled program serve all.
+    given the same configuration returns the same functions. Together that makes one compiled program serve all. What is
+    too large for a state, `learn` reads of the problem after each `tell`; it compiles its parts itself.
     """
 
     init: Callable[[Problem, PRNGKeyArray], Any]
@@ -99,6 +100,7 @@ class Searcher(NamedTuple):
     on_host: bool = False  # `ask` and `tell` are plain Python on NumPy arrays; evaluation is compiled all the same
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
+    learn: Callable[[Problem, Any], Any] | None = None  # after `tell`, from what a state cannot hold, such as a network
 
 
 class Record(NamedTuple):

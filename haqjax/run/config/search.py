@@ -23,6 +23,7 @@ from haqjax.run.config.options import (
 from haqjax.run.hosts import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
+from haqjax.searchers.loop import BY_GRADIENT
 
 BY_ACCURACY = ("haq", "random", "uniform")  # searches that need no loss: a policy given up says enough
 
@@ -252,8 +253,8 @@ class SearchConfig:
             raise ValueError("warm_start is for a search within one budget: leave it out with front or max_drop")
         if evaluation.cuts and method.search != "ilp":
             raise ValueError(f"cuts {evaluation.cuts} are for the search 'ilp', without fine-tuning: leave them out")
-        if method.search == "gradient" and self.by_codebook:
-            raise ValueError("the search 'gradient' needs linear weights: with size alone, choose another")
+        if method.search in BY_GRADIENT and self.by_codebook:
+            raise ValueError(f"the search {method.search!r} needs linear weights: with size alone, choose another")
         one = method.search in BY_ACCURACY and not evaluation.finetune_steps and aim.resource is None
         if evaluation.race is not None and not one:
             raise ValueError(
