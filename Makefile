@@ -67,7 +67,7 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 ##
 ## Search (search)
 ##   SEARCH          ilp (the default), haq, evolution, gradient, svg, greedy, uniform or random
-##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin
+##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin, loss
 ##   EPISODES        policies to evaluate, 400 by default
 ##   PARALLEL        policies a round, 4 by default
 ##   SEED            of the search; in train of the training, in finetune of the order of the images

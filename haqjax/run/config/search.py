@@ -160,7 +160,7 @@ class MethodOptions:
     search: str = "ilp"
     """How to search; see docs/search.md. The paper's agent is haq."""
     extensions: str | None = None
-    """Extensions to haq, with commas between: start, swap, costs, retain, twin; see docs/search.md."""
+    """Extensions to haq, with commas between: start, swap, costs, retain, twin, loss; see docs/search.md."""
     episodes: int = 400
     """Policies to evaluate, all in all."""
     parallel: int = 4
@@ -255,11 +255,12 @@ class SearchConfig:
             raise ValueError(f"cuts {evaluation.cuts} are for the search 'ilp', without fine-tuning: leave them out")
         if method.search in BY_GRADIENT and self.by_codebook:
             raise ValueError(f"the search {method.search!r} needs linear weights: with size alone, choose another")
-        one = method.search in BY_ACCURACY and not evaluation.finetune_steps and aim.resource is None
+        by_accuracy = method.search in BY_ACCURACY and "loss" not in method.extension_names
+        one = by_accuracy and not evaluation.finetune_steps and aim.resource is None
         if evaluation.race is not None and not one:
             raise ValueError(
-                f"race {evaluation.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning: "
-                "leave it out"
+                f"race {evaluation.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning and "
+                "the extension 'loss': leave it out"
             )
 
     def check_files(self) -> None:
