@@ -67,8 +67,8 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 ##   TIE             layers that have the same bits, TIE='blocks.1.project+blocks.2.project'
 ##
 ## Search (search)
-##   SEARCH          ilp (the default), haq, evolution, gradient, greedy, uniform or random
-##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin
+##   SEARCH          ilp (the default), haq, evolution, gradient, svg, greedy, uniform or random
+##   EXTENSIONS      of haq, with commas between: start, swap, costs, retain, twin, loss
 ##   EPISODES        policies to evaluate at most, 400 by default
 ##   PATIENCE        rounds without a gain after which it ends, 25 by default; 0 goes on to EPISODES
 ##   PARALLEL        policies a round, 4 by default

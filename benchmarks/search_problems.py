@@ -28,6 +28,7 @@ from haqjax.policies.cost import policy_cost
 from haqjax.quantizers.codebook import make_codebook
 from haqjax.searchers import make_problem
 from haqjax.searchers.base import Problem
+from haqjax.searchers.loop import BY_GRADIENT
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, LayerTable, Ranges
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -169,7 +170,7 @@ def _put_together(
     if by_size:
         evaluators = {name: only_weights(evaluator) for name, evaluator in evaluators.items()}
         searched = only_weights(searched)
-    elif "gradient" in config.searchers:
+    elif not BY_GRADIENT.isdisjoint(name.partition("+")[0] for name in config.searchers):
         soft = make_soft_loss(apply, params, data.train.take(np.arange(min(1024, len(data.train)))), ranges)
         searched = dataclasses.replace(searched, soft_loss=soft)
     floating = jnp.full((1, len(table_of), 2), FULL_PRECISION)

@@ -40,6 +40,7 @@ from haqjax.evaluation import make_soft_loss
 from haqjax.policies.bounds import make_bounds
 from haqjax.report.static.style import TEXT, WIDTH, outline_axes
 from haqjax.searchers import SEARCHERS, SearchResult
+from haqjax.searchers.loop import BY_GRADIENT
 
 STYLES = {"ilp": "-", "gradient": "--", "haq": "-", "evolution": "-.", "greedy": ":", "uniform": ":", "random": "--"}
 COLOURS = {
@@ -80,7 +81,7 @@ def main(config: Config) -> dict:
     for place, name in itertools.product(config.places, config.searchers):
         limit = budget(table, latency_s=limit_between(table, limits, place))
         one = dataclasses.replace(config, searcher=name)
-        evaluator = dataclasses.replace(subject.search, soft_loss=soft if name == "gradient" else None)
+        evaluator = dataclasses.replace(subject.search, soft_loss=soft if name in BY_GRADIENT else None)
         problem = pose(subject, table, limit, limits, evaluator)
         found = [find(one, problem, seed) for seed in range(config.seeds)]
         reported = measure(subject, [result.policy for result in found])

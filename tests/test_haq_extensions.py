@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from haqjax.agent import DDPG
+from haqjax.run import SearchConfig
 from haqjax.searchers import HAQ, make_haq, search
 from haqjax.searchers.haq import EXTENSIONS, extend
 from haqjax.searchers.haq_features import describe_costs
@@ -23,6 +24,7 @@ def test_each_extension_is_had_alone():
         found = extend(plain, [one], problem, 40)
         changed = {
             "costs": found.costs,
+            "loss": found.loss,
             "swap": found.swap == 20,
             "retain": found.retain == 8,
             "start": found.start is not None,
@@ -48,6 +50,24 @@ def test_costs_that_are_not_known_count_as_nothing():
     np.testing.assert_array_equal(told, np.tile([0.5, 0.0], (6, 1)))  # of two resources, one is the same everywhere
 
 
+def test_rewards_of_the_loss_are_ratios_of_likelihoods_within_the_same_bounds_as_those_of_accuracy():
+    problem = make_world(reference=0.9)  # whose float network has no loss
+    searcher = make_haq(extend(HAQ(DDPG(warmup=4, hidden=(16, 16)), parallel=4), ["loss"], problem, 4))
+    found = search(problem, searcher, episodes=4, key=jax.random.key(0))
+    remembered = np.asarray(found.state.memory.storage.reward)[:32].reshape(4, 8)
+    np.testing.assert_allclose(found.records.reward, -found.records.loss, rtol=1e-5)
+    expected = 10 * (np.exp(-found.records.loss) - 1)
+    np.testing.assert_allclose(remembered, np.broadcast_to(expected[:, None], (4, 8)), rtol=1e-4)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found.state.best.reward, -found.records.loss.min(), rtol=1e-5)
+
+
+def test_a_race_that_goes_by_accuracy_is_refused_with_rewards_of_the_loss():
+    SearchConfig.of(search="haq", race=0.01, extensions="swap")
+    with pytest.raises(ValueError, match="race 0.01 is for haq.* without fine-tuning and the extension 'loss'"):
+        SearchConfig.of(search="haq", race=0.01, extensions="swap,loss")
+
+
 def test_an_agent_of_another_size_is_refused():
     problem = make_world()
     small = HAQ(DDPG(warmup=4, hidden=(16, 16)), parallel=4)
@@ -59,7 +79,7 @@ def test_an_agent_of_another_size_is_refused():
 
 
 def test_an_unknown_extension_is_named():
-    with pytest.raises(ValueError, match="unknown extension 'wings': there are costs, retain, start, swap, twin"):
+    with pytest.raises(ValueError, match="unknown extension 'wings': there are costs, loss, retain, start, swap, twin"):
         extend(HAQ(), ["twin", "wings"], make_world(), 40)
 
 

@@ -21,6 +21,7 @@ from haqjax.run.distributed import make_evaluation_mesh
 from haqjax.run.float_network import cache_folder
 from haqjax.run.setup import PreparedSearch
 from haqjax.searchers.driver import evaluate
+from haqjax.searchers.loop import BY_GRADIENT
 from haqjax.sharding import shard_policies
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
@@ -108,7 +109,7 @@ def make_search_evaluator(
             ),
         )
     evaluator = only_finite(usual)
-    if config.method.search != "gradient":
+    if config.method.search not in BY_GRADIENT:
         return evaluator
     train = prepared.data.train
     few = train.take(np.arange(min(SOFT_IMAGES, len(train))))

@@ -109,7 +109,8 @@ class Searcher(NamedTuple):
     policies that came of them, and their rewards [N].
 
     The functions hold configuration only. What they need of a problem, `init` puts into the state; a maker that is
-    given the same configuration returns the same functions. Together that makes one compiled program serve all.
+    given the same configuration returns the same functions. Together that makes one compiled program serve all. What is
+    too large for a state, `learn` reads of the problem after each `tell`; it compiles its parts itself.
     """
 
     init: Callable[[Problem, PRNGKeyArray], Any]
@@ -119,10 +120,10 @@ class Searcher(NamedTuple):
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
     carry: Callable[[Any, Problem], Any] | None = None  # takes a state within another budget; None: begin anew there
-    converged: Callable[[Any, float], bool] | None = (
-        None  # tells that a state expects no gain worth its while, given the
-    )
-    # standard error of the best reward, NaN where unknown; None: rounds are counted
+    # Tells that a state expects no gain worth its while, given the standard error of the best reward, NaN where unknown;
+    # None: rounds are counted.
+    converged: Callable[[Any, float], bool] | None = None
+    learn: Callable[[Problem, Any], Any] | None = None  # after `tell`, from what a state cannot hold, such as a network
 
 
 class Record(NamedTuple):

@@ -130,6 +130,7 @@ def codesign(
         evaluation = evaluate_policies(problem, lowered.policy)
         reward = compute_rewards(method, problem, evaluation)
         state = driver.tell(state, actions, lowered.policy, reward)
+        state = state if method.learn is None else method.learn(problem, state)
         records = join_records(records, record_episodes(actions, lowered, evaluation, reward))
         chosen.append(machine)
         done += len(machine)

@@ -98,6 +98,7 @@ def run_round(
     )
     reward = compute_rewards(searcher, problem, evaluation)
     state = driver.tell(state, actions, proposed.policy, reward)
+    state = state if searcher.learn is None else searcher.learn(problem, state)
     record = record_episodes(actions, proposed, evaluation, reward)
     remember(evaluated, record)
     return state, record

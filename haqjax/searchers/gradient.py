@@ -98,6 +98,19 @@ def begin(problem: Problem, rank: Float[Array, "L 2"]) -> GradientState:
     return GradientState(rank, problem.bounds.low, jnp.float32(-2 * MOST_LOSS), nothing, costs, problem.bounds)
 
 
+def check_soft_loss(problem: Problem) -> None:
+    """Checks that the problem has a differentiable loss.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if problem.evaluator.soft_loss is None:
+        raise ValueError(
+            "a search by gradients needs a differentiable loss: give the evaluator a "
+            "soft_loss=haqjax.evaluation.make_soft_loss(apply, params, split, ranges), or choose another search"
+        )
+
+
 def solve_relaxation(
     problem: Problem, budgets: Sequence[Budget], key: PRNGKeyArray, steps: int = STEPS
 ) -> Float[Array, "B L 2"]:
@@ -106,11 +119,7 @@ def solve_relaxation(
     Raises:
       ValueError: the problem has no differentiable loss.
     """
-    if problem.evaluator.soft_loss is None:
-        raise ValueError(
-            "a search by gradients needs a differentiable loss: give the evaluator a "
-            "soft_loss=haqjax.evaluation.make_soft_loss(apply, params, split, ranges), or choose another search"
-        )
+    check_soft_loss(problem)
     stacked = jax.tree.map(lambda *limits: jnp.stack([jnp.asarray(limit) for limit in limits]), *budgets)
     return descend(problem.evaluator.soft_loss, problem.table, problem.bounds, stacked, key, steps)
 

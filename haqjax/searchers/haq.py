@@ -30,13 +30,13 @@ from haqjax.searchers.haq_features import COSTS, FIRST, describe, describe_costs
 from haqjax.types import WIDTHS, Bounds, Budget, CostTable, Transition
 
 REWARD_SCALE = 10.0  # reward per unit of accuracy: 0.1 for each point (Wang et al. 2019, equation 8)
-EXTENSIONS = ("costs", "retain", "start", "swap", "twin")
+EXTENSIONS = ("costs", "loss", "retain", "start", "swap", "twin")
 RETAINED = 8  # episodes
 
 
 @dataclasses.dataclass(frozen=True)
 class HAQ:
-    """Numbers of the method; the last four are not HAQ's and off, see `extend`.
+    """Numbers of the method; the last five are not HAQ's and off, see `extend`.
 
     Raises:
       ValueError: fewer than one explorer, a negative number, or more episodes retained than there are in the warm-up.
@@ -49,6 +49,7 @@ class HAQ:
     retain: int = 0  # best episodes that the memory never forgets
     swap: int | None = None  # the episode from which bits of the best policy are swapped at random
     costs: bool = False  # the agent also sees what each decision costs
+    loss: bool = False  # rewards are of the loss, where it is measured
 
     def __post_init__(self) -> None:
         if self.parallel < 1 or self.updates < 0:
@@ -134,7 +135,8 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
         return actions
 
     def tell(state: HAQState, actions: Array, policies: Array, rewards: Array) -> HAQState:
-        rows = _remember(state, actions, REWARD_SCALE * rewards, config.agent.discount)
+        scaled = REWARD_SCALE * (jnp.expm1(rewards) if config.loss else rewards)
+        rows = _remember(state, actions, scaled, config.agent.discount)
         memory, kept = add(state.memory, rows), keep(state.kept, rows, rewards)
         episode = state.episode + len(rewards)
         updates = round(config.updates * actions.size)
@@ -146,7 +148,7 @@ def make_haq(config: HAQ = HAQ()) -> Searcher:
         best = update_best(state.best, policies, rewards)
         return state._replace(agent=learned, memory=memory, episode=episode, kept=kept, best=best)
 
-    return Searcher(init, ask, tell)
+    return Searcher(init, ask, tell, objective="loss" if config.loss else "accuracy")
 
 
 def _decisions(bounds: Bounds) -> Bounds:
@@ -171,7 +173,9 @@ def extend(config: HAQ, extensions: Collection[str], problem: Problem | None, ep
     """Adds extensions to the method, none of which is in the paper; each can be had alone.
 
     "costs": the agent also sees what each decision costs of the budget. "start": the warm-up stays near the allocation
-    that is best if each bit less has four times the squared error. "swap": in the second half of the episodes bits of
+    that is best if each bit less has four times the squared error. "loss": rewards go by the loss, which differs where
+    accuracies are equal: the geometric mean of the right classes' probabilities over the float network's, less 1, in
+    place of the difference of accuracy; it is as bounded as that is. "swap": in the second half of the episodes bits of
     the best policy are swapped at random. "retain": the memory never forgets the best 8 episodes. "twin": two critics,
     of which targets take the lower value.
 
@@ -201,4 +205,4 @@ def extend(config: HAQ, extensions: Collection[str], problem: Problem | None, ep
     if "retain" in extensions:
         config = dataclasses.replace(config, retain=min(RETAINED, config.agent.warmup))
     agent = dataclasses.replace(config.agent, twin="twin" in extensions)
-    return dataclasses.replace(config, agent=agent, costs="costs" in extensions)
+    return dataclasses.replace(config, agent=agent, costs="costs" in extensions, loss="loss" in extensions)

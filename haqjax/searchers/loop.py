@@ -32,6 +32,7 @@ from haqjax.searchers.ilp import ILP, make_ilp
 from haqjax.searchers.random import make_random
 from haqjax.searchers.resuming import check_resumable, check_stage, name_searcher
 from haqjax.searchers.stopping import rounds_without_gain, standard_error
+from haqjax.searchers.svg import SVG, make_svg
 from haqjax.searchers.uniform import make_uniform
 from haqjax.types import Budget
 
@@ -42,8 +43,10 @@ SEARCHERS: dict[str, Callable[[int], Searcher]] = {  # name -> maker, given the 
     "haq": lambda parallel: make_haq(HAQ(parallel=parallel)),
     "ilp": lambda parallel: make_ilp(ILP(parallel=parallel)),
     "random": make_random,
+    "svg": lambda parallel: make_svg(SVG(parallel=parallel)),
     "uniform": make_uniform,
 }
+BY_GRADIENT = frozenset({"gradient", "svg"})  # searches that need a differentiable loss
 OBJECTIVES = ("accuracy", "loss")
 
 OnRound = Callable[[SearchResult], None]  # called after each round with the result so far

@@ -84,7 +84,7 @@ def descend(
 
     def one(budget: Budget) -> Float[Array, "L 2"]:
         costs = normalise_costs(table, bounds, budget)
-        start = _boundary(costs, bounds)
+        _, start = find_boundary(costs, bounds)
         resources = normalised_cost(costs, start).shape[-1]
         state = Relaxation(start, _ADAM.init(start), jnp.zeros(resources))
         step = functools.partial(_step, soft_loss, costs, bounds, first, jnp.asarray(steps))
@@ -133,11 +133,12 @@ def soft_bits(rank: Float[Array, "L 2"], bounds: Bounds) -> Float[Array, "L 2"]:
     return follow(low + (rank - below) * (high - low), bounds)
 
 
-def _boundary(costs: CostTable, bounds: Bounds) -> Float[Array, "L 2"]:
-    """Takes the same fraction of every range of ranks, as much as fits the budget."""
+def find_boundary(costs: CostTable, bounds: Bounds) -> tuple[Float[Array, ""], Float[Array, "L 2"]]:
+    """Takes the same fraction of every range of ranks, as much as fits the budget; returns it, and the ranks."""
     top = (ladder(bounds)[1] - 1).astype(jnp.float32)
 
     def fits(fraction: Float[Array, ""]) -> Bool[Array, ""]:
         return (normalised_cost(costs, soft_bits(fraction * top, bounds)) <= 1).all()
 
-    return bisect(fits, jnp.float32(0), jnp.float32(1), BISECTIONS) * top
+    fraction = bisect(fits, jnp.float32(0), jnp.float32(1), BISECTIONS)
+    return fraction, fraction * top

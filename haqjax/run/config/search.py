@@ -23,6 +23,7 @@ from haqjax.run.config.options import (
 from haqjax.run.hosts import read_hosts
 from haqjax.searchers import SEARCHERS
 from haqjax.searchers.haq import EXTENSIONS
+from haqjax.searchers.loop import BY_GRADIENT
 
 BY_ACCURACY = ("haq", "random", "uniform")  # searches that need no loss: a policy given up says enough
 ONE_BUDGET = "give one, such as budget 0.6, or leave it out"
@@ -160,7 +161,7 @@ class MethodOptions:
     search: str = "ilp"
     """How to search; see docs/search.md. The paper's agent is haq."""
     extensions: str | None = None
-    """Extensions to haq, with commas between: start, swap, costs, retain, twin; see docs/search.md."""
+    """Extensions to haq, with commas between: start, swap, costs, retain, twin, loss; see docs/search.md."""
     episodes: int = 400
     """Policies to evaluate, all in all and at most."""
     patience: int = 25
@@ -255,13 +256,14 @@ class SearchConfig:
             raise ValueError(f"warm_start is for a search within one budget: {ONE_BUDGET}")
         if evaluation.cuts and method.search != "ilp":
             raise ValueError(f"cuts {evaluation.cuts} are for the search 'ilp', without fine-tuning: leave them out")
-        if method.search == "gradient" and self.by_codebook:
-            raise ValueError("the search 'gradient' needs linear weights: with size alone, choose another")
-        one = method.search in BY_ACCURACY and not evaluation.finetune_steps and aim.resource is None
+        if method.search in BY_GRADIENT and self.by_codebook:
+            raise ValueError(f"the search {method.search!r} needs linear weights: with size alone, choose another")
+        by_accuracy = method.search in BY_ACCURACY and "loss" not in method.extension_names
+        one = by_accuracy and not evaluation.finetune_steps and aim.resource is None
         if evaluation.race is not None and not one:
             raise ValueError(
-                f"race {evaluation.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning: "
-                f"{ONE_BUDGET}"
+                f"race {evaluation.race:g} is for {', '.join(BY_ACCURACY)}, within one budget, without fine-tuning and "
+                f"the extension 'loss': {ONE_BUDGET}"
             )
 
     def check_files(self) -> None:
