@@ -1,26 +1,32 @@
 """Tuning of arithmetic: in which type each layer's products are fastest, measured once for a kind of device."""
 
 import functools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from haqjax.evaluation.tuning_cache import cache_path, recall, remember
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.tracing.hooks import Apply, map_weights
-from haqjax.tracing.integer_products import FORMS, Arithmetic, Form, multiply, ready_weights
-from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.integer_products import FORMS, Arithmetic, Form, count_summed, multiply, ready_weights
+from haqjax.tracing.jaxpr import Layer, shape_of
 from haqjax.types import Ranges
 
 VERSION = 1  # of the file: raise it when the products change
 FOLDER = "arithmetic-tuning"  # of the cache
 REPEATS = 5  # timings of each form, of which the least counts
 ROWS, SUMMED, OUTPUTS = 2048, 1152, 128  # of a product that tells which types a device is fast at
+LONG = 1e9  # seconds of what a device lacks
+MOST = 0.9  # of a network's work is done by the layers that are tried; the others are left in float32
 WORTHWHILE = 0.7  # of the time in float32; types that do not get there on the plain product are not tried on layers
+
+Measure = Callable[[Layer | None, int, Sequence[Form]], dict[Form, float]]  # (layer, parts, forms) -> seconds
 
 
 def tune_arithmetic(
@@ -59,44 +65,71 @@ def tune_arithmetic(
     path = cache_path(cache, FOLDER, identity)
     forms = recall(path).get("forms")
     if not isinstance(forms, list) or len(forms) != len(layers) or not set(forms) <= set(FORMS):
-        forms = _find_forms(layers, known, _measure if time_product is None else _ignore_parts(time_product))
+        measure = _measure if time_product is None else _ask(time_product)
+        forms = _find_forms(layers, known, _time_plain(cache, measure), measure)
         remember(path, {"forms": forms})
     return choose_arithmetic(apply, params, x, ranges, forms)
 
 
+def _time_plain(cache: str | Path | None, measure: Measure) -> Mapping[Form, float]:
+    """Times the plain product in every type, once for a kind of device."""
+    path = cache_path(cache, FOLDER, VERSION)
+    known = recall(path).get("seconds")
+    if isinstance(known, dict) and set(known) == set(FORMS) and all(isinstance(s, float) for s in known.values()):
+        return known
+    seconds = measure(None, 1, FORMS)
+    finite = {form: seconds[form] if math.isfinite(seconds[form]) else LONG for form in FORMS}
+    remember(path, {"seconds": finite})
+    return finite
+
+
 def _find_forms(
-    layers: Sequence[Layer], arithmetic: Sequence[Arithmetic], seconds: Callable[[Layer | None, Arithmetic], float]
+    layers: Sequence[Layer], arithmetic: Sequence[Arithmetic], plain: Mapping[Form, float], measure: Measure
 ) -> list[Form]:
-    """Times each layer in the forms that are worth a trial; layers of the same shapes once."""
-    plain = {form: seconds(None, Arithmetic(form)) for form in FORMS}
+    """Times the layers that do most of the work in the types that are worth a trial; those of equal shapes once."""
     worth = [form for form in FORMS if form == "float32" or plain[form] < WORTHWHILE * plain["float32"]]
     found: dict[str, Form] = {}
     for layer, one in zip(layers, arithmetic, strict=True):
         name = _describe(layer)
         if name not in found:
-            times = {form: seconds(layer, one._replace(form=form)) for form in worth} if len(worth) > 1 else {}
-            found[name] = min(worth, key=lambda form: times.get(form, 0.0))
+            tried = len(worth) > 1 and name in _busy(layers)
+            times: dict[Form, float] = measure(layer, one.parts, worth) if tried else {"float32": 0.0}
+            found[name] = min(times, key=times.__getitem__)
     return [found[_describe(layer)] for layer in layers]
 
 
-def _ignore_parts(time_product: Callable[..., float]) -> Callable[[Layer | None, Arithmetic], float]:
-    return lambda layer, arithmetic: time_product(layer, arithmetic.form)
+def _busy(layers: Sequence[Layer]) -> set[str]:
+    """Finds the fewest kinds of layers that do `MOST` of the multiply-accumulates."""
+    work: dict[str, float] = {}
+    for layer in layers:
+        macs = math.prod(shape_of(layer.equation.outvars[0])) * count_summed(layer)
+        work[_describe(layer)] = work.get(_describe(layer), 0) + macs
+    names = sorted(work, key=lambda name: -work[name])
+    before = np.cumsum([0, *(work[name] for name in names[:-1])])
+    return {name for name, done in zip(names, before, strict=True) if done < MOST * sum(work.values())}
 
 
-def _measure(layer: Layer | None, arithmetic: Arithmetic) -> float:
-    """Times a layer from float activations to float sums; infinite where it fails, or gives other sums."""
-    if layer is None:
-        layer = _plain_product()
+def _ask(time_product: Callable[..., float]) -> Measure:
+    return lambda layer, parts, forms: {form: time_product(layer, form) for form in forms}
+
+
+def _measure(layer: Layer | None, parts: int, forms: Sequence[Form]) -> dict[Form, float]:
+    """Times a layer from float activations to float sums; infinite where it fails, or gives other sums than float32."""
+    layer = _plain_product() if layer is None else layer
     keys = jax.random.split(jax.random.key(0))
     activation = jax.random.randint(keys[0], layer.activation_shape, 0, 128).astype(jnp.float32)
     weight = jax.random.randint(keys[1], layer.weight_shape, -3, 4).astype(jnp.float32)
-    try:
-        expected = _run(layer, arithmetic._replace(form="float32"))(activation, weight)
-        function = _run(layer, arithmetic)
-        alike = bool((function(activation, weight) == expected).all())
-        return _time(lambda: function(activation, weight)) if alike else float("inf")
-    except jax.errors.JaxRuntimeError:  # a type that this device lacks
-        return float("inf")
+    expected = _run(layer, Arithmetic("float32", parts))(activation, weight)
+
+    def seconds(form: Form) -> float:
+        run = _run(layer, Arithmetic(form, parts))
+        try:
+            alike = bool((run(activation, weight) == expected).all())
+            return _time(lambda: run(activation, weight)) if alike else float("inf")
+        except jax.errors.JaxRuntimeError:  # a type that this device lacks
+            return float("inf")
+
+    return {form: seconds(form) for form in forms}
 
 
 def _run(layer: Layer, arithmetic: Arithmetic) -> Callable[[Array, Array], Array]:

@@ -12,12 +12,20 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from haqjax.tracing.hooks import Apply, map_weights
-from haqjax.tracing.integer_products import FLOAT_LIMIT, Arithmetic, Form, count_summed, safe_arithmetic
+from haqjax.tracing.integer_products import (
+    FLOAT_LIMIT,
+    Arithmetic,
+    Form,
+    cuts_evenly,
+    safe_arithmetic,
+    summed_axes,
+)
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, Ranges
 
 LEVELS = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]  # of a weight on a side of zero, by bits - 1
 LARGEST_ACTIVATION, LARGEST_SIGNED = 255, 127  # codes at 8 bits
+FEW = 1, 2, 3  # parts that are tried before as many as any weights need
 
 
 def choose_arithmetic(
@@ -61,40 +69,52 @@ def _count_parts(layer: Layer, weight: Array, ranges: Ranges, mine: slice) -> in
     safe = safe_arithmetic(layer).parts
     if safe == 1 or ranges.codebook is not None:  # the values of codebooks are no codes
         return 1
-    return 1 if _bound_sums(layer, np.asarray(weight, np.float64), ranges, mine) <= FLOAT_LIMIT else safe
+    values = np.asarray(weight, np.float64)
+    tried = (parts for parts in FEW if parts < safe and cuts_evenly(layer, parts))
+    return next((parts for parts in tried if _bound_sums(layer, values, ranges, mine, parts) <= FLOAT_LIMIT), safe)
 
 
-def _bound_sums(layer: Layer, weight: np.ndarray, ranges: Ranges, mine: slice) -> float:
-    """Bounds every partial sum of the layer's codes, in any order, over all widths and channels.
+def _bound_sums(layer: Layer, weight: np.ndarray, ranges: Ranges, mine: slice, parts: int) -> float:
+    """Bounds every partial sum of the layer's codes within a part, in any order, over all widths and channels.
 
     Unsigned codes meet either the positive weights or the negative ones, signed codes both.
     """
-    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    sides = [np.maximum(sign * weight, 0).sum(summed).reshape(-1) for sign in (1, -1)]
-    count, signed = count_summed(layer), np.asarray(ranges.signed)[layer.index]
-    bound = 0.0
-    for step, moves in _steps(layer, weight, summed, ranges, mine):
+    sides = [_sum_parts(layer, np.maximum(sign * weight, 0), parts) for sign in (1, -1)]
+    count = _sum_parts(layer, np.ones_like(weight), parts)
+    signed, bound = np.asarray(ranges.signed)[layer.index], 0.0
+    for step, moves in _steps(layer, weight, ranges, mine, parts):
         # Rounding adds half a level to a magnitude at most; one signed bit has no levels.
-        up, down = (np.minimum(side / step + count / 2 + moves, count * LEVELS)[1:] for side in sides)
+        up, down = (np.minimum(side / step + count / 2 + moves, count * LEVELS)[:, 1:] for side in sides)
         unsigned = LARGEST_ACTIVATION * np.maximum(up, down).max() if not signed.all() else 0
         bound = max(bound, unsigned, LARGEST_SIGNED * (up + down).max() if signed.any() else 0)
     return bound
 
 
+def _sum_parts(layer: Layer, values: np.ndarray, parts: int) -> Float[np.ndarray, "parts 1 C"]:
+    """Sums what belongs to each output channel, within each part of what is summed over."""
+    axis = summed_axes(layer)[0]
+    size = -(-values.shape[axis] // parts)
+    within = np.add.reduceat(values, np.arange(0, values.shape[axis], size), axis=axis)
+    others = tuple(at for at in range(values.ndim) if at not in (axis, *layer.channel_axes))
+    whole = np.moveaxis(within.sum(others, keepdims=True), axis, 0)
+    return whole.reshape(len(whole), 1, -1)
+
+
 def _steps(
-    layer: Layer, weight: np.ndarray, summed: tuple[int, ...], ranges: Ranges, mine: slice
-) -> list[tuple[Float[np.ndarray, "8 C"], Float[np.ndarray, "8 C"] | int]]:
+    layer: Layer, weight: np.ndarray, ranges: Ranges, mine: slice, parts: int
+) -> list[tuple[Float[np.ndarray, "8 C"], Float[np.ndarray, "parts 8 C"] | int]]:
     """Computes the steps of each channel by bits - 1, and the levels that its weights are moved by, summed.
 
     Twice where levels were chosen: for channels that hold the weights that they were chosen for, and for others.
     """
+    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
     largest = np.abs(weight).max(summed).reshape(-1)
     ratio = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
     clip = np.asarray(ranges.clip, np.float64)[layer.index, WEIGHT][:, None] * (ratio if ranges.per_channel else 1)
     steps: list[tuple[np.ndarray, np.ndarray | int]] = [(clip / LEVELS, 0)]
     rounding = ranges.rounding
     if rounding is not None and rounding.offsets is not None and rounding.factor is not None:
-        moves = np.abs(np.asarray(rounding.offsets[layer.index], np.int64)).sum(tuple(axis + 1 for axis in summed))
-        factor = np.asarray(rounding.factor, np.float64)[:, mine]
-        steps.append((clip * factor / LEVELS, moves.reshape(WIDTHS, -1)))
+        offsets = np.abs(np.asarray(rounding.offsets[layer.index], np.int32))
+        moves = np.concatenate([_sum_parts(layer, each, parts) for each in offsets], axis=1)
+        steps.append((clip * np.asarray(rounding.factor, np.float64)[:, mine] / LEVELS, moves))
     return steps

@@ -28,7 +28,7 @@ from haqjax.quantizers.per_channel import broadcast_outputs
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.integer_products import Arithmetic, Weights, multiply, ready_weights, safe_arithmetic
-from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.jaxpr import Layer, dtype_of
 from haqjax.tracing.rounded_products import opaque_zero, round_product, rounds_products
 from haqjax.types import WEIGHT, Ranges
 from haqjax.widths import are_widths
@@ -207,7 +207,7 @@ def _compute(layer: Layer, activation: Array, mine: Operands, zero: Int[Array, "
     sums = multiply(layer, encode(activation, mine.grid), mine.weights, arithmetic, mine.signed, mine.whole)
     y = round_product(sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype), zero)
     y = y if mine.bias is None else y + broadcast_outputs(layer, mine.bias).astype(sums.dtype)
-    return y.astype(layer.equation.outvars[0].aval.dtype)
+    return y.astype(dtype_of(layer.equation.outvars[0]))
 
 
 def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array], zero: Int[Array, ""]) -> Hook:

@@ -80,7 +80,8 @@ def scale_of(grid: Grid) -> Float[Array, "*n"]:
 def _spread(grid: Grid, values: Array) -> Grid:
     """Brings a grid to the type of the values, and scalars to their rank."""
     grid = jax.tree.map(lambda leaf: leaf.reshape((1,) * values.ndim) if leaf.ndim == 0 else leaf, grid)
-    return Grid(*(leaf.astype(values.dtype) for leaf in grid[:4]), grid.identity)
+    lowest, highest, step, per_unit = (leaf.astype(values.dtype) for leaf in grid[:4])
+    return Grid(lowest, highest, step, per_unit, grid.identity)
 
 
 def _clip(values: Array, grid: Grid) -> Array:

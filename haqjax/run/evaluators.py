@@ -10,9 +10,15 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from haqjax.data import Split
-from haqjax.evaluation import make_evaluator, make_finetuned_evaluator, make_racing_evaluator, make_soft_loss
+from haqjax.evaluation import (
+    make_evaluator,
+    make_finetuned_evaluator,
+    make_racing_evaluator,
+    make_soft_loss,
+    tune_arithmetic,
+)
 from haqjax.evaluation.batch_tuning import choose_batches
-from haqjax.evaluation.evaluator import only_finite, only_weights
+from haqjax.evaluation.evaluator import only_finite, only_weights, suggest_batch_size
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator
 from haqjax.models import Network
 from haqjax.run.config.options import with_options
@@ -23,6 +29,7 @@ from haqjax.run.setup import PreparedSearch
 from haqjax.searchers.driver import evaluate
 from haqjax.searchers.loop import BY_GRADIENT
 from haqjax.sharding import shard_policies
+from haqjax.tracing.integer_products import Arithmetic
 from haqjax.types import ACTIVATION, FULL_PRECISION, Evaluation, Evaluator, Ranges
 
 SOFT_IMAGES = 1024  # of the training split, that a search by gradients goes through
@@ -33,8 +40,7 @@ FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same 
 def choose_batch_sizes(config: SearchConfig, network: Network, split: Split, ranges: Ranges) -> SearchConfig:
     """Decides how much is evaluated at a time, by timing where nothing was asked.
 
-    It is decided once a run: accuracies depend on it in their last bits, and a run that goes on must go on alike.
-    Several devices time nothing: their results must not depend on their number.
+    It is decided once a run, and changes no answer. Several devices time nothing.
     """
     options = config.evaluation
     asked = options.batch_size is not None or options.policies_at_once is not None
@@ -45,6 +51,18 @@ def choose_batch_sizes(config: SearchConfig, network: Network, split: Split, ran
         network.apply, network.params, split, ranges, policies=config.method.parallel, cache=cache_folder()
     )
     return with_options(config, chosen._asdict())
+
+
+def tune_products(network: Network, split: Split, ranges: Ranges) -> tuple[Arithmetic, ...] | None:
+    """Finds the fastest arithmetic of this device once, and remembers it; it changes no answer.
+
+    None, which is float32, for several processes: they must run the same program.
+    """
+    if jax.process_count() > 1:
+        return None
+    size = suggest_batch_size(split.images.shape[1] * split.images.shape[2])
+    x = jax.ShapeDtypeStruct((size, *split.images.shape[1:]), split.images.dtype)
+    return tune_arithmetic(network.apply, network.params, x, ranges, cache=cache_folder())
 
 
 def make_split_evaluator(
@@ -77,6 +95,7 @@ def make_split_evaluator(
             batch_size=batch_size,
             policies_at_once=at_once,
             mesh=mesh,
+            arithmetic=tune_products(network, split, ranges),
         )
     return _as_stored(config, evaluator)
 
@@ -105,7 +124,14 @@ def make_search_evaluator(
         usual = _as_stored(
             config,
             make_prefix_evaluator(
-                network.apply, network.params, split, ranges, base, cuts, batch_size=options.batch_size
+                network.apply,
+                network.params,
+                split,
+                ranges,
+                base,
+                cuts,
+                batch_size=options.batch_size,
+                arithmetic=tune_products(network, split, ranges),
             ),
         )
     evaluator = only_finite(usual)

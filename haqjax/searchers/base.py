@@ -120,7 +120,7 @@ class Searcher(NamedTuple):
     projected: bool = True  # policies are projected onto the budget; else taken as they are, and may be infeasible
     objective: str = "accuracy"  # that rewards measure: accuracy, or the loss where the evaluator measures it
     carry: Callable[[Any, Problem], Any] | None = None  # takes a state within another budget; None: begin anew there
-    # Tells that a state expects no gain worth its while, given the standard error of the best reward, NaN where unknown;
+    # Tells that a state expects no gain worth its while, given the standard error of the best reward (NaN: unknown).
     # None: rounds are counted.
     converged: Callable[[Any, float], bool] | None = None
     learn: Callable[[Problem, Any], Any] | None = None  # after `tell`, from what a state cannot hold, such as a network

@@ -161,7 +161,7 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | No
             outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
         else:
             outputs = run_equation(equation, operands)
-            outputs = outputs if after is None else after(equation, outputs)
+            outputs = outputs if after is None else [*after(equation, outputs)]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in plan.jaxpr.outvars], records
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
@@ -93,7 +94,7 @@ def multiply(
       The layer's output, in the type of `activation`.
     """
     form, parts = arithmetic
-    if form == "int8" and not _keeps_floats(layer):
+    if weights.shifted is not None:
         codes = (activation - _shift(signed).astype(activation.dtype)).astype(jnp.int8)
         found = _product(layer, jnp.int32, codes, weights.codes) + weights.shifted
         return found.astype(activation.dtype) + _not_a_number(layer, activation)
@@ -124,9 +125,9 @@ def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Calla
     >>> map_weights(second, apply, {"w": jnp.arange(5.0)[:, None]}, x)
     ([[[1.0, 1.0, 0.0]], [[3.0], [4.0], [0.0]]],)
     """
-    axis, other = _summed_axes(layer)
-    size = -(-layer.weight_shape[axis] // parts)
-    if (parts - 1) * size < layer.weight_shape[axis] and (layer.dense or _groups(layer) == 1):
+    axis, other = summed_axes(layer)
+    if cuts_evenly(layer, parts):
+        size = -(-layer.weight_shape[axis] // parts)
         missing = parts * size - layer.weight_shape[axis]
         activation, weight = _lengthen(activation, other, missing), _lengthen(weight, axis, missing)
 
@@ -140,7 +141,13 @@ def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Calla
     return lambda at: (activation, jnp.where(part_of == at, weight, jnp.zeros((), weight.dtype)))
 
 
-def _summed_axes(layer: Layer) -> tuple[int, int]:
+def cuts_evenly(layer: Layer, parts: int) -> bool:
+    """Tells whether a sum can be cut into parts along one axis: not within groups, nor where it is too short."""
+    longest = layer.weight_shape[summed_axes(layer)[0]]
+    return (parts - 1) * -(-longest // parts) < longest and (layer.dense or _groups(layer) == 1)
+
+
+def summed_axes(layer: Layer) -> tuple[int, int]:
     """Returns the longest axis of the weight that is summed over, input channels of a convolution, and its partner."""
     numbers = layer.equation.params["dimension_numbers"]
     if not layer.dense:
@@ -163,8 +170,8 @@ def _number_inputs(layer: Layer) -> np.ndarray:
     return np.arange(math.prod(shape)).reshape(shape)
 
 
-def _product(layer: Layer, sum_type: object, activation: Array, weight: Array) -> Array:
-    dtype = jnp.dtype(sum_type)
+def _product(layer: Layer, sum_type: DTypeLike, activation: Array, weight: Array) -> Array:
+    dtype = np.dtype(sum_type)
     return use_cpu_kernels(layer, activation, weight, compute_in(layer, dtype), dtype)
 
 

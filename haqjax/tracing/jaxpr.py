@@ -234,6 +234,11 @@ def shape_of(atom: Any) -> tuple[int, ...]:
     return atom.aval.shape
 
 
+def dtype_of(atom: Any) -> np.dtype:
+    """Returns the type of a variable of a jaxpr."""
+    return atom.aval.dtype
+
+
 def elements(shape: Sequence[int], axes: Sequence[int]) -> int:
     """Multiplies the sizes of some axes."""
     return int(np.prod([shape[axis] for axis in axes], dtype=np.int64))

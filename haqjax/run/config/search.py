@@ -133,10 +133,10 @@ class EvaluationOptions:
     """Images evaluated at a time. Default of this and the next: on one accelerator what a short timing finds fastest,
     remembered for its kind; else what suits the kind of device, and one policy."""
     policies_at_once: int | None = None
-    """Policies evaluated side by side. Accuracies differ in their last bits from one number to another."""
+    """Policies evaluated side by side."""
     cuts: int | None = None
     """Places in the network at which ilp keeps the activations of the widest policy, to go on from there when it probes
-    single layers: 3 save half of a probe's time and take memory. On one device; losses differ in their last bits."""
+    single layers: 3 save half of a probe's time and take memory. On one device."""
     race: float | None = None
     """Give up a policy once it cannot become the best, with at most this chance of an error; 0: only where it is
     certain. For haq, random and uniform, which go by accuracy."""
