@@ -14,6 +14,7 @@ from haqjax.quantizers.histogram import (
     Histogram,
     add_samples,
     bin_edges,
+    count_on_host,
     draw_sample,
     empty_histogram,
     stack_samples,
@@ -86,6 +87,19 @@ def test_a_sample_weighs_what_it_is_told():
     taken = draw_sample(jnp.array([[1.0, 2.0]]), jnp.array([[0.25, 4.0]]))
     assert taken.weight.tolist() == [0.25, 4]
     assert stack_samples((taken, draw_sample(jnp.ones(3)))).weight.tolist() == [[0.25, 4, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("shape", [(7,), (300, 200)])
+def test_counts_on_the_host_are_those_of_the_device(shape):
+    values, weight = normal(shape), normal(shape, seed=1) ** 2
+    on_device = add_samples(empty_histogram(1), stack_samples((draw_sample(jnp.asarray(values), jnp.asarray(weight)),)))
+    for found, expected in zip(count_on_host(values, weight), on_device, strict=True):
+        np.testing.assert_allclose(found, expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_told_on_the_host_too(bad):
+    assert not count_on_host(np.array([1, bad, 2], np.float32)).finite and count_on_host(normal(3)).finite
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -11,7 +11,7 @@ import pytest
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
 from haqjax.quantizers import calibrate, quantize
-from haqjax.quantizers.comq import CLIP_RATIOS, round_levels
+from haqjax.quantizers.comq import CHUNK, CLIP_RATIOS, round_levels
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.im2col import from_matrix, take_rows, to_matrix
 from haqjax.quantizers.input_moments import LARGEST, parts
@@ -128,6 +128,18 @@ def test_many_inputs_are_cut_into_equal_parts():
     weight = np.asarray(normal(1, 8, 3, seed=1))
     one, two = round_levels(weight, blocks[None]), round_levels(weight, cut)
     np.testing.assert_allclose(one.step, two.step, rtol=0.1)  # damped by the mean of each part, or of all
+
+
+def test_channels_beside_a_channel_change_nothing_in_it():
+    """More channels are solved in several parts; the last bits of a product follow the number of its columns."""
+    rows, weight = np.asarray(normal(60, 40)), np.asarray(normal(1, 40, CHUNK + 20, seed=1))
+    second = (rows.T @ rows)[None] / 60
+    whole, part = round_levels(weight, second), round_levels(weight[..., CHUNK:], second)
+    same = np.isclose(whole.step[:, :, CHUNK:], part.step, rtol=1e-5)
+    assert same.mean() > 0.98 and whole.level.shape == (8, *weight.shape) and whole.step.shape == (8, 1, CHUNK + 20)
+    error = lambda found, of: ((rows @ (of - found.level * found.step[:, :, None])) ** 2).sum((-2, -1))
+    ends = error(round_levels(weight[..., :CHUNK], second), weight[..., :CHUNK]) + error(part, weight[..., CHUNK:])
+    np.testing.assert_allclose(error(whole, weight), ends, rtol=1e-2)
 
 
 def network(params, x):
