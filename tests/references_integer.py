@@ -17,7 +17,7 @@ def run_reference(apply, params, x, operands):
         mine = operands[layer.index]
         lowest, highest, per_unit = (np.asarray(of) for of in (mine.grid.lowest, mine.grid.highest, mine.grid.per_unit))
         codes = np.round(np.clip(np.asarray(activation), lowest, highest) * per_unit)
-        sums = multiply_integers(layer, codes, mine.weights.codes).astype(np.float32)
+        sums = multiply_integers(layer, codes, mine.weights.integers).astype(np.float32)
         y = sums * np.asarray(broadcast_outputs(layer, mine.scale))
         return jnp.asarray(y if mine.bias is None else y + np.asarray(broadcast_outputs(layer, mine.bias)))
 

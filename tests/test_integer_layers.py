@@ -183,7 +183,7 @@ def test_the_bound_holds_at_every_width(rounding):
     assert choose_arithmetic(apply, params, x, ranges)[0].parts == 1
     for bits in range(2, 9):
         (mine,) = prepare_operands(apply, params, x, jnp.array([[bits, 8]]), ranges)
-        codes = np.asarray(mine.weights.codes, np.int64)
+        codes = np.asarray(mine.weights.integers, np.int64)
         assert 255 * max(np.maximum(codes, 0).sum(0).max(), np.maximum(-codes, 0).sum(0).max()) <= 2**24
 
 

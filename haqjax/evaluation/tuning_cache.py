@@ -19,16 +19,16 @@ def name_device() -> str:
     if device.platform != "cpu" or not CPU_INFO.is_file():
         return device.device_kind
     lines = CPU_INFO.read_text(errors="replace").splitlines()
-    told = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
-    return f"cpu {hashlib.sha256(''.join(told).encode()).hexdigest()[:8]}"
+    text = [line for line in lines if line.startswith(("model name", "flags", "Features"))][:2]
+    return f"cpu {hashlib.sha256(''.join(text).encode()).hexdigest()[:8]}"
 
 
 def cache_path(cache: str | Path | None, folder: str, identity: object) -> Path | None:
     """Returns the place of a file in the cache: answers to the same question on the same device have the same one."""
     if cache is None:
         return None
-    told = repr((jax.__version__, jax.default_backend(), name_device(), identity))
-    return Path(cache) / folder / f"{jax.default_backend()}-{hashlib.sha256(told.encode()).hexdigest()[:16]}.json"
+    text = repr((jax.__version__, jax.default_backend(), name_device(), identity))
+    return Path(cache) / folder / f"{jax.default_backend()}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def recall(path: Path | None) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class Arithmetic(NamedTuple):
 class Weights(NamedTuple):
     """The weights of one layer, ready to be multiplied."""
 
-    codes: Array  # in the type of the form
+    integers: Array  # in the type of the form
     shifted: Array | None  # what the shift of the activation's codes takes off each output; int8 alone
 
 
@@ -60,7 +60,7 @@ def safe_arithmetic(layer: Layer) -> Arithmetic:
     return Arithmetic("float32", max(1, -(-count_summed(layer) * LARGEST_PRODUCT // FLOAT_LIMIT)))
 
 
-def ready_weights(layer: Layer, codes: Array, signed: Bool[Array, ""], form: Form) -> Weights:
+def ready_weights(layer: Layer, integers: Array, signed: Bool[Array, ""], form: Form) -> Weights:
     """Brings the codes of a layer's weight into the type that they are multiplied in.
 
     Args:
@@ -68,12 +68,12 @@ def ready_weights(layer: Layer, codes: Array, signed: Bool[Array, ""], form: For
       signed: whether the activation's codes are; see `multiply`.
     """
     if form == "float32" or _keeps_floats(layer):
-        return Weights(codes, None)
+        return Weights(integers, None)
     if form == "bfloat16":
-        return Weights(codes.astype(jnp.bfloat16), None)
-    codes = codes.astype(jnp.int8)
+        return Weights(integers.astype(jnp.bfloat16), None)
+    integers = integers.astype(jnp.int8)
     ones = jnp.ones(_one_example(layer), jnp.int8)
-    return Weights(codes, _product(layer, jnp.int32, ones, codes) * _shift(signed))
+    return Weights(integers, _product(layer, jnp.int32, ones, integers) * _shift(signed))
 
 
 def multiply(
@@ -95,14 +95,14 @@ def multiply(
     """
     form, parts = arithmetic
     if weights.shifted is not None:
-        codes = (activation - _shift(signed).astype(activation.dtype)).astype(jnp.int8)
-        found = _product(layer, jnp.int32, codes, weights.codes) + weights.shifted
+        integers = (activation - _shift(signed).astype(activation.dtype)).astype(jnp.int8)
+        found = _product(layer, jnp.int32, integers, weights.integers) + weights.shifted
         return found.astype(activation.dtype) + _not_a_number(layer, activation)
-    operand = activation.astype(weights.codes.dtype) if form == "bfloat16" else activation
+    operand = activation.astype(weights.integers.dtype) if form == "bfloat16" else activation
     product = functools.partial(_product, layer, activation.dtype)
     if parts == 1 or activation.dtype == jnp.float64:
-        return product(operand, weights.codes)
-    part = cut_sum(layer, operand, weights.codes, parts)
+        return product(operand, weights.integers)
+    part = cut_sum(layer, operand, weights.integers, parts)
 
     def add(at: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
         more = product(*part(at))
