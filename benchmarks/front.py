@@ -169,7 +169,7 @@ def pose_digits(config: Config) -> Posed:
     reference = jax.tree.map(lambda x: float(x[0]), evaluate(search, floating))
     table, bounds = prepared.table, prepared.bounds
     free = budget(table, latency=None)
-    losses = {"reference_loss": reference.loss}
+    losses: dict[str, Any] = {"reference_loss": reference.loss}
     problem = make_problem(prepared.layers, table, bounds, free, search, reference.accuracy, **losses)
     sizes = {name: len(split) for name, split in splits.items()}
     world = (network.apply, network.params, prepared.data.search, ranges)

@@ -19,7 +19,12 @@ import optax
 
 from haqjax import budget, calibrate, cost_table, layers, machine
 from haqjax.data import Split, load
-from haqjax.evaluation import make_evaluator, make_racing_evaluator, make_soft_loss
+from haqjax.evaluation import (
+    estimate_gauss_newton_sensitivity,
+    make_evaluator,
+    make_racing_evaluator,
+    make_soft_loss,
+)
 from haqjax.evaluation.evaluator import only_weights
 from haqjax.models import load_pretrained
 from haqjax.policies.bounds import make_bounds
@@ -179,7 +184,16 @@ def _put_together(
         for name, evaluator in evaluators.items()
     }
     free, reference = budget(table, latency=None), references["search"]
-    problem = make_problem(table_of, table, limits, free, searched, reference.accuracy, reference_loss=reference.loss)
+    sensitivity = None
+    if getattr(config, "estimate", False) and "ilp" in config.searchers:
+        key = jax.random.key(0)
+        sensitivity = np.nan_to_num(estimate_gauss_newton_sensitivity(apply, params, splits["search"], ranges, key=key))
+    known: dict[str, Any] = {
+        "reference_loss": reference.loss,
+        "images": len(splits["search"]),
+        "sensitivity": sensitivity,
+    }
+    problem = make_problem(table_of, table, limits, free, searched, reference.accuracy, **known)
     accuracies = {"float": {name: found.accuracy for name, found in references.items()}}
     sizes = {name: len(split) for name, split in splits.items()}
     world = (apply, params, splits["search"], ranges)

@@ -54,6 +54,8 @@ class Config:
     rounding: Literal["output", "nearest"] = "output"
     race: float | None = None
     """Give up policies that cannot become the best, with this chance of an error for each."""
+    estimate: bool = True
+    """Let ilp begin with sensitivities from one pass back, as `make search` does; else it probes."""
     by_layer: bool = False
     """Problem a: only weights have a choice."""
     name: str = ""

@@ -130,14 +130,16 @@ def _refine(now: Round, random: np.random.Generator) -> Iterator[Policy]:
     posterior = _learn(now)
     expected = now.start if posterior is None else mean(posterior)
     space = make_space(state.table, state.bounds, state.budget)
-    first = now.policies[now.best[0]] if len(now.best) else next(_allocate(now, expected))
-    if len(space.room) != 1 or not len(now.best):  # prices are good for one resource; the exact programme for all
-        yield next(_allocate(now, expected))
+    best = now.policies[now.best[0]] if len(now.best) else None
+    if len(space.room) != 1 or best is None:  # prices are good for one resource; the exact programme for all
+        allocated = next(_allocate(now, expected))
+        yield allocated
+        best = allocated if best is None else best
     if fits_exactly(state.table, state.even, state.budget) and state.even.tobytes() not in now.known:
         yield state.even
     losses = lay_out(space, expected)
     while True:
-        yield next(_search_near(now, space, losses), first)
+        yield next(_search_near(now, space, losses), best)
         losses = lay_out(space, draw_before(now.start, random) if posterior is None else draw(posterior, random))
 
 
