@@ -17,7 +17,7 @@ import records
 from haqjax import calibrate, layers
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
+from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
 from haqjax.models import build
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook

@@ -27,7 +27,7 @@ from haqjax import calibrate
 from haqjax.cli import keep_compiled_programs
 from haqjax.data import Split, load
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import suggest_batch_size
+from haqjax.evaluation.batches import suggest_batch_size
 from haqjax.models import Network, equalise, load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook

@@ -17,7 +17,7 @@ import records
 
 from haqjax.data import load
 from haqjax.evaluation import measure_accuracy
-from haqjax.evaluation.evaluator import suggest_batch_size
+from haqjax.evaluation.batches import suggest_batch_size
 from haqjax.models import load_pretrained, restore_batchnorm
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import with_hook

@@ -15,7 +15,8 @@ import haqjax.run.evaluators
 from haqjax.data import Split
 from haqjax.evaluation import batch_tuning
 from haqjax.evaluation.batch_tuning import Batches, choose_batches, list_candidates
-from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
+from haqjax.evaluation.batches import suggest_batch_size
+from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.evaluation.sensitivity import draw_policies
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.folder.documents import open_folder

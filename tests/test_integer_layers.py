@@ -10,7 +10,7 @@ import pytest
 from haqjax import calibrate, quantize
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import sum_images
+from haqjax.evaluation.answers import sum_images
 from haqjax.evaluation.prefix_reuse import make_prefix_evaluator
 from haqjax.models import build
 from haqjax.quantizers.arithmetic import choose_arithmetic

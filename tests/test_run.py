@@ -22,7 +22,8 @@ from haqjax import budget, calibrate, cost_table, layers, machine, quantize, tot
 from haqjax.cli import main
 from haqjax.data import Dataset, Split
 from haqjax.evaluation import make_evaluator
-from haqjax.evaluation.evaluator import only_finite, split_into_batches
+from haqjax.evaluation.batches import split_into_batches
+from haqjax.evaluation.evaluator import only_finite
 from haqjax.hardware import save_table
 from haqjax.models import outline
 from haqjax.models.resnet import CifarResNet

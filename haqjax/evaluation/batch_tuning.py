@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import make_evaluator, suggest_batch_size
+from haqjax.evaluation.batches import suggest_batch_size
+from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.evaluation.tuning_cache import cache_path, recall, remember
 from haqjax.tracing.hooks import Apply, layers, map_weights
 from haqjax.types import WIDTHS, Evaluation, Evaluator, Ranges

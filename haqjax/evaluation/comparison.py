@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
+from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
 from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_operands
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, with_records

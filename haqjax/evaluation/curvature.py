@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import split_into_batches, suggest_batch_size
+from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels

@@ -13,6 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.data.labels import check_answers
+from haqjax.evaluation.answers import answer_images, average, sum_images
+from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
@@ -35,11 +37,6 @@ class EvaluationPlan(NamedTuple):
             return sums(floats)
         wide = (policies > WIDTHS).any()
         return jax.lax.cond(wide, lambda: sums(floats), lambda: sums(self.arithmetic))
-
-
-CACHED_PIXELS = 4 * 224 * 224  # at a time on a CPU: what one layer makes of so many stays in its cache
-CPU_IMAGES = 128  # at a time at most
-ACCELERATOR_IMAGES = 512  # at a time elsewhere
 
 
 def make_evaluator(
@@ -121,73 +118,6 @@ def only_weights(evaluator: Evaluator) -> Evaluator:
     [40.0]
     """
     return _wrap(_leave_activations, evaluator)
-
-
-def answer_images(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Bool[Array, "B"], Float[Array, "B"]]:
-    """Tells for each image whether its largest logit is at the label, and its cross entropy.
-
-    A label below 0 marks an image that does not count: it is never right, and its loss is zero. One with a logit that
-    is not finite is wrong, and its loss infinite.
-
-    >>> right, loss = answer_images(jnp.array([[0.0, 9.0], [0.0, jnp.nan]]), jnp.array([1, -1]))
-    >>> right.tolist(), loss.round(4).tolist()
-    ([True, False], [9.999999747378752e-05, 0.0])
-    """
-    finite = jnp.isfinite(logits).all(-1)
-    log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[:, None], axis=-1)[:, 0]
-    loss = jnp.where(labels >= 0, jnp.where(finite, -log_likelihood, jnp.inf), 0)
-    return (logits.argmax(-1) == labels) & finite, loss
-
-
-def count_answers(logits: Float[Array, "B C"], labels: Int[Array, "B"]) -> tuple[Int[Array, ""], Float[Array, ""]]:
-    """Counts the right answers of `answer_images`, and sums the losses."""
-    right, loss = answer_images(logits, labels)
-    return right.sum(), loss.sum()
-
-
-def balance_batch_size(split: Split, batch_size: int | None = None) -> int:
-    """Chooses the images of a micro-batch: all alike, in as few as if each held `batch_size`, or what suits the device.
-
-    >>> balance_batch_size(Split(np.zeros((10, 2, 2, 1), np.float32), np.zeros(10, np.int32)), 4)
-    4
-    >>> balance_batch_size(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
-    5
-    """
-    most = batch_size or suggest_batch_size(split.images.shape[1] * split.images.shape[2])
-    return -(-len(split) // -(-len(split) // most))
-
-
-def suggest_batch_size(pixels: int) -> int:
-    """Suggests how many images of so many pixels go through a network at a time, by the device in use."""
-    if jax.default_backend() == "cpu":
-        return max(1, min(CPU_IMAGES, CACHED_PIXELS // pixels))
-    return ACCELERATOR_IMAGES
-
-
-def split_into_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"], Int[Array, "m b"]]:
-    """Cuts images and labels into micro-batches; blank images labelled -1 complete the last."""
-    missing = -len(split) % batch_size
-    images = np.pad(split.images, ((0, missing), *((0, 0),) * (split.images.ndim - 1)))
-    labels = np.pad(split.labels, (0, missing), constant_values=-1)
-    return jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])), jnp.asarray(labels.reshape(-1, batch_size))
-
-
-def sum_images(parts: Array) -> Float[Array, "..."] | Int[Array, "..."]:
-    """Adds up the last two axes, micro-batches and images in them, in one order whatever the size of the batches is.
-
-    Neighbours are added, then neighbouring sums, and so on: zeros at the end change nothing.
-
-    >>> parts = jnp.array([0.1, 1e8, -1e8, 0.25, 3.0, 0.0, 0.0, 0.0])
-    >>> sum_images(parts.reshape(4, 2)) == sum_images(parts.reshape(1, 8)) == sum_images(parts[None, :5])
-    Array(True, dtype=bool)
-    """
-    sums = parts.reshape(*parts.shape[:-2], -1)
-    sums = sums.astype(jnp.int32) if sums.dtype == bool else sums
-    while sums.shape[-1] > 1:
-        odd = [(0, 0)] * (sums.ndim - 1) + [(0, sums.shape[-1] % 2)]
-        sums = jnp.pad(sums, odd)
-        sums = sums[..., 0::2] + sums[..., 1::2]
-    return sums[..., 0]
 
 
 def fit_arithmetic(arithmetic: Sequence[Arithmetic], policies_at_once: int) -> tuple[Arithmetic, ...]:
@@ -272,17 +202,6 @@ def _answer(
     """Tells for each image whether the answer under one policy is right, and its loss."""
     quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
     return jax.lax.map(lambda batch: answer_images(quantised(params, batch[0]), batch[1]), (images, labels))
-
-
-def average(sums: tuple[Array, Array], labels: Int[Array, "m b"]) -> Evaluation:
-    """Divides the sums of N policies by the number of images that count."""
-    count = (labels >= 0).sum()
-    return Evaluation(*(_divide(total, count) for total in sums))
-
-
-def _divide(totals: Array, count: Int[Array, ""]) -> Float[Array, "N"]:
-    """Divides each total by the count, rounded as one quotient is: XLA would multiply all by one reciprocal."""
-    return totals / jax.lax.optimization_barrier(jnp.broadcast_to(count, totals.shape))
 
 
 def _shard_batches(batches: Array, mesh: Mesh, blank: float) -> Array:

@@ -11,15 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import (
-    EvaluationPlan,
-    answer_images,
-    average,
-    balance_batch_size,
-    split_into_batches,
-    sum_images,
-    unpack,
-)
+from haqjax.evaluation.answers import answer_images, average, sum_images
+from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.evaluator import EvaluationPlan, unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import Operands, prepare_operands, with_operands
 from haqjax.tracing.hooks import Apply

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import balance_batch_size, count_answers, split_into_batches, unpack
+from haqjax.evaluation.answers import count_answers
+from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.evaluator import unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
 from haqjax.tracing.hooks import Apply

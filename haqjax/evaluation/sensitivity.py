@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.allocation.additive import guard, rank_correlation
 from haqjax.allocation.choices import allowed
 from haqjax.data import Split
+from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
-from haqjax.evaluation.evaluator import balance_batch_size, make_evaluator, split_into_batches, unpack
+from haqjax.evaluation.evaluator import make_evaluator, unpack
 from haqjax.policies.actions import to_bits
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network

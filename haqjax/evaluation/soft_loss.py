@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import split_into_batches
+from haqjax.evaluation.batches import split_into_batches
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply

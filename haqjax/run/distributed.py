@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from haqjax.data import Split
-from haqjax.evaluation.evaluator import balance_batch_size
+from haqjax.evaluation.batches import balance_batch_size
 from haqjax.reading import one_line
 from haqjax.run.hosts import HOW, WAIT, Meeting, Place, meet, read_hosts
 from haqjax.run.messages import pack, pack_error, unpack

@@ -18,7 +18,8 @@ from haqjax.evaluation import (
     tune_arithmetic,
 )
 from haqjax.evaluation.batch_tuning import choose_batches
-from haqjax.evaluation.evaluator import only_finite, only_weights, suggest_batch_size
+from haqjax.evaluation.batches import suggest_batch_size
+from haqjax.evaluation.evaluator import only_finite, only_weights
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator
 from haqjax.models import Network
 from haqjax.run.config.options import with_options

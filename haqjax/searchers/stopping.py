@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+import scipy  # its parts are imported where they are first used
 from jaxtyping import Float
-from scipy.stats import norm
 
 from haqjax.searchers.base import Record
 
@@ -45,7 +45,9 @@ def expected_improvement(
     [0.399 0.5   0.   ]
     """
     gap, deviation = best - mean, np.maximum(deviation, 1e-12)
-    return gap * norm.cdf(gap / deviation) + deviation * norm.pdf(gap / deviation)
+    ratio = gap / deviation
+    density = np.exp(-(ratio**2) / 2) / math.sqrt(2 * math.pi)
+    return gap * scipy.special.ndtr(ratio) + deviation * density
 
 
 def rounds_without_gain(records: Record, index: int, best: int) -> int:
