@@ -232,7 +232,7 @@ BAD = [
     (["--front", "energy", "--hw", "bitfusion", "--layers", "*=8"], "a front of energy has no room"),
     (["--metric", "latency,size"], "metric 'latency,size' without a budget: a front is of one resource; give a budget"),
     (["--episodes", "4"], "a front of 8 budgets needs at least 8; give a budget, such as 0.6"),
-    (["--search", "haq", "--race", "0.1"], "within one budget, without fine-tuning: give one, such as budget 0.6"),
+    (["--search", "haq", "--race", "0.1"], "within one budget, without fine-tuning and the extension"),
     (["--patience", "-1"], "patience is -1"),
     (["--max-drop", "-1"], "max_drop is -1"),
     (["--max-drop", "nan"], "max_drop is nan"),

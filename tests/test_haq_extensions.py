@@ -63,9 +63,9 @@ def test_rewards_of_the_loss_are_ratios_of_likelihoods_within_the_same_bounds_as
 
 
 def test_a_race_that_goes_by_accuracy_is_refused_with_rewards_of_the_loss():
-    SearchConfig.of(search="haq", race=0.01, extensions="swap")
+    SearchConfig.of(search="haq", race=0.01, extensions="swap", budget="0.6")
     with pytest.raises(ValueError, match="race 0.01 is for haq.* without fine-tuning and the extension 'loss'"):
-        SearchConfig.of(search="haq", race=0.01, extensions="swap,loss")
+        SearchConfig.of(search="haq", race=0.01, extensions="swap,loss", budget="0.6")
 
 
 def test_an_agent_of_another_size_is_refused():

@@ -362,7 +362,7 @@ BAD = [
     (["--weights", "none.safetensors"], "there are no weights at 'none.safetensors'"),
     (
         ["--search", "haq", "--extensions", "wings"],
-        "unknown extension 'wings': there are costs, retain, start, swap, twin",
+        "unknown extension 'wings': there are costs, loss, retain, start, swap, twin",
     ),
     (["--extensions", "twin"], "extensions 'twin' are to the search 'haq', not to 'ilp'"),
     (["--search", "haq", "--extensions", "start", "--max-drop", "1"], "is for a search within one budget"),
