@@ -23,10 +23,11 @@ import records
 from haqjax import calibrate
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
+from haqjax.evaluation.evaluator import map_policies
 from haqjax.evaluation.prefix_reuse import make_prefix_evaluator
 from haqjax.models import build
 from haqjax.quantizers.arithmetic import choose_arithmetic
-from haqjax.quantizers.integer_layers import prepare_network, prepare_operands
+from haqjax.quantizers.integer_layers import prepare_layers, prepare_operands, with_prepared
 from haqjax.sharding import make_mesh
 from haqjax.tracing.integer_products import FORMS
 from references_integer import run_reference
@@ -43,11 +44,14 @@ def compute_logits(network, images, ranges, policies, *, size, arithmetic=None, 
 
     @jax.jit
     def run(params, batches, policies, ranges):
-        def one(policy):
-            quantised = prepare_network(network.apply, params, batches[0], policy, ranges, arithmetic)
+        def prepare(policy):
+            return prepare_layers(network.apply, params, batches[0], policy, ranges, arithmetic)
+
+        def one(prepared):
+            quantised = with_prepared(network.apply, prepared, ranges, arithmetic)
             return jax.lax.map(lambda x: quantised(params, x), batches)
 
-        return jax.lax.map(one, policies, batch_size=at_once)
+        return map_policies(prepare, one, policies, at_once)
 
     logits = run(network.params, batches, policies, ranges)
     return np.asarray(logits).reshape(len(policies), count, -1)[:, : len(images)]

@@ -11,11 +11,12 @@ from haqjax import calibrate, quantize
 from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.answers import sum_images
+from haqjax.evaluation.evaluator import map_policies
 from haqjax.evaluation.prefix_reuse import make_prefix_evaluator
 from haqjax.models import build
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.fake_quantize import activation_grids, quantize_weights
-from haqjax.quantizers.integer_layers import prepare_network, prepare_operands
+from haqjax.quantizers.integer_layers import prepare_layers, prepare_operands, with_prepared
 from haqjax.quantizers.linear import snap
 from haqjax.tracing.hooks import map_weights
 from haqjax.tracing.integer_products import FORMS, Arithmetic, safe_arithmetic
@@ -48,7 +49,7 @@ def attention_params():
 
 @functools.cache
 def world(name):
-    """The network, its parameters, images, and ranges on the device; one clip in three rounds with offsets and bias."""
+    """The network, its parameters, images, and ranges on the device; two of three with offsets and biases."""
     size = 8 if name == "attention" else 16
     images = np.random.default_rng(0).normal(size=(IMAGES, size, size, 3)).astype(np.float32)
     if name == "attention":
@@ -56,7 +57,7 @@ def world(name):
     else:
         network = build(name, classes=CLASSES, image_size=size, key=jax.random.key(0))
         apply, params = network.apply, network.params
-    rounding = "output" if name == "attention" else "nearest"
+    rounding = "nearest" if name == "mobilenet_v2" else "output"
     return apply, params, images, put_on_device(calibrate(apply, params, [images], "max", rounding=rounding))
 
 
@@ -71,11 +72,14 @@ def run_in_batches(name, policies, size, arithmetic=None, at_once=1):
 
     @jax.jit
     def run(params, batches, policies, ranges):
-        def one(policy):
-            network = prepare_network(apply, params, batches[0], policy, ranges, arithmetic)
+        def prepare(policy):
+            return prepare_layers(apply, params, batches[0], policy, ranges, arithmetic)
+
+        def one(prepared):
+            network = with_prepared(apply, prepared, ranges, arithmetic)
             return jax.lax.map(lambda x: network(params, x), batches)
 
-        return jax.lax.map(one, policies, batch_size=at_once)
+        return map_policies(prepare, one, policies, at_once)
 
     return np.asarray(run(params, batches, policies, ranges)).reshape(len(policies), -1, CLASSES)[:, :IMAGES]
 

@@ -16,7 +16,7 @@ from haqjax.data.labels import check_answers
 from haqjax.evaluation.answers import answer_images, average, sum_images
 from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.quantizers.arithmetic import choose_arithmetic
-from haqjax.quantizers.integer_layers import prepare_network
+from haqjax.quantizers.integer_layers import Prepared, prepare_layers, with_prepared
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
 from haqjax.tracing.hooks import Apply
 from haqjax.tracing.integer_products import Arithmetic
@@ -145,10 +145,11 @@ def _make_function(apply: Apply, plan: EvaluationPlan) -> Callable[..., Evaluati
         params, images, labels, ranges = unpack(evaluator)
 
         def sums(arithmetic: Sequence[Arithmetic]) -> tuple[Array, Array]:
-            def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
-                return jax.tree.map(sum_images, _answer(apply, params, images, labels, ranges, policy, arithmetic))
+            def measure(prepared: Prepared) -> tuple[Array, Array]:
+                return jax.tree.map(sum_images, _answer(apply, params, images, labels, ranges, prepared, arithmetic))
 
-            return jax.lax.map(measure, policies, batch_size=min(plan.policies_at_once, len(policies)))
+            prepare = functools.partial(_prepare, apply, params, images[0], ranges, arithmetic)
+            return map_policies(prepare, measure, policies, plan.policies_at_once)
 
         return average(plan.compute(sums, policies), labels)
 
@@ -166,10 +167,11 @@ def _make_sharded_function(apply: Apply, plan: EvaluationPlan, mesh: Mesh) -> Ca
     def answer(
         arithmetic: Sequence[Arithmetic], params: PyTree, images: Array, labels: Array, ranges: Ranges, policies: Array
     ) -> tuple[Array, Array]:
-        def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
-            return _answer(apply, params, images, labels, ranges, policy, arithmetic)
+        def measure(prepared: Prepared) -> tuple[Array, Array]:
+            return _answer(apply, params, images, labels, ranges, prepared, arithmetic)
 
-        answers = jax.lax.map(measure, policies, batch_size=min(plan.policies_at_once, len(policies)))
+        prepare = functools.partial(_prepare, apply, params, images[0], ranges, arithmetic)
+        answers = map_policies(prepare, measure, policies, plan.policies_at_once)
         answers = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), answers)
         return jax.tree.map(lambda part: jax.lax.all_gather(part, POLICY, tiled=True), answers)
 
@@ -190,17 +192,51 @@ def _make_sharded_function(apply: Apply, plan: EvaluationPlan, mesh: Mesh) -> Ca
     return evaluate
 
 
+def map_policies(
+    prepare: Callable[[Int[Array, "L 2"]], PyTree],
+    run: Callable[[PyTree], PyTree],
+    policies: Int[Array, "N L 2"],
+    at_once: int,
+) -> PyTree:
+    """Computes `run(prepare(policy))` for each policy, so many runs side by side.
+
+    Weights are prepared for one policy after another all the same: side by side their sums could be taken in another
+    order.
+
+    >>> map_policies(lambda policy: policy.sum(), lambda total: 2 * total, jnp.ones((3, 1, 2), jnp.int32), 2).tolist()
+    [4, 4, 4]
+    """
+    count = len(policies)
+    at_once = min(at_once, count)
+    if at_once == 1:
+        return jax.lax.map(lambda policy: run(prepare(policy)), policies)
+    groups = pad_policies(policies, at_once).reshape(-1, at_once, *policies.shape[1:])
+    found = jax.lax.map(lambda group: jax.vmap(run)(jax.lax.map(prepare, group)), groups)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
+def _prepare(
+    apply: Apply,
+    params: PyTree,
+    x: Array,
+    ranges: Ranges,
+    arithmetic: Sequence[Arithmetic],
+    policy: Int[Array, "L 2"],
+) -> Prepared:
+    return prepare_layers(apply, params, x, policy, ranges, arithmetic)
+
+
 def _answer(
     apply: Apply,
     params: PyTree,
     images: Array,
     labels: Array,
     ranges: Ranges,
-    policy: Int[Array, "L 2"],
+    prepared: Prepared,
     arithmetic: Sequence[Arithmetic],
 ) -> tuple[Bool[Array, "m b"], Float[Array, "m b"]]:
     """Tells for each image whether the answer under one policy is right, and its loss."""
-    quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
+    quantised = with_prepared(apply, prepared, ranges, arithmetic)
     return jax.lax.map(lambda batch: answer_images(quantised(params, batch[0]), batch[1]), (images, labels))
 
 

@@ -6,6 +6,7 @@ are added to anything, so that elementwise arithmetic is the same everywhere, to
 bits or with k-means weights, is multiplied as floats.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -47,8 +48,10 @@ class Operands(NamedTuple):
     bias: Float[Array, "C"] | None  # that corrects the means of the outputs
 
 
-class Prepared(NamedTuple):
-    """The operands of all layers, those of one number each in vectors."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """The operands of all layers under a policy, those of one number each in vectors."""
 
     weights: tuple[Weights, ...]
     grids: Grid  # [L]
@@ -56,7 +59,7 @@ class Prepared(NamedTuple):
     whole: Bool[Array, "L"]
     scales: Float[Array, "sum_C"]
     biases: tuple[Float[Array, "C"], ...] | None
-    channels: tuple[int, ...]  # of each layer's output
+    channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each layer's output
 
     def operands(self) -> tuple[Operands, ...]:
         """Cuts them into layers: where they are read, since each piece alone would be a kernel of its own."""
@@ -99,7 +102,7 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     def qapply(params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
         check_policy(apply, params, x, policy, ranges)
         encoded = encode_weights(apply, params, x, policy, ranges)
-        operands = _prepare(apply, params, x, policy, ranges, encoded=encoded).operands()
+        operands = prepare_layers(apply, params, x, policy, ranges, encoded=encoded).operands()
         zero = hidden_zero(ranges)
         hook = _differentiable_hook(operands, [weight.value for weight in encoded], zero)
         y = with_hook(apply, hook, rounds_products(zero))(params, x)
@@ -118,9 +121,15 @@ def prepare_network(
 ) -> Callable[[PyTree, PyTree], PyTree]:
     """Makes `(params, images) -> logits` under a policy, with weights that are quantised here, once for all batches.
 
-    It has no gradient. The arguments are those of `prepare_operands`.
+    It has no gradient. The arguments are those of `prepare_layers`.
     """
-    prepared = _prepare(apply, params, x, policy, ranges, arithmetic)
+    return with_prepared(apply, prepare_layers(apply, params, x, policy, ranges, arithmetic), ranges, arithmetic)
+
+
+def with_prepared(
+    apply: Apply, prepared: Prepared, ranges: Ranges, arithmetic: Sequence[Arithmetic] | None = None
+) -> Apply:
+    """Returns `apply` with its layers computed on operands from `prepare_layers`, for the same arithmetic."""
 
     def network(params: PyTree, x: PyTree) -> PyTree:
         return with_operands(apply, prepared.operands(), ranges, arithmetic)(params, x)
@@ -136,16 +145,11 @@ def prepare_operands(
     ranges: Ranges,
     arithmetic: Sequence[Arithmetic] | None = None,
 ) -> tuple[Operands, ...]:
-    """Prepares the operands of every layer under a policy, once for all batches.
-
-    Args:
-      x: only shapes are read.
-      arithmetic: how each layer's products are computed; None is exact for any weights.
-    """
-    return _prepare(apply, params, x, policy, ranges, arithmetic).operands()
+    """Prepares the operands of each layer; the arguments are those of `prepare_layers`."""
+    return prepare_layers(apply, params, x, policy, ranges, arithmetic).operands()
 
 
-def _prepare(
+def prepare_layers(
     apply: Apply,
     params: PyTree,
     x: PyTree,
@@ -154,7 +158,15 @@ def _prepare(
     arithmetic: Sequence[Arithmetic] | None = None,
     encoded: tuple[Encoded, ...] | None = None,
 ) -> Prepared:
-    """Prepares operands as `prepare_operands`; `encoded` weights where they have been quantised already."""
+    """Prepares the operands of every layer under a policy, once for all batches.
+
+    Under `vmap` over policies, sums over weights, such as those that correct biases, may be taken in another order.
+
+    Args:
+      x: only shapes are read.
+      arithmetic: how each layer's products are computed; None is exact for any weights.
+      encoded: the weights, where they have been quantised already.
+    """
     encoded = encode_weights(apply, params, x, policy, ranges) if encoded is None else encoded
     grids, signed = activation_grids(policy, ranges), signs_at(policy, ranges)
     channels = tuple(len(weight.step) for weight in encoded)
