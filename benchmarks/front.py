@@ -22,6 +22,7 @@ import records
 import tyro
 from rich.console import Console
 from search_problems import Posed, evaluate, pose
+from search_quality import BATCH, measure
 
 from haqjax import budget
 from haqjax.cli import keep_compiled_programs
@@ -36,8 +37,6 @@ from haqjax.searchers.driver import Evaluated
 from haqjax.searchers.front import budget_fractions, make_front
 from haqjax.searchers.loop import answer
 from haqjax.types import FULL_PRECISION
-
-BATCH = 4  # policies measured on the report split in a call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,17 +131,6 @@ def compare(runs: dict[str, list[dict[str, Any]]], images: int) -> dict[str, dic
         for way, value in mean.items()
         if way != "default"
     }
-
-
-def measure(posed: Posed, policies: list[np.ndarray], reported: dict[bytes, float]) -> list[float]:
-    """Measures accuracies on the report split, each policy once."""
-    new = {np.asarray(p, np.int32).tobytes(): np.asarray(p, np.int32) for p in policies}
-    rows = [(key, policy) for key, policy in new.items() if key not in reported]
-    for at in range(0, len(rows), BATCH):
-        keys, some = zip(*rows[at : at + BATCH], strict=True)
-        found = evaluate(posed.report, jnp.asarray(np.stack(some + some[-1:] * (BATCH - len(some)))))
-        reported.update(zip(keys, np.asarray(found.accuracy, float).tolist(), strict=False))
-    return [reported[np.asarray(p, np.int32).tobytes()] for p in policies]
 
 
 def shorten(posed: Posed, config: Config) -> Any:

@@ -27,7 +27,7 @@ from haqjax.evaluation.evaluator import map_policies
 from haqjax.evaluation.prefix_reuse import make_prefix_evaluator
 from haqjax.models import build
 from haqjax.quantizers.arithmetic import choose_arithmetic
-from haqjax.quantizers.integer_layers import prepare_layers, prepare_operands, with_prepared
+from haqjax.quantizers.integer_layers import prepare_layers, with_prepared
 from haqjax.sharding import make_mesh
 from haqjax.tracing.integer_products import FORMS
 from references_integer import run_reference
@@ -103,7 +103,7 @@ def compare_evaluators(network, split, ranges, policies):
 def compare_reference(network, images, ranges, policies, logits):
     """Counts logits that differ from those of the reference."""
     count, few = REFERENCE
-    prepare = jax.jit(lambda params, p, ranges: prepare_operands(network.apply, params, images[:1], p, ranges))
+    prepare = jax.jit(lambda params, p, ranges: prepare_layers(network.apply, params, images[:1], p, ranges).operands())
     found = [
         run_reference(network.apply, network.params, images[:few], prepare(network.params, policy, ranges))
         for policy in policies[:count]

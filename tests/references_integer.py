@@ -11,7 +11,7 @@ from haqjax.tracing.hooks import with_hook
 
 
 def run_reference(apply, params, x, operands):
-    """Runs one example after another, with the operands of `prepare_operands`; nothing is compiled together."""
+    """Runs one example after another, with the operands of `prepare_layers`; nothing is compiled together."""
 
     def hook(layer, activation, weight, compute):
         mine = operands[layer.index]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from haqjax.quantizers import clipping
-from haqjax.quantizers.clipping import KL_BINS, KL_CANDIDATES, METHODS, choose, choose_signed, levels_at
+from haqjax.quantizers.clipping import KL_BINS, KL_CANDIDATES, METHODS, choose, levels_at
 from haqjax.quantizers.histogram import (
     SAMPLES,
     Histogram,
@@ -24,7 +24,7 @@ from references_quantize import kl_clip, squared_error
 WIDTHS = range(2, 9)
 EDGES = bin_edges()
 CHOOSE = {method: jax.jit(functools.partial(choose, method)) for method in METHODS}
-CHOOSE_SIGNED = {method: jax.jit(functools.partial(choose_signed, method)) for method in METHODS}
+CHOOSE_SIGNED = {method: jax.jit(functools.partial(choose, method, always_signed=True)) for method in METHODS}
 
 
 def count(*parts, examples=None):

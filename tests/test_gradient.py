@@ -21,6 +21,7 @@ from haqjax.searchers.base import as_evaluator
 from haqjax.searchers.front import search_front
 from haqjax.searchers.gradient import Gradient, make_gradient
 from haqjax.searchers.relaxation import optimise_bits, soft_bits
+from haqjax.searchers.svg import SVG, make_svg
 from haqjax.types import Budget, Cost, CostTable
 from search_world import every_policy, make_world
 
@@ -250,11 +251,12 @@ def test_no_budget_seed_or_machine_compiles_again():
     assert len(traces) == before
 
 
-def test_a_problem_without_a_soft_loss_is_refused_in_one_line():
+@pytest.mark.parametrize("searcher", [GRADIENT, make_svg(SVG(parallel=4))], ids=["gradient", "svg"])
+def test_a_problem_without_a_soft_loss_is_refused_in_one_line(searcher):
     problem = make_world()
     problem = dataclasses.replace(problem, evaluator=dataclasses.replace(problem.evaluator, soft_loss=None))
     with pytest.raises(ValueError, match=r"needs a differentiable loss: give the evaluator a soft_loss=") as told:
-        search(problem, GRADIENT, episodes=4, key=jax.random.key(0))
+        search(problem, searcher, episodes=4, key=jax.random.key(0))
     assert "\n" not in str(told.value)
 
 

@@ -16,7 +16,7 @@ from haqjax.evaluation.prefix_reuse import make_prefix_evaluator
 from haqjax.models import build
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.fake_quantize import activation_grids, quantize_weights
-from haqjax.quantizers.integer_layers import prepare_layers, prepare_operands, with_prepared
+from haqjax.quantizers.integer_layers import prepare_layers, with_prepared
 from haqjax.quantizers.linear import snap
 from haqjax.tracing.hooks import map_weights
 from haqjax.tracing.integer_products import FORMS, Arithmetic, safe_arithmetic
@@ -89,7 +89,9 @@ def test_the_compiled_network_equals_numpy(name):
     apply, params, images, ranges = world(name)
     policies = draw_policies(ranges, 2)
     found = run_in_batches(name, policies, IMAGES)
-    prepare = jax.jit(lambda params, policy, ranges: prepare_operands(apply, params, images[:1], policy, ranges))
+    prepare = jax.jit(
+        lambda params, policy, ranges: prepare_layers(apply, params, images[:1], policy, ranges).operands()
+    )
     for policy, logits in zip(policies, found, strict=True):
         expected = run_reference(apply, params, images[:2], prepare(params, policy, ranges))
         assert same_bits(logits[:2], expected)
@@ -186,7 +188,7 @@ def test_the_bound_holds_at_every_width(rounding):
     ranges = put_on_device(calibrate(apply, params, [x], rounding=rounding))
     assert choose_arithmetic(apply, params, x, ranges)[0].parts == 1
     for bits in range(2, 9):
-        (mine,) = prepare_operands(apply, params, x, jnp.array([[bits, 8]]), ranges)
+        (mine,) = prepare_layers(apply, params, x, jnp.array([[bits, 8]]), ranges).operands()
         codes = np.asarray(mine.weights.integers, np.int64)
         assert 255 * max(np.maximum(codes, 0).sum(0).max(), np.maximum(-codes, 0).sum(0).max()) <= 2**24
 

@@ -26,7 +26,7 @@ def begin(*words, devices=1):
     """Starts a process that has so many devices and as many threads as this one has."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PJRT_NPROC": str(os.cpu_count())}
-    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # last bits are compared: as users compile
+    environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}  # last bits are compared
     environment |= {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size),  # else others cannot write

@@ -18,7 +18,7 @@ from haqjax.data import Split
 from haqjax.evaluation import make_evaluator
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator, saved_fraction, split_network
 from haqjax.models import outline
-from haqjax.quantizers.integer_layers import prepare_operands
+from haqjax.quantizers.integer_layers import prepare_layers
 from haqjax.run import SearchConfig, run_search
 from haqjax.run.evaluators import make_search_evaluator
 from haqjax.searchers.probes import list_probes
@@ -107,7 +107,7 @@ def test_the_rest_of_a_network_holds_the_rest_of_its_layers(world):
     ranges = haqjax.calibrate(apply, params, [split.images], rounding="nearest")
     images = jnp.asarray(split.images)[None]
     policy = jnp.full((LAYERS, 2), 8)
-    operands = prepare_operands(apply, params, images[0], policy, ranges)
+    operands = prepare_layers(apply, params, images[0], policy, ranges).operands()
     work = []
     for cut in (0, *CUTS):
         halves = split_network(apply, cut, params, images, ranges, operands)

@@ -156,14 +156,6 @@ def test_what_it_spends_beside_evaluations_is_counted():
     assert found.state.passes == BACKWARD * steps + models
 
 
-def test_a_problem_without_a_soft_loss_is_refused_in_one_line():
-    problem = make_world()
-    problem = dataclasses.replace(problem, evaluator=dataclasses.replace(problem.evaluator, soft_loss=None))
-    with pytest.raises(ValueError, match=r"needs a differentiable loss: give the evaluator a soft_loss=") as told:
-        search(problem, ACTOR, episodes=4, key=jax.random.key(0))
-    assert "\n" not in str(told.value)
-
-
 def test_a_run_by_size_alone_is_refused():
     with pytest.raises(ValueError, match="the search 'svg' needs linear weights"):
         SearchConfig.of(search="svg", metric="size")

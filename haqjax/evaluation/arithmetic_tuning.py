@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from haqjax.evaluation.tuning_cache import cache_path, recall, remember
-from haqjax.quantizers.arithmetic import choose_arithmetic
+from haqjax.evaluation.tuning_cache import cache_path, least_seconds, recall, remember
+from haqjax.quantizers.arithmetic import choose_arithmetic, set_forms
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.integer_products import FORMS, Arithmetic, Form, count_summed, multiply, ready_weights
 from haqjax.tracing.jaxpr import Layer, shape_of
@@ -68,7 +67,7 @@ def tune_arithmetic(
         measure = _measure if time_product is None else _ask(time_product)
         forms = _find_forms(layers, known, _time_plain(cache, measure), measure)
         remember(path, {"forms": forms})
-    return choose_arithmetic(apply, params, x, ranges, forms)
+    return set_forms(known, forms, ranges)
 
 
 def _time_plain(cache: str | Path | None, measure: Measure) -> Mapping[Form, float]:
@@ -88,11 +87,11 @@ def _find_forms(
 ) -> list[Form]:
     """Times the layers that do most of the work in the types that are worth a trial; those of equal shapes once."""
     worth = [form for form in FORMS if form == "float32" or plain[form] < WORTHWHILE * plain["float32"]]
-    found: dict[str, Form] = {}
+    found, busy = dict[str, Form](), _busy(layers)
     for layer, one in zip(layers, arithmetic, strict=True):
         name = _describe(layer)
         if name not in found:
-            tried = len(worth) > 1 and name in _busy(layers)
+            tried = len(worth) > 1 and name in busy
             times: dict[Form, float] = measure(layer, one.parts, worth) if tried else {"float32": 0.0}
             found[name] = min(times, key=times.__getitem__)
     return [found[_describe(layer)] for layer in layers]
@@ -125,7 +124,7 @@ def _measure(layer: Layer | None, parts: int, forms: Sequence[Form]) -> dict[For
         run = _run(layer, Arithmetic(form, parts))
         try:
             alike = bool((run(activation, weight) == expected).all())
-            return _time(lambda: run(activation, weight)) if alike else float("inf")
+            return least_seconds(lambda: run(activation, weight), REPEATS) if alike else float("inf")
         except jax.errors.JaxRuntimeError:  # a type that this device lacks
             return float("inf")
 
@@ -140,15 +139,6 @@ def _run(layer: Layer, arithmetic: Arithmetic) -> Callable[[Array, Array], Array
         return multiply(layer, jnp.round(activation * 0.5), weights, arithmetic, unsigned, whole)
 
     return run
-
-
-def _time(run: Callable[[], Array]) -> float:
-    seconds = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
 
 
 @functools.cache

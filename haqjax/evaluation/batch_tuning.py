@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PyTree
 from haqjax.data import Split
 from haqjax.evaluation.batches import suggest_batch_size
 from haqjax.evaluation.evaluator import make_evaluator
-from haqjax.evaluation.tuning_cache import cache_path, recall, remember
+from haqjax.evaluation.tuning_cache import cache_path, least_seconds, recall, remember
 from haqjax.tracing.hooks import Apply, layers, map_weights
 from haqjax.types import WIDTHS, Evaluation, Evaluator, Ranges
 
@@ -121,12 +121,7 @@ def _time(evaluator: Evaluator, policies: Int[Array, "N L 2"], clock: Callable[[
     """Times an evaluation, once compiled: the least seconds of several, inf where memory does not suffice."""
     try:
         jax.block_until_ready(_evaluate(evaluator, policies))
-        seconds = []
-        for _ in range(REPEATS):
-            start = clock()
-            jax.block_until_ready(_evaluate(evaluator, policies))
-            seconds.append(clock() - start)
-        return min(seconds)
+        return least_seconds(lambda: _evaluate(evaluator, policies), REPEATS, clock)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -1,7 +1,7 @@
 """Comparison of the float network with the quantised one: answers, and signal-to-noise ratio of every layer."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
-from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_operands
+from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_layers
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Apply, Compute, with_records
-from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.hooks import Apply, Hook, with_records
 from haqjax.tracing.rounded_products import rounds_products
 from haqjax.types import Ranges
 
@@ -106,20 +105,20 @@ def _run(
     apply: Apply, params: PyTree, tuned: PyTree, images: Array, labels: Array, policy: Array, ranges: Ranges
 ) -> _Sums:
     zero = hidden_zero(ranges)
-    hook = hook_with(prepare_operands(apply, tuned, images[0], policy, ranges), zero)
+    prepared = prepare_layers(apply, tuned, images[0], policy, ranges)
 
-    def whole(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
-        y = use_cpu_kernels(layer, activation, weight, compute)
-        return y, y
+    def record(hook: Hook) -> Callable[..., tuple[Array, Array]]:
+        def recorded(*layer: Any) -> tuple[Array, Array]:
+            y = hook(*layer)
+            return y, y
 
-    def rounded(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
-        y = hook(layer, activation, weight, compute)
-        return y, y
+        return recorded
 
     def count(batch: tuple[Array, Array]) -> _Sums:
         x, truth = batch
-        logits, outputs = with_records(apply, whole)(params, x)
-        other, others = with_records(apply, rounded, rounds_products(zero))(tuned, x)
+        logits, outputs = with_records(apply, record(use_cpu_kernels))(params, x)
+        quantised = record(hook_with(prepared.operands(), zero))
+        other, others = with_records(apply, quantised, rounds_products(zero))(tuned, x)
         there = truth >= 0  # blank images complete the last batch
         signal = jnp.stack([_energy(y, there) for y in outputs])
         noise = jnp.stack([_energy(a - b, there) for a, b in zip(outputs, others, strict=True)])

@@ -30,13 +30,17 @@ class EvaluationPlan(NamedTuple):
     policies_at_once: int
     arithmetic: tuple[Arithmetic, ...]  # one entry a layer
 
+    @property
+    def in_floats(self) -> tuple[Arithmetic, ...]:
+        """The arithmetic of policies that leave tensors as they are."""
+        return tuple(layer._replace(form="float32") for layer in self.arithmetic)
+
     def compute(self, sums: Callable[[Sequence[Arithmetic]], PyTree], policies: Int[Array, "N L 2"]) -> PyTree:
         """Computes `sums(arithmetic)`; where a policy leaves tensors as they are, all of them go by floats."""
-        floats = tuple(layer._replace(form="float32") for layer in self.arithmetic)
-        if floats == self.arithmetic:
-            return sums(floats)
+        if self.in_floats == self.arithmetic:
+            return sums(self.arithmetic)
         wide = (policies > WIDTHS).any()
-        return jax.lax.cond(wide, lambda: sums(floats), lambda: sums(self.arithmetic))
+        return jax.lax.cond(wide, lambda: sums(self.in_floats), lambda: sums(self.arithmetic))
 
 
 def make_evaluator(
@@ -125,9 +129,9 @@ def fit_arithmetic(arithmetic: Sequence[Arithmetic], policies_at_once: int) -> t
 
     XLA has no products of bfloat16 with float32 sums on a CPU where each policy has weights of its own.
     """
-    lacks = policies_at_once > 1 and jax.default_backend() == "cpu"
-    float32 = ["bfloat16"] if lacks else []
-    return tuple(one._replace(form="float32") if one.form in float32 else one for one in arithmetic)
+    if policies_at_once == 1 or jax.default_backend() != "cpu":
+        return tuple(arithmetic)
+    return tuple(layer._replace(form="float32") if layer.form == "bfloat16" else layer for layer in arithmetic)
 
 
 def unpack(evaluator: Evaluator) -> tuple[PyTree, Float[Array, "m b *shape"], Int[Array, "m b"], Ranges]:
@@ -148,7 +152,9 @@ def _make_function(apply: Apply, plan: EvaluationPlan) -> Callable[..., Evaluati
             def measure(prepared: Prepared) -> tuple[Array, Array]:
                 return jax.tree.map(sum_images, _answer(apply, params, images, labels, ranges, prepared, arithmetic))
 
-            prepare = functools.partial(_prepare, apply, params, images[0], ranges, arithmetic)
+            def prepare(policy: Int[Array, "L 2"]) -> Prepared:
+                return prepare_layers(apply, params, images[0], policy, ranges, arithmetic)
+
             return map_policies(prepare, measure, policies, plan.policies_at_once)
 
         return average(plan.compute(sums, policies), labels)
@@ -170,7 +176,9 @@ def _make_sharded_function(apply: Apply, plan: EvaluationPlan, mesh: Mesh) -> Ca
         def measure(prepared: Prepared) -> tuple[Array, Array]:
             return _answer(apply, params, images, labels, ranges, prepared, arithmetic)
 
-        prepare = functools.partial(_prepare, apply, params, images[0], ranges, arithmetic)
+        def prepare(policy: Int[Array, "L 2"]) -> Prepared:
+            return prepare_layers(apply, params, images[0], policy, ranges, arithmetic)
+
         answers = map_policies(prepare, measure, policies, plan.policies_at_once)
         answers = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), answers)
         return jax.tree.map(lambda part: jax.lax.all_gather(part, POLICY, tiled=True), answers)
@@ -213,17 +221,6 @@ def map_policies(
     groups = pad_policies(policies, at_once).reshape(-1, at_once, *policies.shape[1:])
     found = jax.lax.map(lambda group: jax.vmap(run)(jax.lax.map(prepare, group)), groups)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
-
-
-def _prepare(
-    apply: Apply,
-    params: PyTree,
-    x: Array,
-    ranges: Ranges,
-    arithmetic: Sequence[Arithmetic],
-    policy: Int[Array, "L 2"],
-) -> Prepared:
-    return prepare_layers(apply, params, x, policy, ranges, arithmetic)
 
 
 def _answer(

@@ -15,7 +15,7 @@ from haqjax.evaluation.answers import answer_images, average, sum_images
 from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.evaluation.evaluator import EvaluationPlan, unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
-from haqjax.quantizers.integer_layers import Operands, prepare_operands, with_operands
+from haqjax.quantizers.integer_layers import Operands, prepare_layers, with_operands
 from haqjax.tracing.hooks import Apply
 from haqjax.tracing.integer_products import Arithmetic
 from haqjax.tracing.partial_eval import SplitProgram, split_program
@@ -81,8 +81,7 @@ def make_prefix_evaluator(
     if arithmetic is None:
         arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
     plan = EvaluationPlan(1, tuple(arithmetic))
-    floats = tuple(layer._replace(form="float32") for layer in plan.arithmetic)  # for a base that leaves some tensors
-    prefix = _Prefix(base, _run_heads(apply, cuts, floats, params, images, ranges, base))
+    prefix = _Prefix(base, _run_heads(apply, cuts, plan.in_floats, params, images, ranges, base))
     return Evaluator(_make_function(apply, cuts, plan), params, images, labels, ranges, prefix)
 
 
@@ -157,7 +156,7 @@ def _run_heads(
     base: Int[Array, "L 2"],
 ) -> list[list[Array]]:
     """Computes the activations of the known policy at each cut, [micro-batches, images, ...]."""
-    operands = prepare_operands(apply, params, images[0], base, ranges, arithmetic)
+    operands = prepare_layers(apply, params, images[0], base, ranges, arithmetic).operands()
     heads = [split_network(apply, cut, params, images, ranges, operands, arithmetic).head for cut in cuts]
 
     def run(batch: Array) -> list[list[Array]]:
@@ -192,7 +191,7 @@ def _make_function(apply: Apply, cuts: tuple[int, ...], plan: EvaluationPlan) ->
             def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
                 differs = jnp.append((policy != prefix.policy).any(-1), True)
                 branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
-                operands = prepare_operands(apply, params, images[0], policy, ranges, arithmetic)
+                operands = prepare_layers(apply, params, images[0], policy, ranges, arithmetic).operands()
                 return jax.tree.map(sum_images, jax.lax.switch(branch, branches, operands))
 
             return jax.lax.map(measure, policies)

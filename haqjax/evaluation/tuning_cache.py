@@ -1,8 +1,9 @@
-"""Cache of what was tuned: one JSON file a question, which costs no more than to measure again where it is lost."""
+"""Clock and cache of tunings: one JSON file a question, which costs no more than to measure again where it is lost."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ import jax
 from haqjax.files import write_json
 
 CPU_INFO = Path("/proc/cpuinfo")  # of Linux
+
+
+def least_seconds(run: Callable[[], Any], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Times something that is compiled already: the least of several runs."""
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        jax.block_until_ready(run())
+        seconds.append(clock() - start)
+    return min(seconds)
 
 
 def name_device() -> str:

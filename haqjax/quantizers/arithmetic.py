@@ -11,9 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from haqjax.quantizers.linear import SIDES
+from haqjax.quantizers.per_channel import host_ratios
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.integer_products import (
     FLOAT_LIMIT,
+    LARGEST_SIGNED,
+    LARGEST_UNSIGNED,
     Arithmetic,
     Form,
     cuts_evenly,
@@ -21,10 +25,8 @@ from haqjax.tracing.integer_products import (
     summed_axes,
 )
 from haqjax.tracing.jaxpr import Layer
-from haqjax.types import WEIGHT, WIDTHS, Ranges
+from haqjax.types import WEIGHT, Ranges
 
-LEVELS = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]  # of a weight on a side of zero, by bits - 1
-LARGEST_ACTIVATION, LARGEST_SIGNED = 255, 127  # codes at 8 bits
 FEW = 1, 2, 3  # parts that are tried before as many as any weights need
 
 
@@ -57,12 +59,20 @@ def choose_arithmetic(
         _count_parts(layer, weight, ranges, slice(end - count, end))
         for (layer, weight), count, end in zip(pairs, channels, ends, strict=True)
     ]
-    chosen: Sequence[Form] = ["float32"] * len(parts) if forms is None else forms
-    if ranges.codebook is not None:
-        chosen = ["float32"] * len(parts)
-    elif ranges.reached is not None:  # what calibration did not reach is left in floating point
-        chosen = [form if there else "float32" for form, there in zip(chosen, ranges.reached, strict=True)]
-    return tuple(Arithmetic(form, count) for form, count in zip(chosen, parts, strict=True))
+    arithmetic = tuple(Arithmetic("float32", count) for count in parts)
+    return arithmetic if forms is None else set_forms(arithmetic, forms, ranges)
+
+
+def set_forms(arithmetic: Sequence[Arithmetic], forms: Sequence[Form], ranges: Ranges) -> tuple[Arithmetic, ...]:
+    """Sets the type of each layer's products, but for layers with operands that are no codes.
+
+    Those are all where the weights have codebooks, and those whose activation calibration did not reach.
+    """
+    reached = [ranges.codebook is None] * len(forms)
+    if ranges.reached is not None:
+        reached = [both and bool(there) for both, there in zip(reached, ranges.reached, strict=True)]
+    rows = zip(arithmetic, forms, reached, strict=True)
+    return tuple(layer._replace(form=form if there else "float32") for layer, form, there in rows)
 
 
 def _count_parts(layer: Layer, weight: Array, ranges: Ranges, mine: slice) -> int:
@@ -84,8 +94,8 @@ def _bound_sums(layer: Layer, weight: np.ndarray, ranges: Ranges, mine: slice, p
     signed, bound = np.asarray(ranges.signed)[layer.index], 0.0
     for step, moves in _steps(layer, weight, ranges, mine, parts):
         # Rounding adds half a level to a magnitude at most; one signed bit has no levels.
-        up, down = (np.minimum(side / step + count / 2 + moves, count * LEVELS)[:, 1:] for side in sides)
-        unsigned = LARGEST_ACTIVATION * np.maximum(up, down).max() if not signed.all() else 0
+        up, down = (np.minimum(side / step + count / 2 + moves, count * SIDES)[:, 1:] for side in sides)
+        unsigned = LARGEST_UNSIGNED * np.maximum(up, down).max() if not signed.all() else 0
         bound = max(bound, unsigned, LARGEST_SIGNED * (up + down).max() if signed.any() else 0)
     return bound
 
@@ -107,14 +117,12 @@ def _steps(
 
     Twice where levels were chosen: for channels that hold the weights that they were chosen for, and for others.
     """
-    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    largest = np.abs(weight).max(summed).reshape(-1)
-    ratio = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
-    clip = np.asarray(ranges.clip, np.float64)[layer.index, WEIGHT][:, None] * (ratio if ranges.per_channel else 1)
-    steps: list[tuple[np.ndarray, np.ndarray | int]] = [(clip / LEVELS, 0)]
+    ratio = host_ratios(layer, weight) if ranges.per_channel else 1
+    clip = np.asarray(ranges.clip, np.float64)[layer.index, WEIGHT][:, None] * ratio
+    steps: list[tuple[np.ndarray, np.ndarray | int]] = [(clip / SIDES, 0)]
     rounding = ranges.rounding
     if rounding is not None and rounding.offsets is not None and rounding.factor is not None:
         offsets = np.abs(np.asarray(rounding.offsets[layer.index], np.int32))
         moves = np.concatenate([_sum_parts(layer, each, parts) for each in offsets], axis=1)
-        steps.append((clip * np.asarray(rounding.factor, np.float64)[:, mine] / LEVELS, moves))
+        steps.append((clip * np.asarray(rounding.factor, np.float64)[:, mine] / SIDES, moves))
     return steps

@@ -36,11 +36,6 @@ class Clip(NamedTuple):
     signed: Bool[Array, "8"]
 
 
-def choose_signed(method: str, row: Histogram) -> Clip:
-    """Chooses the clips of a tensor that is always signed, such as a weight."""
-    return choose(method, row, always_signed=True)
-
-
 def choose(method: str, row: Histogram, always_signed: Bool[Array, ""] | bool = False) -> Clip:
     """Chooses the clips of a tensor, and at each width the sign of less squared error.
 

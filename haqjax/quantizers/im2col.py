@@ -67,7 +67,7 @@ def take_rows(layer: Layer, activation: Array, most: int) -> Float[Array, "G n D
 
 
 def _take_dense(layer: Layer, activation: Array, most: int) -> Float[Array, "G n D"]:
-    contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+    contract, batch = layer.activation_axes
     free = [axis for axis in range(activation.ndim) if axis not in (*contract, *batch)]
     ordered = jnp.transpose(activation, (*batch, *free, *contract))
     inputs, groups = (math.prod(activation.shape[axis] for axis in axes) for axes in (contract, batch))

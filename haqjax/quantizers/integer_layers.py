@@ -137,18 +137,6 @@ def with_prepared(
     return network
 
 
-def prepare_operands(
-    apply: Apply,
-    params: PyTree,
-    x: PyTree,
-    policy: Policy,
-    ranges: Ranges,
-    arithmetic: Sequence[Arithmetic] | None = None,
-) -> tuple[Operands, ...]:
-    """Prepares the operands of each layer; the arguments are those of `prepare_layers`."""
-    return prepare_layers(apply, params, x, policy, ranges, arithmetic).operands()
-
-
 def prepare_layers(
     apply: Apply,
     params: PyTree,

@@ -4,10 +4,11 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Int
 
-from haqjax.types import FULL_PRECISION
+from haqjax.types import FULL_PRECISION, WIDTHS
 
 
 class Grid(NamedTuple):
@@ -18,6 +19,10 @@ class Grid(NamedTuple):
     step: Float[Array, "*n"]
     per_unit: Float[Array, "*n"]  # 1 / step
     identity: Bool[Array, "*n"]  # leave the tensor as it is
+
+
+# Levels of a weight on a side of zero, [8, 1] by bits - 1; one bit has none and counts as one.
+SIDES = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
 
 
 def widen(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

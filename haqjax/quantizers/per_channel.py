@@ -34,6 +34,14 @@ def channel_ratios(maxima: tuple[Array, ...]) -> tuple[Float[Array, "sum_C"], np
     return jnp.where(flat > 0, flat / jnp.where(whole > 0, whole, 1), 1), layer
 
 
+def host_ratios(layer: Layer, weight: np.ndarray) -> Float[np.ndarray, "C"]:
+    """Divides each channel's largest magnitude by the layer's, on the host; one where a channel is zero."""
+    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
+    largest = np.abs(weight).max(axis=summed).reshape(-1)
+    ratio = largest / (largest.max() or 1)
+    return np.where(ratio > 0, ratio, 1)
+
+
 def broadcast_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:
     """Reshapes one value an output channel to the rank of the layer's output.
 
@@ -68,7 +76,7 @@ def input_energy(layer: Layer, weight: Array) -> Array:
         each = layer.weight_shape[axes.rhs_spec[1]]
         by_channel = energy.reshape(energy.shape[0], -1, each).sum(1).reshape(-1)
         return by_channel.reshape([-1 if axis == axes.lhs_spec[1] else 1 for axis in range(rank)])
-    contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+    contract, batch = layer.activation_axes
     order = [*batch, *contract]
     whole = energy.reshape([layer.activation_shape[axis] for axis in order])
     placed = whole.transpose([order.index(axis) for axis in sorted(order)])

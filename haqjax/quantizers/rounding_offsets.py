@@ -19,8 +19,8 @@ from haqjax.quantizers.bias_correction import mean_inputs
 from haqjax.quantizers.comq import round_levels
 from haqjax.quantizers.im2col import from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
-from haqjax.quantizers.linear import Grid, widen
-from haqjax.quantizers.per_channel import broadcast_channels
+from haqjax.quantizers.linear import SIDES, Grid, widen
+from haqjax.quantizers.per_channel import broadcast_channels, host_ratios
 from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import WEIGHT, WIDTHS, Ranges, Rounding
@@ -127,11 +127,7 @@ def _round(
     assert sums.second is not None
     levels = round_levels(matrix, np.asarray(sums.second) / sums.total)
     steps = np.stack([_by_channel(layer, step, matrix.shape) for step in levels.step])  # [8, C]
-    summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    largest = np.abs(weight).max(axis=summed).reshape(-1)
-    ratio = np.where(largest > 0, largest / max(largest.max(), np.finfo(np.float32).tiny), 1)
-    sides = np.maximum(2 ** np.arange(WIDTHS) - 1, 1)[:, None]
-    factor = (steps * sides / (clip[:, None] * ratio)).astype(np.float32)
+    factor = (steps * SIDES / (clip[:, None] * host_ratios(layer, weight))).astype(np.float32)
     return np.stack([_offsets(layer, weight, *pair) for pair in zip(levels.level, steps, strict=True)]), factor
 
 

@@ -23,7 +23,8 @@ from haqjax.tracing.jaxpr import Layer
 
 Form = Literal["float32", "bfloat16", "int8"]
 FORMS: tuple[Form, ...] = ("float32", "bfloat16", "int8")
-LARGEST_PRODUCT = 255 * 127  # of an unsigned activation and a weight of 8 bits
+LARGEST_UNSIGNED, LARGEST_SIGNED = 255, 127  # codes of 8 bits
+LARGEST_PRODUCT = LARGEST_UNSIGNED * LARGEST_SIGNED  # of an activation and a weight
 FLOAT_LIMIT = 2**24  # whole numbers up to here are exact in float32
 INT_LIMIT = 2**31
 SHIFT = 128  # takes unsigned codes of 8 bits into the range of int8
@@ -64,7 +65,7 @@ def ready_weights(layer: Layer, integers: Array, signed: Bool[Array, ""], form: 
     """Brings the codes of a layer's weight into the type that they are multiplied in.
 
     Args:
-      codes: whole numbers, as floats.
+      integers: codes: whole numbers, as floats.
       signed: whether the activation's codes are; see `multiply`.
     """
     if form == "float32" or _keeps_floats(layer):
@@ -149,10 +150,10 @@ def cuts_evenly(layer: Layer, parts: int) -> bool:
 
 def summed_axes(layer: Layer) -> tuple[int, int]:
     """Returns the longest axis of the weight that is summed over, input channels of a convolution, and its partner."""
-    numbers = layer.equation.params["dimension_numbers"]
     if not layer.dense:
+        numbers = layer.equation.params["dimension_numbers"]
         return numbers.rhs_spec[1], numbers.lhs_spec[1]
-    pairs = zip(numbers[0][layer.weight_at], numbers[0][1 - layer.weight_at], strict=True)
+    pairs = zip(layer.dot_axes[0], layer.activation_axes[0], strict=True)
     return max(pairs, key=lambda pair: layer.weight_shape[pair[0]])
 
 
@@ -190,7 +191,7 @@ def _one_example(layer: Layer) -> tuple[int, ...]:
     if not layer.dense:
         batch = layer.equation.params["dimension_numbers"].lhs_spec[0]
         return tuple(1 if axis == batch else size for axis, size in enumerate(layer.activation_shape))
-    contract, batched = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+    contract, batched = layer.activation_axes
     kept = (*contract, *batched)
     return tuple(size if axis in kept else 1 for axis, size in enumerate(layer.activation_shape))
 
@@ -203,7 +204,7 @@ def _not_a_number(layer: Layer, activation: Array) -> Array:
         summed = tuple(axis for axis in range(rank) if axis != numbers.lhs_spec[0])
         shape = [-1 if axis == numbers.out_spec[0] else 1 for axis in range(rank)]
     else:
-        contract, batch = (axes[1 - layer.weight_at] for axes in layer.equation.params["dimension_numbers"])
+        contract, batch = layer.activation_axes
         free = [axis for axis in range(rank) if axis not in (*contract, *batch)]
         activation = jnp.transpose(activation, (*batch, *free, *contract))
         summed = tuple(range(len(batch) + len(free), rank))

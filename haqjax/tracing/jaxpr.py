@@ -60,6 +60,12 @@ class Layer:
         return tuple(contract[self.weight_at]), tuple(batch[self.weight_at])
 
     @property
+    def activation_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Contracted and batched axes of the activation of a `dot_general`, in the order of the weight's."""
+        contract, batch = self.equation.params["dimension_numbers"]
+        return tuple(contract[1 - self.weight_at]), tuple(batch[1 - self.weight_at])
+
+    @property
     def channel_axes(self) -> tuple[int, ...]:
         """Axes of the weight that count output channels; over the others one output is summed."""
         if self.dense:

@@ -27,13 +27,21 @@ def opaque_zero(positive: Float[Array, ""]) -> Int[Array, ""]:
     return lax.bitcast_convert_type(positive.astype(jnp.float32), jnp.uint32) >> 31
 
 
+@jax.custom_jvp
 def round_product(product: Array, zero: Int[Array, ""]) -> Array:
     """Returns a product as it is, rounded before anything is added to it; `zero` is from `opaque_zero`.
 
     >>> round_product(jnp.float32(3), jnp.uint32(0)).item()
     3.0
     """
-    return _hide(product, zero)
+    whole = UNSIGNED[product.dtype.itemsize]
+    bits = lax.bitcast_convert_type(product, whole) ^ zero.astype(whole).reshape((1,) * product.ndim)
+    return lax.bitcast_convert_type(bits, product.dtype)
+
+
+@round_product.defjvp
+def _pass_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return round_product(*primals), tangents[0]
 
 
 def rounds_products(zero: Int[Array, ""]) -> Callable[[JaxprEqn, Sequence[Any]], list[Any]]:
@@ -45,18 +53,6 @@ def rounds_products(zero: Int[Array, ""]) -> Callable[[JaxprEqn, Sequence[Any]],
         return [round_product(y, zero) if _is_float(y) else y for y in outputs]
 
     return after
-
-
-@jax.custom_jvp
-def _hide(x: Array, zero: Int[Array, ""]) -> Array:
-    whole = UNSIGNED[x.dtype.itemsize]
-    bits = lax.bitcast_convert_type(x, whole) ^ zero.astype(whole).reshape((1,) * x.ndim)
-    return lax.bitcast_convert_type(bits, x.dtype)
-
-
-@_hide.defjvp
-def _pass_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return _hide(*primals), tangents[0]
 
 
 def _is_float(y: Any) -> bool:

@@ -101,9 +101,7 @@ def find_folder(config: SearchConfig) -> tuple[SearchConfig, Path | None]:
     if run.resume is None:
         target = config.target
         if target.budget is None and target.front is None and target.max_drop is None:
-            config = with_options(
-                config, {"front": usual_front(target)}
-            )  # written down, whatever the usual one will be
+            config = with_options(config, {"front": usual_front(target)})  # as it is now, whatever it will be
         return config, None if run.out is None else Path(run.out)
     if run.out is not None and not _is_same(run.out, run.resume):
         raise ValueError(
