@@ -90,6 +90,18 @@ def test_one_part_would_not_do():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_that_no_32_bits_hold_are_exact_too(form, sign):
+    """Of a flattened image of 224 pixels, where an int32 would go round; the largest sum, and one a little less."""
+    apply, count = lambda params, x: x @ params, 3 * 224 * 224
+    x = jnp.full((2, count), 255.0).at[1, :77].set(1.0)
+    weight = jnp.full((count, 1), sign * 127.0)
+    exact = sign * 127 * np.array([[255 * count], [255 * (count - 77) + 77]])
+    assert (np.abs(exact) > 2**32).all()
+    np.testing.assert_array_equal(multiply_in(form, apply, weight, x, False), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_is_not_a_number_does_not_get_a_code(form):
     apply, x_shape, weight_shape, _ = LAYERS["convolution"]
     x, weight = draw_codes((x_shape, weight_shape), signed=True)

@@ -2,7 +2,7 @@
 
 A code is a whole number of at most 8 bits. Sums of their products are the same numbers on every device and in every
 order, as long as no partial sum leaves the whole numbers that the type holds: 2^24 in float32, 2^31 in int32. A layer
-whose sums may be larger is cut along what it sums over, and the parts are added up as 32-bit integers.
+whose sums may be larger is cut along what it sums over, and the parts are added up as integers of two words.
 """
 
 import functools
@@ -27,6 +27,7 @@ LARGEST_UNSIGNED, LARGEST_SIGNED = 255, 127  # codes of 8 bits
 LARGEST_PRODUCT = LARGEST_UNSIGNED * LARGEST_SIGNED  # of an activation and a weight
 FLOAT_LIMIT = 2**24  # whole numbers up to here are exact in float32
 INT_LIMIT = 2**31
+WORD = 12  # bits of the lower word of a sum in parts: 2^36 is the most that both words hold as floats
 SHIFT = 128  # takes unsigned codes of 8 bits into the range of int8
 
 
@@ -105,14 +106,17 @@ def multiply(
         return product(operand, weights.integers)
     part = cut_sum(layer, operand, weights.integers, parts)
 
-    def add(at: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add(at: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         more = product(*part(at))
-        return sums[0] + more.astype(jnp.int32), sums[1] + more
+        exact = more.astype(jnp.int32)
+        return sums[0] + (exact >> WORD), sums[1] + (exact & (1 << WORD) - 1), sums[2] + more
 
     shape = jax.eval_shape(lambda: product(*part(0))).shape
-    zeros = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, activation.dtype)
-    exact, rounded = lax.fori_loop(0, parts, add, zeros)  # one program for all parts: it is compiled once
-    return jnp.where(whole & jnp.isfinite(rounded), exact.astype(activation.dtype), rounded)
+    zeros = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, activation.dtype)
+    high, low, rounded = lax.fori_loop(0, parts, add, zeros)  # one program for all parts: it is compiled once
+    high, low = high + (low >> WORD), low & (1 << WORD) - 1
+    exact = high.astype(activation.dtype) * (1 << WORD) + low.astype(activation.dtype)  # rounded by the sum alone
+    return jnp.where(whole & jnp.isfinite(rounded), exact, rounded)
 
 
 def cut_sum(layer: Layer, activation: Array, weight: Array, parts: int) -> Callable[[int | Array], tuple[Array, Array]]:
