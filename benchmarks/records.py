@@ -54,10 +54,11 @@ def measure_in_turn(runs: dict[str, Callable[[], Any]], repeats: int = 5) -> dic
     return {name: min(taken) for name, taken in times.items()}
 
 
-def matmul_limit(size: int = 2048) -> float:
-    """Measures FLOP/s of one large float32 matrix product here: the limit that figures are held against."""
-    a = jax.random.normal(jax.random.key(0), (size, size))
-    product = jax.jit(lambda a: a @ a)
+def matmul_limit(size: int = 2048, dtype: str = "float32") -> float:
+    """Measures operations a second of one large matrix product here: the limit that figures are held against."""
+    a = jax.random.randint(jax.random.key(0), (size, size), -100, 100).astype(dtype)
+    sums = "int32" if dtype == "int8" else "float32"
+    product = jax.jit(lambda a: jax.numpy.matmul(a, a, preferred_element_type=sums))
     return 2 * size**3 / measure(lambda: product(a))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import with_hook
+from haqjax.tracing.hooks import compute_in, with_hook
 
 DEPTHWISE = [
     # map, kernel, stride, padding, dilation, channels, multiplier
@@ -92,6 +92,25 @@ def test_half_precision_operands_are_summed_as_precisely_as_asked(groups):
     plain, fast = apply({"w": w}, x), with_hook(apply, use_cpu_kernels)({"w": w}, x)
     assert fast.dtype == jnp.float32
     np.testing.assert_allclose(plain, fast, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", [((8, 8), (3, 3), (1, 1), "SAME", (1, 1)), ((9, 7), (5, 3), (2, 1), [(2, 0), (1, 3)], (1, 2))]
+)
+def test_codes_in_bfloat16_are_summed_exactly_tap_by_tap(case):
+    size, kernel, stride, padding, dilation = case
+    apply = network(kernel, stride, padding, dilation, 1, LAYOUTS[1])
+    draw = lambda key, low, shape: jax.random.randint(jax.random.key(key), shape, low, 128).astype(jnp.float32)
+    x, w = draw(0, 0, (2, 6, *size)), draw(1, -127, (5, 6, *kernel))
+    exact = jnp.dtype(jnp.float32)
+
+    def hook(layer, activation, weight, compute):
+        operands = activation.astype(jnp.bfloat16), weight.astype(jnp.bfloat16)
+        return use_cpu_kernels(layer, *operands, compute_in(layer, exact), exact)
+
+    fast = jax.jit(with_hook(apply, hook))
+    np.testing.assert_array_equal(fast({"w": w}, x), apply({"w": w}, x))
+    assert "stablehlo.convolution" not in fast.trace({"w": w}, x).lower(lowering_platforms=("cpu",)).as_text()
 
 
 def test_one_dimension():

@@ -17,7 +17,7 @@ from haqjax.tracing.integer_products import FORMS, Arithmetic, Form, count_summe
 from haqjax.tracing.jaxpr import Layer, shape_of
 from haqjax.types import Ranges
 
-VERSION = 1  # of the file: raise it when the products change
+VERSION = 2  # of the file: raise it when the products change
 FOLDER = "arithmetic-tuning"  # of the cache
 REPEATS = 5  # timings of each form, of which the least counts
 ROWS, SUMMED, OUTPUTS = 2048, 1152, 128  # of a product that tells which types a device is fast at

@@ -2,8 +2,9 @@
 
 On a CPU, XLA runs a depthwise convolution as a scalar loop, at a hundredth of the speed of arithmetic, and a dense one
 over a map of a few pixels not much faster. There a depthwise convolution becomes shifted multiply-adds, one a tap of
-the kernel, and a pointwise or small one becomes a matrix product. Taps that only ever meet padding are left out. On
-other platforms the layer stays as it is.
+the kernel, and a pointwise or small one becomes a matrix product. With bfloat16 operands, whose units XLA's own
+convolution leaves idle, a dense one becomes a sum of matrix products, one a tap. Taps that only ever meet padding are
+left out. On other platforms the layer stays as it is.
 """
 
 import itertools
@@ -51,7 +52,7 @@ def use_cpu_kernels(
     Args:
       sum_type: in which `compute` adds up products of operands of any type; None is the layer's own, for all of them.
     """
-    form = _choose(layer)
+    form = _choose(layer, half_precision=sum_type is not None and activation.dtype == jnp.bfloat16)
     if form is None:
         return compute(activation, weight)
     axes = layer.equation.params["dimension_numbers"]
@@ -71,8 +72,8 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
     return (spec[0], *spec[2:], spec[1])
 
 
-def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution, jnp.dtype], Array] | None:
-    """Chooses the faster form of a layer; None where the platform's own is as fast."""
+def _choose(layer: Layer, half_precision: bool) -> Callable[[Array, Array, _Convolution, jnp.dtype], Array] | None:
+    """Chooses the faster form of a layer, `half_precision` for bfloat16 operands; None where the platform's own is as fast."""
     if layer.dense or layer.equation.params["batch_group_count"] != 1:
         return None
     if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
@@ -85,7 +86,9 @@ def _choose(layer: Layer) -> Callable[[Array, Array, _Convolution, jnp.dtype], A
         channels = layer.activation_shape[layer.equation.params["dimension_numbers"].lhs_spec[1]]
         return _shifted_multiply_adds if groups == channels else None
     # Measured: from as many places as taps on, XLA's own dense convolution is as fast as the matrix product.
-    return _matrix_product if taps == 1 or math.prod(convolution.places) < taps else None
+    if taps == 1 or math.prod(convolution.places) < taps:
+        return _matrix_product
+    return _sum_of_products if half_precision else None
 
 
 def _convolution(layer: Layer) -> _Convolution:
@@ -116,6 +119,14 @@ def _matrix_product(x: Array, weight: Array, convolution: _Convolution, sums: jn
     columns = weight[taps[0]] if len(taps) == 1 else jnp.concatenate([weight[tap] for tap in taps])
     product = jnp.matmul(rows.reshape(-1, rows.shape[-1]), columns, preferred_element_type=sums)
     return product.reshape(*rows.shape[:-1], columns.shape[-1])
+
+
+def _sum_of_products(x: Array, weight: Array, convolution: _Convolution, sums: jnp.dtype) -> Array:
+    """Convolves without a copy of all patches: on a large map that copy takes longer than the products."""
+    total = jnp.zeros((), sums)
+    for tap, patch in _patches(x, convolution):
+        total = total + jnp.matmul(patch.reshape(-1, patch.shape[-1]), weight[tap], preferred_element_type=sums)
+    return total.reshape(x.shape[0], *convolution.places, weight.shape[-1])
 
 
 def _patches(x: Array, convolution: _Convolution) -> list[tuple[tuple[int, ...], Array]]:
