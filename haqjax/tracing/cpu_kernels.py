@@ -73,7 +73,11 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
 
 
 def _choose(layer: Layer, half_precision: bool) -> Callable[[Array, Array, _Convolution, jnp.dtype], Array] | None:
-    """Chooses the faster form of a layer, `half_precision` for bfloat16 operands; None where the platform's own is as fast."""
+    """Chooses the faster form of a layer; None where the platform's own is as fast.
+
+    Args:
+      half_precision: whether operands are bfloat16, and summed in a wider type.
+    """
     if layer.dense or layer.equation.params["batch_group_count"] != 1:
         return None
     if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
