@@ -1,7 +1,7 @@
 """Is a front that ends when no gain is expected as good as one of 400 evaluations, and how many does it take?
 
     python benchmarks/front.py                        # ResNet-20 on CIFAR-10, BISMO cloud
-    python benchmarks/front.py --problem digits       # MobileNetV2 on the digits, BISMO edge
+    python benchmarks/front.py --problem digits       # MobileNetV2 on the digits, BISMO edge; or --model and --hw
     python benchmarks/front.py --seeds 1 --episodes 80 --images 200 --report-images 1000    # small
 
 Three ways on the same problem with the same seeds: `default` as `make search` does, `on` the same with PATIENCE=0, and
@@ -59,6 +59,9 @@ class Config:
     race: float | None = None
     by_layer: bool = False
     searchers: tuple[str, ...] = ("ilp",)  # this and what is above are read by search_problems
+    model: str = "mobilenet_v2"
+    """Of the digits problem, and its machine."""
+    hw: str = "edge"
     name: str = ""
     """At the end of the result's name."""
 
@@ -144,10 +147,9 @@ def shorten(posed: Posed, config: Config) -> Any:
 
 
 def pose_digits(config: Config) -> Posed:
-    """Poses the second main job: MobileNetV2 on the digits, BISMO edge."""
-    asked = SearchConfig.of(
-        model="mobilenet_v2", hw="edge", front=config.metric, rounding=config.rounding, search_images=config.images
-    )
+    """Poses a main job: a network trained on the digits."""
+    options = dict(front=config.metric, rounding=config.rounding, search_images=config.images)
+    asked = SearchConfig.of(model=config.model, hw=config.hw, **options)
     prepared = prepare(asked)
     network = load_network(prepared.network, prepared.data, None, Console())
     ranges = find_ranges(asked.quantizer, asked.by_codebook, network, prepared.data)
