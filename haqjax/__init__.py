@@ -8,7 +8,7 @@ from haqjax.policies.budgets import budget
 from haqjax.policies.projection import project
 from haqjax.quantizers import calibrate, quantize
 from haqjax.searchers import SearchResult, make_problem, search
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 from haqjax.training.finetuning import finetune
 
 __all__ = [

@@ -62,6 +62,10 @@ class LayerTable:
     other_parameters: Int[
         np.ndarray, ""
     ]  # learned numbers outside the layers' weights: biases, batch norm scale and shift
+    # Factor by which the input map is spread, with zeros between, before a transposed convolution; None: 1 everywhere.
+    upsampling: Int[np.ndarray, "L 2"] | None = None
+    # Products that carry no weight, such as attention's, as dense layers of one example: no policy has bits for them.
+    products: "LayerTable | None" = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,7 +88,19 @@ class LayerTable:
     @property
     def macs(self) -> Int[np.ndarray, "L"]:
         """Multiply-accumulates of each layer for one image."""
-        return self.weights * np.prod(np.asarray(self.out_size, np.int64), axis=-1)
+        return self.weights * np.prod(self.places, axis=-1)
+
+    @property
+    def places(self) -> Int[np.ndarray, "L 2"]:
+        """Places of the output map at which each weight is multiplied.
+
+        In a transposed convolution zeros that the map is spread with are not counted; zeros at the edge of a map are.
+        """
+        places = np.asarray(self.out_size, np.int64)
+        if self.upsampling is None:
+            return places
+        upsampled = np.asarray(self.upsampling) > 1
+        return np.where(upsampled, np.minimum(-(-places // self.upsampling), self.in_size), places)
 
 
 class Cost(NamedTuple):

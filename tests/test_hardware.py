@@ -15,7 +15,7 @@ from haqjax.hardware.machines import FOLDER, MODELS, SHORT_NAMES, Machine
 from haqjax.hardware.spec import Count
 from haqjax.models import outline
 from haqjax.policies.cost import exact_cost
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 from haqjax.types import Cost, CostTable, Lifetimes
 from references_hardware import conv, dense, table
 

@@ -8,6 +8,7 @@ from flax import linen, nnx
 
 from haqjax import models
 from haqjax.tracing import hooks
+from haqjax.tracing.layer_table import layers
 
 
 def identity(layer, activation, weight, compute):
@@ -128,7 +129,7 @@ def test_identity_hook_under_eager_vmap_and_grad(name):
 
 def test_names_and_geometry_of_each_kind():
     apply, params, shape = grouped_net()
-    table = hooks.layers(apply, params, jnp.ones(shape))
+    table = layers(apply, params, jnp.ones(shape))
     assert table.names == ("grouped", "line", "experts")
     np.testing.assert_array_equal(table.kernel, [(3, 5), (1, 3), (1, 1)])
     np.testing.assert_array_equal(table.stride, [(2, 1), (1, 1), (1, 1)])
@@ -144,7 +145,7 @@ def test_names_and_geometry_of_each_kind():
 
 def test_attention_products_are_no_layers():
     apply, params, shape = attention_net()
-    table = hooks.layers(apply, params, jnp.ones(shape))
+    table = layers(apply, params, jnp.ones(shape))
     heads = ("attention.query", "attention.key", "attention.value", "attention.out")
     assert sorted(table.names) == sorted(("patches", *heads, "up", "down", "head"))
     assert table.names[0] == "patches" and table.names[-3:] == ("up", "down", "head")
@@ -153,7 +154,7 @@ def test_attention_products_are_no_layers():
 
 def test_linen_names_depthwise_and_learned_parameters():
     apply, params, shape = linen_net()
-    table = hooks.layers(apply, params, jnp.ones(shape))
+    table = layers(apply, params, jnp.ones(shape))
     assert table.names == ("stem", "depthwise", "head")
     np.testing.assert_array_equal(table.depthwise, [False, True, False])
     assert table.other_parameters == 8 + (8 + 8) + 8 + 5  # biases, and batch norm's scale and shift without statistics
@@ -162,7 +163,7 @@ def test_linen_names_depthwise_and_learned_parameters():
 @pytest.mark.parametrize("name", SMALL)
 def test_batch_size_does_not_matter(name):
     apply, params, shape = NETS[name]()
-    one, many = (hooks.layers(apply, params, jax.ShapeDtypeStruct((n, *shape[1:]), "float32")) for n in (1, 6))
+    one, many = (layers(apply, params, jax.ShapeDtypeStruct((n, *shape[1:]), "float32")) for n in (1, 6))
     jax.tree.map(np.testing.assert_array_equal, one, many)
 
 
@@ -188,7 +189,7 @@ def barrier(params, x):
 @pytest.mark.parametrize("apply", [mixed_call, barrier])
 def test_a_weight_is_followed_through_calls_that_mix(apply):
     params, x = {"w": draw(4, 3)}, draw(2, 4)
-    assert hooks.layers(apply, params, x).names == ("w",)
+    assert layers(apply, params, x).names == ("w",)
     (weight,) = hooks.map_weights(lambda layer, weight: weight, apply, params, x)
     np.testing.assert_array_equal(weight, 2 * params["w"])
     np.testing.assert_array_equal(hooks.with_hook(apply, identity)(params, x), apply(params, x))
@@ -247,10 +248,10 @@ def branched(params, x):
 def test_faults_name_the_parameter(apply, message):
     params, x = {"stack": draw(3, 4, 4)}, draw(4, 4)
     if message is None:
-        assert hooks.layers(apply, params, x).names == ("stack",)
+        assert layers(apply, params, x).names == ("stack",)
     else:
         with pytest.raises(ValueError, match=message):
-            hooks.layers(apply, params, x)
+            layers(apply, params, x)
 
 
 def test_an_activation_mixed_over_the_batch_is_named():
@@ -258,4 +259,4 @@ def test_an_activation_mixed_over_the_batch_is_named():
         return x.reshape(-1)[:10].reshape(5, 2) @ params["w"]
 
     with pytest.raises(ValueError, match="'w' does not treat the 3 examples"):
-        hooks.layers(apply, {"w": draw(2, 2)}, draw(3, 4))
+        layers(apply, {"w": draw(2, 2)}, draw(3, 4))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from haqjax.models import MODELS, build, count_learned, outline
-from haqjax.tracing import hooks
-from haqjax.tracing.hooks import is_statistic
+from haqjax.tracing.layer_table import layers
+from haqjax.tracing.names import is_statistic
 
 # (kernel, input channels, output channels, groups, output map, batch norm) of one layer
 Row = tuple[int, int, int, int, int, bool]
@@ -78,7 +78,7 @@ PUBLISHED = {
 def published(request):
     classes, image_size, *truth = PUBLISHED[request.param]
     network = outline(request.param, classes=classes, image_size=image_size)
-    return network, hooks.layers(network.apply, network.params, network.example), truth
+    return network, layers(network.apply, network.params, network.example), truth
 
 
 def test_parameters_are_the_published_number(published):
@@ -114,7 +114,7 @@ def test_every_layer_has_its_own_kernel(published):
 
 
 def test_names_say_where_a_layer_is():
-    names = hooks.layers(*_parts(outline("mobilenet_v2", image_size=32))).names
+    names = layers(*_parts(outline("mobilenet_v2", image_size=32))).names
     assert [name.removesuffix(".kernel") for name in (*names[:4], *names[-2:])] == [
         "stem",
         "blocks.0.depthwise",
@@ -126,10 +126,10 @@ def test_names_say_where_a_layer_is():
 
 
 def test_resnet50_strides_on_the_3x3():
-    layers = hooks.layers(*_parts(outline("resnet50")))
+    table = layers(*_parts(outline("resnet50")))
     strided = [
         (name.split(".")[2], int(kernel))
-        for name, (kernel, _), (stride, _) in zip(layers.names, layers.kernel, layers.stride, strict=True)
+        for name, (kernel, _), (stride, _) in zip(table.names, table.kernel, table.stride, strict=True)
         if stride == 2 and name.startswith("blocks")
     ]
     assert strided == [("spatial", 3), ("shortcut", 1)] * 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from haqjax.models import build, restore_batchnorm
-from haqjax.tracing.hooks import is_statistic
+from haqjax.tracing.names import is_statistic
 
 BATCHES = (5, 3)  # images: not alike, so that each must count by its size
 

@@ -23,7 +23,7 @@ from haqjax.run.config.commands import ReportConfig
 from haqjax.run.config.options import with_options
 from haqjax.run.folder.run_data import read_run_data
 from haqjax.run.rooflines import find_rooflines
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 from report_world import EPISODES, cost_fields, make_prepared, write_run
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from haqjax.hardware.machines import FOLDER
 from haqjax.models import outline
 from haqjax.run import HardwareConfig, SearchConfig, TableConfig, run_hardware, run_table
 from haqjax.run.setup import prepare
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 
 OWN = """
 import jax

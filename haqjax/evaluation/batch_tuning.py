@@ -15,7 +15,8 @@ from haqjax.data import Split
 from haqjax.evaluation.batches import suggest_batch_size
 from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.evaluation.tuning_cache import cache_path, least_seconds, recall, remember
-from haqjax.tracing.hooks import Apply, layers, map_weights
+from haqjax.tracing.hooks import Apply, map_weights
+from haqjax.tracing.layer_table import layers
 from haqjax.types import WIDTHS, Evaluation, Evaluator, Ranges
 
 VERSION = 1  # of the file: raise it when the evaluation changes

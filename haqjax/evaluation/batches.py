@@ -1,5 +1,7 @@
 """Micro-batches of images: how many suit a device, and a split cut into them."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def balance_batch_size(split: Split, batch_size: int | None = None) -> int:
     >>> balance_batch_size(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
     5
     """
-    most = batch_size or suggest_batch_size(split.images.shape[1] * split.images.shape[2])
+    most = batch_size or suggest_batch_size(math.prod(split.images.shape[1:3]))
     return -(-len(split) // -(-len(split) // most))
 
 

@@ -18,7 +18,7 @@ from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import Prepared, prepare_layers, with_prepared
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
-from haqjax.tracing.hooks import Apply
+from haqjax.tracing.hooks import Apply, only_arrays
 from haqjax.tracing.integer_products import Arithmetic
 from haqjax.tracing.parameters import check_params
 from haqjax.types import ACTIVATION, FULL_PRECISION, WIDTHS, Evaluation, Evaluator, Ranges
@@ -87,6 +87,7 @@ def make_evaluator(
     if not len(split):
         raise ValueError("cannot evaluate a policy on no images")
     check_params(params)
+    apply, params = only_arrays(apply, params)
     check_answers(apply, params, split, split.images[:1])
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     if arithmetic is None:

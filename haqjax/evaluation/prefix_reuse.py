@@ -95,7 +95,7 @@ def choose_cuts(layers: LayerTable, images: int, count: int = CUTS) -> tuple[int
 
     >>> from haqjax.models import outline
     >>> network = outline("resnet20", classes=10, image_size=32)
-    >>> from haqjax.tracing.hooks import layers as read_layers
+    >>> from haqjax.tracing.layer_table import layers as read_layers
     >>> choose_cuts(read_layers(network.apply, network.params, network.example), images=1000)
     (6, 11, 16)
     """

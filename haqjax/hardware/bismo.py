@@ -75,7 +75,7 @@ def count_policy_work(spec: Bismo, layers: LayerTable, policy: Int[np.ndarray, "
     Raises:
       ValueError: the policy is not of whole bits of at least 1, or of another number of layers.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> family = Bismo(8, 256, np.array([32, 64, 128]), 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
     >>> count_policy_work(family, network, np.array([[1, 1]])).cycles[:, 0].tolist()  # the wider the port, the sooner
@@ -99,7 +99,7 @@ def count_cycles(spec: Bismo, layers: LayerTable) -> Int[np.ndarray, "*machines 
     Returns:
       Exact int64 counts on the host, indexed `[..., layer, weight_bits - 1, activation_bits - 1]`.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> spec = Bismo(8, 256, 64, 1024, 32, 1, 2e8, 0.0, 0.0, 0.0)
     >>> count_cycles(spec, network)[0, 0, :3].tolist()  # 8 rows of 4 beats arrive for each bit, then one product

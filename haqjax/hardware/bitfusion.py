@@ -36,7 +36,7 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
       ValueError: the smallest tile of a layer exceeds a buffer; a field of the machine is out of range, or a count may
         pass 2**62.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
     >>> counts = count_work(machine("bitfusion").spec, network)

@@ -1,11 +1,38 @@
 """GEMM: layers as matrix products, the input of accelerator models."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from haqjax.types import AnyArray, LayerTable
+
+
+def as_subpixel(layers: LayerTable) -> LayerTable:
+    """Reads transposed convolutions as plain ones, whose outputs are shuffled into a larger map.
+
+    One that spreads its input map by a factor s has, for each of the s x s places that an output can have between two
+    inputs, a convolution of its own with an s x s-th of the taps (Shi et al. 2016, arXiv 1609.05158).
+
+    >>> from haqjax.tracing.layer_table import layers
+    >>> from jax.lax import conv_transpose
+    >>> network = lambda params, x: conv_transpose(x, params["w"], (2, 2), "SAME")
+    >>> table = as_subpixel(layers(network, {"w": np.ones((4, 4, 8, 8))}, np.ones((1, 8, 8, 8))))
+    >>> table.kernel.tolist(), table.out_size.tolist(), table.out_channels.tolist(), table.macs.tolist()
+    ([[2, 2]], [[8, 8]], [32], [65536])
+    """
+    if layers.upsampling is None or (np.asarray(layers.upsampling) == 1).all():
+        return layers
+    factor = np.asarray(layers.upsampling)
+    return dataclasses.replace(
+        layers,
+        kernel=-(-np.asarray(layers.kernel) // factor),
+        out_size=layers.places,
+        out_channels=np.asarray(layers.out_channels) * np.prod(factor, axis=-1),
+        upsampling=None,
+    )
 
 
 class Gemm(NamedTuple):

@@ -9,7 +9,8 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import Bool, PyTree
 
-from haqjax.tracing.jaxpr import Layer, Plan, make_plan, shape_of
+from haqjax.tracing.hooks import trace
+from haqjax.tracing.jaxpr import Layer, Plan, shape_of
 from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.
@@ -49,12 +50,11 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
     >>> float(peak_memory(lifetimes, np.array([[8, 8], [8, 4]])))  # 100 numbers of 4 bits in, 2 of 32 bits out
     58.0
     """
-    leaves, inputs = jax.tree.leaves(params), len(jax.tree.leaves(x))
-    closed = jax.make_jaxpr(apply)(params, x)
-    plan = make_plan(closed, [str(i) for i in range(len(leaves))], [leaf.size for leaf in leaves], inputs)
+    plan = trace(apply, params, (x,)).plan
+    given = len(plan.jaxpr.invars) - len(jax.tree.leaves(x))  # arguments that are parameters
     elements: list[int] = []
     steps: list[_Step] = []
-    arguments = [None] * len(leaves) + [_add(elements, var) for var in plan.jaxpr.invars[len(leaves) :]]
+    arguments = [None] * given + [_add(elements, var) for var in plan.jaxpr.invars[given:]]
     outputs = _walk(plan, arguments, elements, steps)
     steps.append(_Step(_tensors(outputs), (), None, product=False))
     layers = sum(1 for _ in plan.layers())

@@ -29,7 +29,7 @@ def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndar
     Raises:
       ValueError: the convention is neither.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 10))}, np.ones((1, 64)))
     >>> bop_table(network)[0, 3, 7], bop_table(network, "accumulated")[0, 3, 7]
     (np.float64(20480.0), np.float64(32000.0))
@@ -59,7 +59,7 @@ def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, 
     Raises:
       ValueError: the storage is none of these.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 10))}, np.ones((1, 64)))
     >>> [float(size_table(network, storage)[0, 3, 7]) for storage in STORAGES]
     [320.0, 360.0, 384.0]

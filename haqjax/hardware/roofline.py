@@ -85,7 +85,7 @@ def estimate(spec: Spec, layers: LayerTable) -> Usage:
     Raises:
       ValueError: a field of the machine is out of range, or the sizes of a layer multiply to more than 2**62.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((64, 32))}, np.ones((1, 64)))
     >>> usage = estimate(machine("systolic").spec, network)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import measured
-from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.machines import Machine, estimate_usage
 from haqjax.hardware.overflow import check_layers
 from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
 from haqjax.hardware.spec import LARGEST, SMALLEST
@@ -36,21 +36,23 @@ def cost_table(
 
     Returns:
       Latency in s and energy in J for one batch of the machine, size in bytes, bit operations ("products", see
-      `bop_table`) for one image; each float64 [L, 8, 8]. The same machine and layers give the same table.
+      `bop_table`) for one image; each float64 [L, 8, 8]. The same machine and layers give the same table. Products that
+      carry no weight, such as attention's, are in `fixed` at 8 x 8 bits; a measured table has no price for them.
 
     Raises:
       ValueError: the machine's model cannot run these layers, a measured table is of others, or a cost is not a finite
         number above 0.
 
-    >>> from haqjax.tracing.hooks import layers
+    >>> from haqjax.tracing.layer_table import layers
     >>> from haqjax.hardware import machine
     >>> network = layers(lambda params, x: x @ params["w"], {"w": np.ones((256, 8))}, np.ones((1, 8, 256)))
     >>> float(cost_table(machine("edge"), network).latency[0, 0, 0]) * 1e9
     160.0
     """
     check_layers(layers)
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
-    fixed = Cost(*np.array([0.0, 0.0, PARAMETER_BYTES * layers.other_parameters, 0.0, 0.0]))
+    usage = estimate_usage(machine, layers)
+    latency, joules, operations = _price_products(machine, layers.products)
+    fixed = Cost(*np.array([latency, joules, PARAMETER_BYTES * layers.other_parameters, operations, 0.0]))
     energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
     if not energy.any():  # a machine without energies
         energy = np.full_like(energy, np.nan)
@@ -58,6 +60,18 @@ def cost_table(
         _check_costs(machine, layers, {"latency": usage.latency, "energy": energy})
     _check_costs(machine, layers, {"size": size, "bops": bops})
     return CostTable(usage.latency, energy, size, fixed, bops, lifetimes, layers.names)
+
+
+def _price_products(machine: Machine, products: LayerTable | None) -> tuple[float, float, float]:
+    """Prices products that carry no weight at 8 x 8 bits: s, J and bit operations."""
+    if products is None:
+        return 0.0, 0.0, 0.0
+    operations = float(bop_table(products)[:, -1, -1].sum())
+    if machine.model == "measured":
+        return 0.0, 0.0, operations
+    check_layers(products)
+    usage = estimate_usage(machine, products)
+    return float(usage.latency[:, -1, -1].sum()), float(np.sum(usage.energy, axis=0)[:, -1, -1].sum()), operations
 
 
 def _check_costs(machine: Machine, layers: LayerTable, costs: Mapping[str, Float[np.ndarray, "L 8 8"]]) -> None:
@@ -102,7 +116,7 @@ def find_limits(machine: Machine, layers: LayerTable) -> Limits:
     """
     if machine.model == "measured":
         raise ValueError(f"{machine.name} is a measured table, which does not say what takes the time")
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    usage = estimate_usage(machine, layers)
     operations = 2.0 * machine.spec.batch * layers.macs[:, None, None]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
     return Limits(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)

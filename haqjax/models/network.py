@@ -16,7 +16,7 @@ from haqjax.models.batchnorm import EPSILON, SAME, SYMMETRIC, Convention
 from haqjax.models.mobilenet_v1 import MobileNetV1
 from haqjax.models.mobilenet_v2 import MobileNetV2
 from haqjax.models.resnet import CifarResNet, ResNet50
-from haqjax.tracing.hooks import is_statistic
+from haqjax.tracing.names import is_statistic
 
 Params = dict[str, Any]
 Apply = Callable[[Params, Float[Array, "B H W 3"]], Float[Array, "B classes"]]

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from haqjax.models.network import Apply, Network, Params
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Compute, layers, with_records
+from haqjax.tracing.hooks import Compute, with_records
 from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.layer_table import layers
 from haqjax.types import AnyArray
 
 

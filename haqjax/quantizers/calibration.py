@@ -24,8 +24,9 @@ from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
 from haqjax.quantizers.per_channel import input_energy
 from haqjax.quantizers.rounding_offsets import make_rounding
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
+from haqjax.tracing.hooks import Apply, Compute, map_weights, only_arrays, with_records
 from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.layer_table import count_examples
 from haqjax.tracing.parameters import check_params
 from haqjax.types import Ranges
 
@@ -43,6 +44,7 @@ def calibrate(
     per_channel: bool = True,
     rounding: str | None = None,
     correct_bias: bool | None = None,
+    batch_axis: PyTree = 0,
 ) -> Ranges:
     """Chooses where to clip each layer's weight and activation at every width, and how to round its weights.
 
@@ -57,8 +59,7 @@ def calibrate(
 
     Args:
       apply: pure function `apply(params, x)`.
-      batches: inputs of the network, a few hundred examples in all; batches of one size compile once, and the first
-        axis of the first array counts the examples.
+      batches: inputs of the network, a few hundred examples in all; batches of one size compile once.
       method: "mse" (least squared error, that of an activation weighted by the weights that read it), "max",
         "percentile" (99.99) or "kl".
       per_channel: scale the clip of a weight to each output channel's largest magnitude, or use one clip for all.
@@ -67,6 +68,7 @@ def calibrate(
         with the method "mse", and "nearest" with the others, whose clips are then used as they are.
       correct_bias: take off what the rounding of weights adds to a layer's output on average, see
         `haqjax.quantizers.bias_correction`. None does so where the rounding is "output".
+      batch_axis: the axis of a batch that counts examples, see `haqjax.layers`.
     Returns:
       Clip values [L, 2, 8], signed flags [L, 8], and what the options ask for, on the host.
     Raises:
@@ -83,9 +85,11 @@ def calibrate(
     use_comq = rounding == "output" and per_channel
     correct_bias = rounding == "output" if correct_bias is None else correct_bias
     check_params(params)
+    apply, params = only_arrays(apply, params)
     rows: tuple[tuple[Layer, np.ndarray], ...] = ()
     for number, x in enumerate(_check_batches(batches)):
-        examples = _count_examples(x, number)
+        _check_batch(x, number)
+        examples = count_examples(x, batch_axis)
         if not rows:
             rows = map_weights(lambda layer, weight: (layer, np.asarray(weight)), apply, params, x)
             activations = empty_histogram(len(rows))
@@ -155,12 +159,10 @@ def _check_batches(batches: Iterable[PyTree]) -> Iterable[PyTree]:
     return batches
 
 
-def _count_examples(x: PyTree, number: int) -> int:
-    """Counts the examples of a batch: entries along the first axis of its first array."""
+def _check_batch(x: PyTree, number: int) -> None:
     leaves = jax.tree.leaves(x)
     if not leaves or any(np.size(leaf) == 0 for leaf in leaves):
         raise ValueError(f"batch {number} to calibrate on has no examples: leave such batches out")
-    return np.shape(leaves[0])[0] if np.ndim(leaves[0]) else 1
 
 
 def _warn(names: Sequence[str], activations: Histogram, reached: Bool[np.ndarray, "L"]) -> None:

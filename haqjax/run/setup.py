@@ -25,7 +25,7 @@ from haqjax.run.config.search import (
 )
 from haqjax.run.float_network import empty_network
 from haqjax.searchers.front import budget_fractions
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 from haqjax.types import (
     WIDTHS,
     Bounds,

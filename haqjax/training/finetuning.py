@@ -19,8 +19,9 @@ from haqjax.data.labels import check_answers
 from haqjax.quantizers.fake_quantize import check_policy
 from haqjax.quantizers.trainable import Gradient, Learned, begin, end, quantize_learned
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Apply, Compute, Hook, is_statistic, with_hook
+from haqjax.tracing.hooks import Apply, Compute, Hook, with_hook
 from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.names import is_statistic
 from haqjax.tracing.parameters import check_params
 from haqjax.training.checkpoints import fingerprint, open_checkpoints
 from haqjax.training.distillation import cross_entropy, distillation_loss

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from haqjax.files import new_folder
 from haqjax.hardware import Machine, cost_table, find_limits, machine
-from haqjax.hardware.machines import MODELS
+from haqjax.hardware.machines import estimate_usage
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
 from haqjax.report.names import as_cell, name_apart
@@ -18,7 +18,7 @@ from haqjax.report.static.roofline import latency_figure, limits_figure
 from haqjax.run.commands.table import find_network
 from haqjax.run.config.commands import HardwareConfig
 from haqjax.run.terminal import say
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 from haqjax.types import LayerTable
 
 WIDTHS = (8, 4)  # bits compared
@@ -88,7 +88,7 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
 
 
 def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> dict:
-    usage = MODELS[accelerator.model].estimate(accelerator.spec, table_of)
+    usage = estimate_usage(accelerator, table_of)
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": latency_figure(

@@ -17,7 +17,7 @@ from haqjax.models import MODELS, outline
 from haqjax.reading import one_line, quote
 from haqjax.run.config.commands import TableConfig
 from haqjax.run.terminal import say
-from haqjax.tracing.hooks import layers
+from haqjax.tracing.layer_table import layers
 
 
 def run_table(config: TableConfig, console: Console) -> Path:

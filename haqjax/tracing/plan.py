@@ -1,0 +1,236 @@
+"""Finds the layers of a program: a walk over its jaxpr that follows what is computed from parameters alone.
+
+A *layer* is a `conv_general_dilated` or `dot_general` with one operand computed from parameters alone (the weight)
+and the other from the network's input (the activation). A product without a contraction only scales, a product of two
+parameters (a learned query) is stored as its factors, and complex numbers have no widths: none of them is a layer. The
+walk yields a plan as nested as the program: one entry an equation, because one inner jaxpr may be called at several
+places with different weights. What no output needs is left out beforehand.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.interpreters import partial_eval
+
+from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Product, dtype_of, shape_of
+
+# Sources of a value: leaves of the parameters by index, and these.
+INPUT = -1  # the network's input
+PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
+Sources = frozenset[int]
+CONTRACTIONS = ("dot_general", "conv_general_dilated")
+
+# Calls whose body may be run in place of the call, and the parameter that holds the body.
+INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "eval_jaxpr": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], inputs: int) -> Plan:
+    """Finds the layers of a program whose arguments are the leaves of the parameters, then `inputs` input leaves.
+
+    Args:
+      closed: the program.
+      names: a name for each parameter leaf.
+      sizes: elements of each parameter leaf; a weight computed from several is named after the largest.
+      inputs: number of leaves of the network's input.
+    Raises:
+      ValueError: no layer; a weight of two layers; a layer inside control flow. Each names the parameter.
+    """
+    found: dict[int, Layer] = {}
+    products: list[Product] = []
+
+    def add(equation: JaxprEqn, weight_at: int, sources: Sources, loops: Loops) -> Layer:
+        leaf = max(sources, key=lambda i: sizes[i])
+        if loops:
+            raise ValueError(
+                f"weight {names[leaf]!r} belongs to a layer inside `{loops[0].name}`, which runs one layer several "
+                "times or not at all: write the layers one after another, so that each can have bits of its own; a "
+                "network that went through `use_cpu_kernels` is hooked before that"
+            )
+        if leaf in found:
+            raise ValueError(
+                f"weight {names[leaf]!r} is used by two layers: give each layer a parameter of its own, "
+                "so that each can have bits of its own"
+            )
+        found[leaf] = Layer(len(found), names[leaf], leaf, weight_at, equation)
+        return found[leaf]
+
+    def note(equation: JaxprEqn, loops: Loops) -> None:
+        products.append(Product(equation, math.prod(loop.turns for loop in loops)))
+
+    wanted = [True] * len(closed.jaxpr.outvars)
+    _, reached = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
+    sources = [frozenset({i}) for i in range(len(names))] + [frozenset({INPUT})] * inputs
+    plan, _ = _walk(jaxpr, closed.consts, sources, _Finder(add, note, sizes), ())
+    if not found:
+        raise ValueError(
+            "no layer found: no convolution or matrix product has one operand computed from `params` alone. "
+            "Pass the weights as the first argument of `apply`, not through a closure"
+        )
+    return dataclasses.replace(plan, products=tuple(products), reached=tuple(reached))
+
+
+class _Loop(NamedTuple):
+    """A loop or a branch around an equation."""
+
+    name: str
+    turns: int  # 1 where they are not known
+
+
+Loops = tuple[_Loop, ...]  # from the outermost to the innermost
+
+
+class _Finder(NamedTuple):
+    """What the walk calls, and what it knows of the parameters."""
+
+    add: Callable[[JaxprEqn, int, Sources, Loops], Layer | None]
+    note: Callable[[JaxprEqn, Loops], None]
+    sizes: Sequence[int]
+
+
+def _walk(
+    jaxpr: Jaxpr, consts: Sequence[Any], sources: Sequence[Sources], finder: _Finder, loops: Loops
+) -> tuple[Plan, list[Sources]]:
+    known = dict(zip(jaxpr.invars, sources, strict=True))
+
+    def read(atom: Any) -> Sources:
+        return frozenset() if isinstance(atom, Literal) else known.get(atom, frozenset())
+
+    steps: list[Layer | Plan | None] = []
+    for equation in jaxpr.eqns:
+        operands = [read(atom) for atom in equation.invars]
+        step, outputs = _step(equation, operands, finder, loops)
+        steps.append(step)
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return Plan(jaxpr, consts, tuple(steps)), [read(atom) for atom in jaxpr.outvars]
+
+
+def _step(
+    equation: JaxprEqn, operands: list[Sources], finder: _Finder, loops: Loops
+) -> tuple[Layer | Plan | None, list[Sources]]:
+    name, together = equation.primitive.name, frozenset[int]().union(*operands)
+    everywhere = [together] * len(equation.outvars)
+    if name in CONTRACTIONS and _contracts(equation):
+        weight_at = _weight_operand(equation, operands, finder.sizes)
+        if weight_at is not None:
+            return finder.add(equation, weight_at, operands[weight_at], loops), everywhere
+        if INPUT in together:
+            finder.note(equation, loops)
+        return None, [together | ({PRODUCT} if all(operands) else set())]
+    if name in INLINED:
+        body, consts = _open(equation.params[INLINED[name]])
+        plan, outputs = _walk(body, consts, operands, finder, loops)
+        # A call is opened too where some of what it gives depends on the parameters alone: it may be a weight.
+        mixed = len({INPUT in output for output in outputs}) > 1
+        return (plan if plan.has_layers or mixed else None), outputs
+    if name == BARRIER:
+        return None, operands  # each output is the operand of its place
+    inner = (*loops, _Loop(name, equation.params.get("length", 1)))
+    for body, body_sources in _control_flow(equation, operands, finder.sizes):
+        _walk(*_open(body), body_sources, finder, inner)
+    return None, [_stored(var, equation, operands, together, finder.sizes) for var in equation.outvars]
+
+
+def _stored(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, sizes: Sequence[int]) -> Sources:
+    """Takes the mark of a product off what has a parameter of its size in it: `w + a @ b`, `w / (u @ w @ v)`."""
+    size = math.prod(shape_of(var))
+    for atom, sources in zip(equation.invars, operands, strict=True):
+        alike = sources and not sources & {INPUT, PRODUCT} and shape_of(atom) == shape_of(var)
+        if alike and max(sizes[leaf] for leaf in sources) >= size:
+            return together - {PRODUCT}
+    return together
+
+
+def _contracts(equation: JaxprEqn) -> bool:
+    """Returns False for a product that sums over nothing: it scales and broadcasts."""
+    return equation.primitive.name != "dot_general" or bool(equation.params["dimension_numbers"][0][0])
+
+
+def _weight_operand(equation: JaxprEqn, operands: list[Sources], sizes: Sequence[int]) -> int | None:
+    if jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.complexfloating):
+        return None
+    dense = equation.primitive.name == "dot_general"
+    for at in (0, 1) if dense else (1,):
+        weight, activation = operands[at], operands[1 - at]
+        if weight and not weight & {INPUT, PRODUCT} and INPUT in activation:
+            return None if dense and _repeats(equation, at, sum(sizes[leaf] for leaf in weight)) else at
+    return None
+
+
+def _repeats(equation: JaxprEqn, at: int, stored: int) -> bool:
+    """Tells an operand that has a copy of the parameters for each example: it grows with the batch."""
+    shape = shape_of(equation.invars[at])
+    batched = [shape[axis] for axis in equation.params["dimension_numbers"][1][at]]
+    return bool(batched) and (math.prod(batched) == 1 or math.prod(shape) > stored)
+
+
+def _control_flow(
+    equation: JaxprEqn, operands: list[Sources], sizes: Sequence[int]
+) -> Iterator[tuple[Any, list[Sources]]]:
+    """Yields the bodies of loops and branches with the sources of their arguments."""
+    name, params = equation.primitive.name, equation.params
+    if name == "scan":
+        yield params["jaxpr"], _fixed_point(params["jaxpr"], operands, *_scan_counts(equation), sizes)
+    elif name == "while":
+        in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
+        carried = len(operands) - in_cond - in_body
+        looped = _fixed_point(params["body_jaxpr"], operands[in_cond:], in_body, carried, sizes)
+        yield params["cond_jaxpr"], operands[:in_cond] + looped[in_body:]
+        yield params["body_jaxpr"], looped
+    elif name == "cond":
+        for branch in params["branches"]:
+            yield branch, operands[1:]
+    else:
+        for body in _bodies(params.values()):
+            if len(_open(body)[0].invars) == len(operands):
+                yield body, operands
+
+
+def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
+    """Counts the constants and carried values of a scan by shapes: what is scanned over has one axis more outside.
+
+    The parameters that hold these counts have other names in other versions of JAX.
+    """
+    body, _ = _open(equation.params["jaxpr"])
+    scanned = sum(shape_of(a) != shape_of(b) for a, b in zip(equation.invars, body.invars, strict=True))
+    carried = sum(shape_of(a) == shape_of(b) for a, b in zip(equation.outvars, body.outvars, strict=True))
+    return len(equation.invars) - carried - scanned, carried
+
+
+def _fixed_point(body: Any, operands: list[Sources], start: int, count: int, sizes: Sequence[int]) -> list[Sources]:
+    """Finds the sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
+
+    def ignore(*found: Any) -> Any:
+        return None
+
+    _, outputs = _walk(*_open(body), operands, _Finder(ignore, ignore, sizes), ())
+    carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
+    grown = [*operands[:start], *carried, *operands[start + count :]]
+    return operands if grown == operands else _fixed_point(body, grown, start, count, sizes)
+
+
+def _bodies(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, Jaxpr | ClosedJaxpr):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _bodies(value)
+
+
+def _open(body: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())
