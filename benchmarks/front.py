@@ -51,7 +51,7 @@ class Config:
     parallel: int = 4
     patience: int = 25
     images: int = 1000
-    """That policies are chosen by, at most."""
+    """That policies are chosen by, at most; the digits have 360."""
     report_images: int | None = None
     """That are reported on, at most."""
     metric: str = "latency"
@@ -148,7 +148,7 @@ def shorten(posed: Posed, config: Config) -> Any:
 
 def pose_digits(config: Config) -> Posed:
     """Poses a main job: a network trained on the digits."""
-    options = dict(front=config.metric, rounding=config.rounding, search_images=config.images)
+    options = dict(front=config.metric, rounding=config.rounding)
     asked = SearchConfig.of(model=config.model, hw=config.hw, **options)
     prepared = prepare(asked)
     network = load_network(prepared.network, prepared.data, None, Console())

@@ -66,6 +66,7 @@ class LayerTable:
     upsampling: Int[np.ndarray, "L 2"] | None = None
     # Products that carry no weight, such as attention's, as dense layers of one example: no policy has bits for them.
     products: "LayerTable | None" = None
+    outer: Bool[np.ndarray, "L"] | None = None  # layers that read the input or write an output; None: first and last
 
     def __len__(self) -> int:
         return len(self.names)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import haqjax
+from haqjax.policies.feasibility import check_reachable
 from haqjax.tracing.layer_table import count_examples, layers
 
 
@@ -270,3 +271,45 @@ def test_leaves_that_are_no_arrays_are_left_alone():
     ranges = haqjax.calibrate(apply, params, [x], method="max")
     evaluator = haqjax.make_evaluator(apply, params, haqjax.Split(np.asarray(x), labels), ranges)
     assert evaluator(jnp.full((1, 1, 2), 32)).accuracy.tolist() == [1.0]
+
+
+def pinned(apply, params, x):
+    table = layers(apply, params, x)
+    limits = haqjax.make_bounds(table)
+    low, high = np.asarray(limits.low), np.asarray(limits.high)
+    return [name for name, fixed in zip(table.names, (low == high).all(axis=1), strict=True) if fixed]
+
+
+def test_layers_that_read_the_input_or_write_an_output_keep_eight_bits():
+    params = {name: shape(8, 8) for name in ("left", "right", "a", "b", "class", "box")}
+
+    def two_ends(params, x):
+        y = jax.nn.relu(x["one"] @ params["left"]) + x["two"] @ params["right"]
+        y = y + jnp.tanh(y @ params["a"]) @ params["b"]
+        return {"class": y @ params["class"], "box": jax.nn.softmax(y @ params["box"])}
+
+    x = {"one": shape(2, 8), "two": shape(2, 8)}
+    assert pinned(two_ends, params, x) == ["left", "right", "class", "box"]
+
+    def residuals(params, x):
+        y = x @ params["left"]
+        for name in ("a", "b"):
+            y = y + jnp.tanh(y @ params[name])
+        return y
+
+    assert pinned(residuals, params, shape(2, 8)) == ["left", "b"]
+
+
+def test_a_lookup_reads_the_input_in_place_of_the_layers_behind_it():
+    params = {"table": shape(16, 8), "a": shape(8, 8), "b": shape(8, 8), "head": shape(8, 4)}
+    apply = lambda params, x: jnp.tanh(params["table"][x] @ params["a"]) @ params["b"] @ params["head"]
+    assert pinned(apply, params, shape(2, 5, dtype="int32")) == ["head"]
+
+
+def test_a_budget_that_cannot_be_met_names_the_pinned_layers():
+    apply = lambda params, x: x @ params["a"] @ params["b"] @ params["c"]
+    table = layers(apply, {name: shape(8, 8) for name in "abc"}, shape(1, 8))
+    costs = haqjax.cost_table(haqjax.machine("edge"), table)
+    limits = haqjax.make_bounds(table)
+    with pytest.raises(ValueError, match="raise the budget or allow fewer bits; a, c may not change"):
+        check_reachable(costs, limits, haqjax.budget(costs, latency=0.01), table.names)

@@ -40,7 +40,7 @@ def fit(
     steps, level, noise = _to_steps(start), _level(losses), _noise(losses)
     features = _features(steps, policies, level)
     rows = features / noise[:, None]
-    factor = scipy.linalg.cho_factor(rows @ rows.T + np.eye(len(rows)))
+    factor = factorise(rows, rows @ rows.T)
     error = (losses - losses.mean() - features[:, 1]) / noise  # the features' weights are departures from this
     return Posterior(rows.T @ scipy.linalg.cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
 
@@ -67,11 +67,32 @@ def find_scale(
     noise = _noise(losses)
 
     def evidence(scale: float) -> float:
-        factor = scipy.linalg.cho_factor((level + scale**2 * rest) / np.outer(noise, noise) + np.eye(len(noise)))
+        rows = features * np.where(np.arange(features.shape[1]) > 0, scale, 1.0) / noise[:, None]
+        factor = factorise(rows, (level + scale**2 * rest) / np.outer(noise, noise))
         error = (losses - losses.mean() - scale * predicted) / noise
-        return -0.5 * float(error @ scipy.linalg.cho_solve(factor, error)) - float(np.log(np.diag(factor[0])).sum())
+        size = float(np.log(np.abs(np.diag(factor[0]))).sum())
+        return -0.5 * float(error @ scipy.linalg.cho_solve(factor, error)) - size
 
     return float(max(SCALES, key=evidence))
+
+
+def factorise(rows: Float[np.ndarray, "N F"], gram: Float[np.ndarray, "N N"]) -> tuple[np.ndarray, bool]:
+    """Factorises `rows rows^T + 1` for `scipy.linalg.cho_solve`, however far apart its eigenvalues are.
+
+    Args:
+      gram: `rows rows^T`, whose rounding may hide the 1: where many losses are equal, rows are large. The factor then
+        comes from the rows themselves, by QR.
+
+    >>> rows = np.array([[3e9, 4e9], [3e9, 4e9], [4e9, -3e9]])
+    >>> factor = factorise(rows, rows @ rows.T)
+    >>> bool(np.isclose(scipy.linalg.cho_solve(factor, np.array([1.0, -1.0, 0.0]))[0], 1.0, atol=1e-6))
+    True
+    """
+    identity = np.eye(len(rows))
+    try:
+        return scipy.linalg.cho_factor(gram + identity)
+    except scipy.linalg.LinAlgError:
+        return scipy.linalg.qr(np.vstack([rows.T, identity]), mode="r")[0][: len(rows)], False
 
 
 def _to_steps(start: Float[np.ndarray, "L 2 8"]) -> Float[np.ndarray, "L 2 7"]:

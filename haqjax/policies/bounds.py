@@ -8,7 +8,19 @@ from jaxtyping import Array, Bool, Int
 
 from haqjax.types import WIDTHS, Bounds, LayerTable
 
-PINNED = {0: WIDTHS, -1: WIDTHS}  # first and last layer keep 8 bits (Wang et al. 2019, section 4)
+
+def find_outer(layers: LayerTable | int) -> tuple[int, ...]:
+    """Finds the layers that keep 8 bits by default (Wang et al. 2019, section 4): the first and the last of each path.
+
+    They are those that read the input and those that write an output; by place where only the number is known.
+
+    >>> find_outer(3)
+    (0, 2)
+    """
+    if isinstance(layers, int) or layers.outer is None:
+        count = layers if isinstance(layers, int) else len(layers)
+        return tuple(sorted({0, count - 1}))
+    return tuple(np.flatnonzero(layers.outer).tolist())
 
 
 def make_bounds(
@@ -26,8 +38,8 @@ def make_bounds(
       low: fewest bits, for weights and activations alike or as a pair (weights, activations). Weights of one bit
         need a binary code: symmetric linear quantisation has no level left but zero.
       high: most bits, in the same form. A pair such as `low=(2, 8), high=(8, 8)` searches the weights only.
-      pinned: bits of the layers that no search may change, by index (negative from the end); by default 8 for the
-        first and the last layer, `{}` for none.
+      pinned: bits of the layers that no search may change, by index (negative from the end); by default 8 for those of
+        `find_outer`, `{}` for none.
       allowed: which widths there are at all, by `bits - 1`: a machine may compute at 2, 4 and 8 bits only. A layer
         that is pinned by default to a width that it does not have gets its widest.
       tied: groups of layers that must have the same bits, such as those whose outputs are added.
@@ -45,7 +57,8 @@ def make_bounds(
     count = layers if isinstance(layers, int) else len(layers)
     least, most = (np.empty((count, 2), np.int32) for _ in range(2))
     least[:], most[:] = low, high
-    for index, bits in (PINNED if pinned is None else pinned).items():
+    outer = find_outer(layers)
+    for index, bits in (dict.fromkeys(outer, WIDTHS) if pinned is None else pinned).items():
         _check_layer("pinned", index, count)
         least[index] = most[index] = bits
     if least.min() < 1 or most.max() > WIDTHS or np.any(least > most):
@@ -54,7 +67,7 @@ def make_bounds(
         return Bounds(jnp.asarray(least), jnp.asarray(most))
     there = np.ones((count, 2, WIDTHS), bool) if allowed is None else np.array(allowed, bool)
     if pinned is None:
-        for index in PINNED:
+        for index in outer:
             least[index] = most[index] = WIDTHS - there[index][:, ::-1].argmax(axis=-1)
     width = np.arange(1, WIDTHS + 1)
     return _tie(there & (least[..., None] <= width) & (width <= most[..., None]), tied)

@@ -11,6 +11,8 @@ from haqjax.policies.cost import exact_cost, layer_costs, policy_cost, stored_by
 from haqjax.types import Bounds, Budget, Cost, CostTable, Lifetimes
 from haqjax.units import in_usual_unit
 
+SHOWN = 4  # layers that a message names
+
 
 def floor(table: CostTable, bounds: Bounds) -> Cost:
     """Returns the cost with every layer at its lowest bits."""
@@ -34,9 +36,9 @@ def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Seq
     Traceback (most recent call last):
     ...
     ValueError: latency budget 1.5 ms is below the floor 3 ms (all layers at their lowest bits), most of it in layer 0 \
-33 %, layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits
+33 %, layer 1 33 %, layer 2 33 %: raise the budget or allow fewer bits; layer 0, layer 2 may not change
     """
-    lowest = np.asarray(bounds.low)
+    lowest, highest = np.asarray(bounds.low), np.asarray(bounds.high)
     names = [f"layer {index}" for index in range(len(table))] if names is None else names
     for (name, least), limit in zip(exact_cost(table, lowest).items(), budget, strict=True):
         if limit is None or np.isposinf(limit) or least <= float(limit) * (1 + TOLERANCE):
@@ -44,8 +46,14 @@ def check_reachable(table: CostTable, bounds: Bounds, budget: Budget, names: Seq
         raise ValueError(
             f"{name} budget {in_usual_unit(name, float(limit))} is below the floor {in_usual_unit(name, least)} "
             f"(all layers at their lowest bits), most of it in {_largest_contributors(table, lowest, name, names)}: "
-            "raise the budget or allow fewer bits"
+            f"raise the budget or allow fewer bits{_name_pinned(names, (lowest == highest).all(axis=-1))}"
         )
+
+
+def _name_pinned(names: Sequence[str], pinned: np.ndarray) -> str:
+    found = [name for name, fixed in zip(names, pinned, strict=True) if fixed]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"; {', '.join(found[:SHOWN])}{more} may not change" if found else ""
 
 
 def _largest_contributors(table: CostTable, policy: Int[np.ndarray, "L 2"], resource: str, names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from haqjax.policies.bounds import PINNED, make_bounds
+from haqjax.policies.bounds import find_outer, make_bounds
 from haqjax.reading import quote
 from haqjax.types import WIDTHS, Bounds
 
@@ -22,6 +22,7 @@ def bounds_by_rules(
     low: tuple[int, int] = (2, 2),
     high: tuple[int, int] = (WIDTHS, WIDTHS),
     available: Bool[np.ndarray, "L 2 8"] | None = None,
+    outer: Sequence[int] | None = None,
 ) -> Bounds:
     """Makes the bounds of a search from rules that people write.
 
@@ -29,10 +30,11 @@ def bounds_by_rules(
       names: of the layers.
       rules: `PATTERN=WIDTHS`, with semicolons between; `*` and `?` stand for any letters, as in file names. Widths are
         `8`, `2,4,8` or `3-6`, and `8/4-6` for weights and activations apart. Of two rules on a layer the later one
-        counts. A layer without a rule has `low` to `high`; the first and the last keep 8 bits.
+        counts. A layer without a rule has `low` to `high`; those of `outer` keep 8 bits.
       tied: groups of patterns, joined by `+`, with semicolons between groups: all layers of a group have the same bits.
       low, high: bits of (weights, activations) of layers without a rule.
       available: the widths that the machine has, see `haqjax.hardware.available_widths`.
+      outer: layers that keep 8 bits without a rule, see `haqjax.policies.bounds.find_outer`; None: first and last.
 
     Raises:
       ValueError: a rule that cannot be read, that matches no layer, or that leaves a layer no width.
@@ -45,7 +47,8 @@ def bounds_by_rules(
     there = np.ones((count, 2, WIDTHS), bool) if available is None else np.asarray(available)
     width = np.arange(1, WIDTHS + 1)
     allowed = there & (np.array(low)[:, None] <= width) & (width <= np.array(high)[:, None])
-    for index in PINNED:
+    outer = find_outer(count) if outer is None else outer
+    for index in outer:
         allowed[index] = width == WIDTHS - there[index][:, ::-1].argmax(axis=-1)[:, None]
     for rule in _parts(rules, ";"):
         pattern, equals, text = rule.partition("=")
@@ -56,7 +59,7 @@ def bounds_by_rules(
     _check_left(names, allowed)
     groups = [_find_group(group, names) for group in _parts(tied, ";")]
     if not (rules or groups or available is not None):
-        return make_bounds(count, low=low, high=high)
+        return make_bounds(count, low=low, high=high, pinned=dict.fromkeys(outer, WIDTHS))
     return make_bounds(count, low=1, pinned={}, allowed=allowed, tied=groups)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from haqjax.data import Dataset, Source, Split, load
 from haqjax.hardware import available_widths, cost_table, find_lifetimes, machine
 from haqjax.models import Network, load_pretrained
+from haqjax.policies.bounds import find_outer
 from haqjax.policies.budgets import budget
 from haqjax.policies.feasibility import check_reachable
 from haqjax.policies.rules import bounds_by_rules
@@ -66,7 +67,8 @@ def prepare(config: SearchConfig) -> PreparedSearch:
     table = cost_table(accelerator, rows, "codebook" if config.by_codebook else "plain", lifetimes)
     least = (2, WIDTHS if config.by_codebook else 2)  # where size is all that counts, activations stay at 8 bits
     available = available_widths(accelerator, rows)
-    bounds = bounds_by_rules(rows.names, config.target.layers, config.target.tie, low=least, available=available)
+    target, outer = config.target, find_outer(rows)
+    bounds = bounds_by_rules(rows.names, target.layers, target.tie, low=least, available=available, outer=outer)
     if not config.by_codebook:
         _check_linear(bounds, rows.names)
     limits = budget(table, **aim.limits)

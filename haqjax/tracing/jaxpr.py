@@ -18,6 +18,7 @@ class Layer:
     name: str  # path of the weight in the parameters, without a last `kernel`, `weight` or `w`
     leaf: int  # the weight's place among the leaves of the parameters
     weight_at: int  # which operand of the equation is the weight: 0 or 1
+    reads_input: bool  # its activation has come through no other layer
     equation: JaxprEqn = dataclasses.field(repr=False)
 
     @property
@@ -71,6 +72,7 @@ class Plan:
     # Of the whole program, at its outermost plan:
     products: tuple[Product, ...] = ()
     reached: tuple[bool, ...] = ()  # arguments that an output depends on
+    last: tuple[int, ...] = ()  # layers that an output depends on with no other layer between
 
     @property
     def has_layers(self) -> bool:

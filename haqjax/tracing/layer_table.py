@@ -72,6 +72,7 @@ def layers(
         dense=np.array([layer.dense for layer in found]),
         other_parameters=np.array(_count_others(params, {layer.leaf for layer in found}, plan.reached, is_state)),
         products=_read_products(plan.products, batch),
+        outer=np.array([layer.reads_input or layer.index in plan.last for layer in found]),
         **_columns(rows),
     )
 
@@ -202,6 +203,7 @@ def _read_products(products: Sequence[Product], batch: int) -> LayerTable | None
         dense=np.ones(len(products), bool),
         other_parameters=np.array(0),
         products=None,
+        outer=None,
         **_columns([_read_product(product, batch) for product in products]),
     )
 

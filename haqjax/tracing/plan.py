@@ -21,7 +21,10 @@ from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Product, dtype_of, shape_
 # Sources of a value: leaves of the parameters by index, and these.
 INPUT = -1  # the network's input
 PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
+BEHIND = -3  # a layer, or a lookup in a learned table, through which all of the input has gone
+LATEST = -4  # and below: the layers that a value comes from with no other layer between, LATEST - index
 Sources = frozenset[int]
+SUMS = ("add", "add_any", "sub")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
 # Calls whose body may be run in place of the call, and the parameter that holds the body.
@@ -53,8 +56,8 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
     found: dict[int, Layer] = {}
     products: list[Product] = []
 
-    def add(equation: JaxprEqn, weight_at: int, sources: Sources, loops: Loops) -> Layer:
-        leaf = max(sources, key=lambda i: sizes[i])
+    def add(equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> Layer:
+        leaf = max(operands[weight_at], key=lambda i: sizes[i])
         if loops:
             raise ValueError(
                 f"weight {names[leaf]!r} belongs to a layer inside `{loops[0].name}`, which runs one layer several "
@@ -66,7 +69,8 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
                 f"weight {names[leaf]!r} is used by two layers: give each layer a parameter of its own, "
                 "so that each can have bits of its own"
             )
-        found[leaf] = Layer(len(found), names[leaf], leaf, weight_at, equation)
+        reads_input = BEHIND not in operands[1 - weight_at]
+        found[leaf] = Layer(len(found), names[leaf], leaf, weight_at, reads_input, equation)
         return found[leaf]
 
     def note(equation: JaxprEqn, loops: Loops) -> None:
@@ -76,13 +80,14 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
     _, reached = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
     sources = [frozenset({i}) for i in range(len(names))] + [frozenset({INPUT})] * inputs
-    plan, _ = _walk(jaxpr, closed.consts, sources, _Finder(add, note, sizes), ())
+    plan, outputs = _walk(jaxpr, closed.consts, sources, _Finder(add, note, sizes), ())
     if not found:
         raise ValueError(
             "no layer found: no convolution or matrix product has one operand computed from `params` alone. "
             "Pass the weights as the first argument of `apply`, not through a closure"
         )
-    return dataclasses.replace(plan, products=tuple(products), reached=tuple(reached))
+    last = {LATEST - source for source in frozenset[int]().union(*outputs) if source <= LATEST}
+    return dataclasses.replace(plan, products=tuple(products), reached=tuple(reached), last=tuple(sorted(last)))
 
 
 class _Loop(NamedTuple):
@@ -98,7 +103,7 @@ Loops = tuple[_Loop, ...]  # from the outermost to the innermost
 class _Finder(NamedTuple):
     """What the walk calls, and what it knows of the parameters."""
 
-    add: Callable[[JaxprEqn, int, Sources, Loops], Layer | None]
+    add: Callable[[JaxprEqn, int, Sequence[Sources], Loops], Layer | None]
     note: Callable[[JaxprEqn, Loops], None]
     sizes: Sequence[int]
 
@@ -124,11 +129,12 @@ def _step(
     equation: JaxprEqn, operands: list[Sources], finder: _Finder, loops: Loops
 ) -> tuple[Layer | Plan | None, list[Sources]]:
     name, together = equation.primitive.name, frozenset[int]().union(*operands)
-    everywhere = [together] * len(equation.outvars)
     if name in CONTRACTIONS and _contracts(equation):
         weight_at = _weight_operand(equation, operands, finder.sizes)
         if weight_at is not None:
-            return finder.add(equation, weight_at, operands[weight_at], loops), everywhere
+            layer = finder.add(equation, weight_at, operands, loops)
+            marks = {INPUT, BEHIND} if layer is None else {INPUT, BEHIND, LATEST - layer.index}
+            return layer, [frozenset(marks)]
         if INPUT in together:
             finder.note(equation, loops)
         return None, [together | ({PRODUCT} if all(operands) else set())]
@@ -140,6 +146,11 @@ def _step(
         return (plan if plan.has_layers or mixed else None), outputs
     if name == BARRIER:
         return None, operands  # each output is the operand of its place
+    if name == "gather" and operands[0] and INPUT in together - operands[0]:
+        return None, [together | {BEHIND}]
+    if name in SUMS:  # of a sum with a residual, the last layer is the latest
+        latest = min(together, default=INPUT)
+        together = frozenset(source for source in together if source > LATEST or source == latest)
     inner = (*loops, _Loop(name, equation.params.get("length", 1)))
     for body, body_sources in _control_flow(equation, operands, finder.sizes):
         _walk(*_open(body), body_sources, finder, inner)
