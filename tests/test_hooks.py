@@ -231,16 +231,17 @@ def branched(params, x):
 @pytest.mark.parametrize(
     "apply, message",
     [
-        (scanned, "'stack' belongs to a layer inside `scan`"),
-        (carried, "'stack' belongs to a layer inside `(scan|while)`"),
-        (looped, "'stack' belongs to a layer inside `while`"),
-        (branched, "'stack' belongs to a layer inside `cond`"),
+        (carried, r"'stack\[0\]' belongs to a layer inside `(scan|while)`"),
+        (looped, r"'stack\[0\]' belongs to a layer inside `while`"),
+        (branched, r"'stack\[0\]' belongs to a layer inside `cond`"),
         (
             lambda params, x: jax.lax.map(lambda row: row @ params["stack"][0], x),
-            "'stack' belongs to a layer inside `scan`",
+            r"'stack\[0\]' belongs to a layer inside `scan`",
         ),
-        (jax.jit(lambda params, x: jax.jit(scanned)(params, x)), "'stack' belongs to a layer inside `scan`"),
-        (lambda params, x: x @ params["stack"][0] @ params["stack"][1], "'stack' is used by two layers"),
+        (lambda params, x: x @ params["stack"][0] @ params["stack"][0].T, r"'stack\[0\]' is used by two layers"),
+        (lambda params, x: scanned(params, x) @ params["stack"][2], r"'stack\[2\]' is used by two layers"),
+        (lambda params, x: scanned(params, scanned(params, x)), r"'stack\[0\]' is used by two layers"),
+        (lambda params, x: x @ params["stack"].reshape(4, 12) @ params["stack"].reshape(12, 4), "'stack' is used by"),
         (lambda params, x: x * params["stack"][0], "no layer found"),
         (lambda params, x: (x[:, :2] @ params["stack"][0][:2]).reshape(-1, 1, 2)[: len(x)] @ x[None, :2], None),
     ],
@@ -248,7 +249,7 @@ def branched(params, x):
 def test_faults_name_the_parameter(apply, message):
     params, x = {"stack": draw(3, 4, 4)}, draw(4, 4)
     if message is None:
-        assert layers(apply, params, x).names == ("stack",)
+        assert layers(apply, params, x).names == ("stack[0][0:2]",)
     else:
         with pytest.raises(ValueError, match=message):
             layers(apply, params, x)

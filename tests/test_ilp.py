@@ -11,7 +11,7 @@ import pytest
 from haqjax.agent import DDPG, make_agent
 from haqjax.agent.replay import make_replay
 from haqjax.allocation import allocate
-from haqjax.allocation.bayes import draw, fit, mean
+from haqjax.allocation.bayes import draw, find_scale, fit, mean
 from haqjax.allocation.local_search import as_policy, lay_out, make_space, solve_by_prices, swaps
 from haqjax.policies.actions import to_bits
 from haqjax.policies.bounds import make_bounds
@@ -214,3 +214,14 @@ def test_extensions_need_sense_and_run_together():
     records = search(problem, make_haq(whole), episodes=24, key=jax.random.key(0)).records
     np.testing.assert_array_equal(records.policy[0, 1:-1], 3)
     assert records.feasible.all() and records.reward[12:].max() >= records.reward[:12].max() - 1e-6
+
+
+def test_policies_of_equal_losses_do_not_stop_a_regression():
+    """Their rows are so large that a Cholesky factor of the Gram matrix is none."""
+    start = 1e4 * 4.0 ** -np.arange(8.0) * np.ones((5, 2, 1))
+    policies = np.random.default_rng(0).integers(2, 9, (12, 5, 2)).repeat(4, axis=0)
+    losses = np.full(len(policies), 1e-7)
+    assert find_scale(start, policies, losses) > 0
+    posterior = fit(start, policies, losses)
+    assert np.isfinite(mean(posterior)).all()
+    assert np.isfinite(draw(posterior, np.random.default_rng(1))).all()

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Literal
+from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Bool, PyTree
 
 from haqjax.tracing.hooks import trace
-from haqjax.tracing.jaxpr import Layer, Plan, shape_of
+from haqjax.tracing.jaxpr import Layer, Plan, Turns, shape_of
 from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.
@@ -77,6 +77,8 @@ def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: l
         operands = [read(atom) for atom in equation.invars]
         if isinstance(step, Plan):
             outputs = _walk(step, operands, elements, steps)
+        elif isinstance(step, Turns):
+            outputs = _walk_turns(step, equation, operands, elements, steps)
         elif not _tensors(operands) or equation.primitive.name in VIEWS:
             outputs = [next(iter(_tensors(operands)), None)] * len(equation.outvars)
         else:
@@ -86,6 +88,25 @@ def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: l
             outputs = list(written)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in plan.jaxpr.outvars]
+
+
+def _walk_turns(
+    turns: Turns, equation: JaxprEqn, operands: list[int | None], elements: list[int], steps: list[_Step]
+) -> list[int | None]:
+    """Lists the steps of a scan's turns; what they put out is written anew where it is stacked."""
+    first = turns.consts + turns.carried
+    carry, rows = operands[turns.consts : first], []
+    for plan in turns.plans:
+        values = _walk(plan, [*operands[: turns.consts], *carry, *operands[first:]], elements, steps)
+        carry = values[: turns.carried]
+        rows.append(values[turns.carried :])
+    outputs: list[int | None] = list(carry)
+    for var, column in zip(equation.outvars[turns.carried :], zip(*rows, strict=True), strict=True):
+        read = _tensors(column)
+        outputs.append(_add(elements, var) if read else None)
+        if read:
+            steps.append(_Step(read, (len(elements) - 1,), None, product=False))
+    return outputs
 
 
 def _tensors(values: Sequence[int | None]) -> frozenset[int]:

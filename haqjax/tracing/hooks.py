@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.tracing.jaxpr import BARRIER, Layer, Plan
+from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns
 from haqjax.tracing.names import make_names
 from haqjax.tracing.plan import make_plan
 
@@ -100,13 +101,13 @@ def map_weights(function: Callable[[Layer, Array], PyTree], apply: Apply, params
     return _run(plan, [*given, *inputs], hook)[1]
 
 
-def trace(apply: Apply, params: PyTree, inputs: tuple) -> Program:
-    """Traces `apply(params, *inputs)` and finds its layers; nothing is computed."""
+def trace(apply: Apply, params: PyTree, inputs: tuple, names: Sequence[str] | None = None) -> Program:
+    """Traces `apply(params, *inputs)` and finds its layers; nothing is computed. `names` are those of the leaves."""
     apply, params = only_arrays(apply, params)
     closed, output = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
-    return Program(make_plan(closed, make_names(paths), sizes, len(jax.tree.leaves(inputs))), output)
+    return Program(make_plan(closed, names or make_names(paths), sizes, len(jax.tree.leaves(inputs))), output)
 
 
 def only_arrays(apply: Apply, params: PyTree) -> tuple[Apply, PyTree]:
@@ -151,6 +152,9 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | No
         elif isinstance(step, Plan) and (step.has_layers or unknown):
             outputs, inner = _call(equation, step, operands, hook, after)
             records = (*records, *inner)
+        elif isinstance(step, Turns):
+            outputs, inner = _run_turns(step, operands, hook, after)
+            records = (*records, *inner)
         elif unknown:
             outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
         else:
@@ -158,6 +162,21 @@ def _run(plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | No
             outputs = outputs if after is None else [*after(equation, outputs)]
         values.update(zip(equation.outvars, outputs, strict=True))
     return [read(atom) for atom in plan.jaxpr.outvars], records
+
+
+def _run_turns(turns: Turns, operands: list[Any], hook: Callable, after: After | None) -> tuple[list[Any], tuple]:
+    """Runs a scan turn by turn, and stacks what they put out."""
+    first = turns.consts + turns.carried
+    consts, carry, scanned = operands[: turns.consts], operands[turns.consts : first], operands[first:]
+    rows: dict[int, list[Any]] = {}
+    records: tuple = ()
+    for plan, at in zip(turns.plans, turns.order, strict=True):
+        entries = [UNKNOWN if whole is UNKNOWN else whole[at] for whole in scanned]
+        values, inner = _run(plan, [*consts, *carry, *entries], hook, after)
+        carry, rows[at], records = values[: turns.carried], values[turns.carried :], (*records, *inner)
+    columns = zip(*(rows[at] for at in sorted(rows)), strict=True)
+    stacked = [UNKNOWN if any(entry is UNKNOWN for entry in column) else jnp.stack(column) for column in columns]
+    return [*carry, *stacked], records
 
 
 def _call(

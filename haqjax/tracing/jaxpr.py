@@ -63,12 +63,27 @@ class Product:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turns:
+    """The turns of a scan, each with layers of its own, in the order in which they run."""
+
+    plans: tuple["Plan", ...]
+    order: tuple[int, ...]  # entry of what is scanned over
+    consts: int  # operands that are the same in every turn
+    carried: int  # operands that a turn gets from the one before
+
+    def layers(self) -> Iterator[Layer]:
+        """Yields the layers of all turns."""
+        for plan in self.plans:
+            yield from plan.layers()
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """One entry an equation: a layer, the plan of a call that holds layers, or None for an equation run as it is."""
+    """One entry an equation: a layer, the plan of a call or of turns with layers, or None for one run as it is."""
 
     jaxpr: Jaxpr
     consts: Sequence[Any]
-    steps: tuple["Layer | Plan | None", ...]
+    steps: tuple["Layer | Plan | Turns | None", ...]
     # Of the whole program, at its outermost plan:
     products: tuple[Product, ...] = ()
     reached: tuple[bool, ...] = ()  # arguments that an output depends on

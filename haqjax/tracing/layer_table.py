@@ -63,12 +63,11 @@ def layers(
     """
     apply, params = only_arrays(apply, params)
     batch = count_examples(x, batch_axis)
-    plan = trace(apply, params, (x,)).plan
+    plan = trace(apply, params, (x,), _name_leaves(params, names)).plan
     found = tuple(plan.layers())
     rows = [(_read_dense if layer.dense else _read_convolution)(layer, batch) for layer in found]
-    named = _name_leaves(params, names)
     return LayerTable(
-        names=tuple(named[layer.leaf] for layer in found),
+        names=tuple(layer.name for layer in found),
         dense=np.array([layer.dense for layer in found]),
         other_parameters=np.array(_count_others(params, {layer.leaf for layer in found}, plan.reached, is_state)),
         products=_read_products(plan.products, batch),

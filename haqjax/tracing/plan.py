@@ -9,21 +9,19 @@ places with different weights. What no output needs is left out beforehand.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
 
-from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Product, dtype_of, shape_of
+from haqjax.tracing.finder import BEHIND, INPUT, LATEST, PRODUCT, Finder, Loop, Loops, Sources, Weights
+from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns, dtype_of, shape_of
+from haqjax.tracing.leaves import Cut, Leaves
 
-# Sources of a value: leaves of the parameters by index, and these.
-INPUT = -1  # the network's input
-PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
-BEHIND = -3  # a layer, or a lookup in a learned table, through which all of the input has gone
-LATEST = -4  # and below: the layers that a value comes from with no other layer between, LATEST - index
-Sources = frozenset[int]
+SLICES = ("slice", "split")
 SUMS = ("add", "add_any", "sub")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
@@ -53,70 +51,31 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
     Raises:
       ValueError: no layer; a weight of two layers; a layer inside control flow. Each names the parameter.
     """
-    found: dict[int, Layer] = {}
-    products: list[Product] = []
-
-    def add(equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> Layer:
-        leaf = max(operands[weight_at], key=lambda i: sizes[i])
-        if loops:
-            raise ValueError(
-                f"weight {names[leaf]!r} belongs to a layer inside `{loops[0].name}`, which runs one layer several "
-                "times or not at all: write the layers one after another, so that each can have bits of its own; a "
-                "network that went through `use_cpu_kernels` is hooked before that"
-            )
-        if leaf in found:
-            raise ValueError(
-                f"weight {names[leaf]!r} is used by two layers: give each layer a parameter of its own, "
-                "so that each can have bits of its own"
-            )
-        reads_input = BEHIND not in operands[1 - weight_at]
-        found[leaf] = Layer(len(found), names[leaf], leaf, weight_at, reads_input, equation)
-        return found[leaf]
-
-    def note(equation: JaxprEqn, loops: Loops) -> None:
-        products.append(Product(equation, math.prod(loop.turns for loop in loops)))
-
+    finder = Finder(Leaves(names, sizes))
     wanted = [True] * len(closed.jaxpr.outvars)
     _, reached = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
     sources = [frozenset({i}) for i in range(len(names))] + [frozenset({INPUT})] * inputs
-    plan, outputs = _walk(jaxpr, closed.consts, sources, _Finder(add, note, sizes), ())
-    if not found:
+    plan, outputs = _walk(jaxpr, closed.consts, sources, finder, ())
+    if not finder.layers:
         raise ValueError(
             "no layer found: no convolution or matrix product has one operand computed from `params` alone. "
             "Pass the weights as the first argument of `apply`, not through a closure"
         )
     last = {LATEST - source for source in frozenset[int]().union(*outputs) if source <= LATEST}
-    return dataclasses.replace(plan, products=tuple(products), reached=tuple(reached), last=tuple(sorted(last)))
-
-
-class _Loop(NamedTuple):
-    """A loop or a branch around an equation."""
-
-    name: str
-    turns: int  # 1 where they are not known
-
-
-Loops = tuple[_Loop, ...]  # from the outermost to the innermost
-
-
-class _Finder(NamedTuple):
-    """What the walk calls, and what it knows of the parameters."""
-
-    add: Callable[[JaxprEqn, int, Sequence[Sources], Loops], Layer | None]
-    note: Callable[[JaxprEqn, Loops], None]
-    sizes: Sequence[int]
+    products = tuple(finder.products)
+    return dataclasses.replace(plan, products=products, reached=tuple(reached), last=tuple(sorted(last)))
 
 
 def _walk(
-    jaxpr: Jaxpr, consts: Sequence[Any], sources: Sequence[Sources], finder: _Finder, loops: Loops
+    jaxpr: Jaxpr, consts: Sequence[Any], sources: Sequence[Sources], finder: Finder, loops: Loops
 ) -> tuple[Plan, list[Sources]]:
     known = dict(zip(jaxpr.invars, sources, strict=True))
 
     def read(atom: Any) -> Sources:
         return frozenset() if isinstance(atom, Literal) else known.get(atom, frozenset())
 
-    steps: list[Layer | Plan | None] = []
+    steps: list[Layer | Plan | Turns | None] = []
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
         step, outputs = _step(equation, operands, finder, loops)
@@ -126,11 +85,11 @@ def _walk(
 
 
 def _step(
-    equation: JaxprEqn, operands: list[Sources], finder: _Finder, loops: Loops
-) -> tuple[Layer | Plan | None, list[Sources]]:
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, loops: Loops
+) -> tuple[Layer | Plan | Turns | None, list[Sources]]:
     name, together = equation.primitive.name, frozenset[int]().union(*operands)
     if name in CONTRACTIONS and _contracts(equation):
-        weight_at = _weight_operand(equation, operands, finder.sizes)
+        weight_at = _weight_operand(equation, operands, finder.leaves)
         if weight_at is not None:
             layer = finder.add(equation, weight_at, operands, loops)
             marks = {INPUT, BEHIND} if layer is None else {INPUT, BEHIND, LATEST - layer.index}
@@ -146,23 +105,92 @@ def _step(
         return (plan if plan.has_layers or mixed else None), outputs
     if name == BARRIER:
         return None, operands  # each output is the operand of its place
+    if name in SLICES and len(operands[0]) == 1:
+        return None, _slice(equation, operands[0], finder.leaves)
+    if name == "scan" and _has_stacked_weights(equation, operands, finder.leaves):
+        return _unroll(equation, operands, finder, loops)
     if name == "gather" and operands[0] and INPUT in together - operands[0]:
         return None, [together | {BEHIND}]
     if name in SUMS:  # of a sum with a residual, the last layer is the latest
         latest = min(together, default=INPUT)
         together = frozenset(source for source in together if source > LATEST or source == latest)
-    inner = (*loops, _Loop(name, equation.params.get("length", 1)))
-    for body, body_sources in _control_flow(equation, operands, finder.sizes):
+    inner = (*loops, Loop(name, equation.params.get("length", 1)))
+    for body, body_sources in _control_flow(equation, operands, finder.leaves):
         _walk(*_open(body), body_sources, finder, inner)
-    return None, [_stored(var, equation, operands, together, finder.sizes) for var in equation.outvars]
+    return None, [_stored(var, equation, operands, together, finder.leaves) for var in equation.outvars]
 
 
-def _stored(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, sizes: Sequence[int]) -> Sources:
+def _slice(equation: JaxprEqn, sources: Sources, leaves: Leaves) -> list[Sources]:
+    """Finds the slices that are taken of a whole leaf; of anything else the sources stay."""
+    (number,), shape = sources, shape_of(equation.invars[0])
+    if number < 0 or math.prod(shape) != leaves[number].size:
+        return [sources] * len(equation.outvars)
+    params = equation.params
+    if equation.primitive.name == "split":
+        axis, ends = params["axis"], np.cumsum(params["sizes"]).tolist()
+        cuts = [Cut(axis, end - size, end) for end, size in zip(ends, map(int, params["sizes"]), strict=True)]
+        return [frozenset({leaves.cut(number, cut, shape[axis])}) for cut in cuts]
+    if any(step != 1 for step in params["strides"] or ()):
+        return [sources]
+    for axis, (start, stop) in enumerate(zip(params["start_indices"], params["limit_indices"], strict=True)):
+        number = leaves.cut(number, Cut(axis, int(start), int(stop)), shape[axis])
+    return [frozenset({number})]
+
+
+def _take_turn(equation: JaxprEqn, operands: list[Sources], leaves: Leaves, turn: int) -> list[Sources]:
+    """Finds the sources of what one turn of a scan gets: a slice of each leaf that is scanned over."""
+    length = equation.params["length"]
+
+    def cut(source: int) -> int:
+        whole = source < 0 or leaves[source].size % length
+        return source if whole else leaves.cut(source, Cut(0, turn, turn + 1), length)
+
+    stacked = _scanned(equation, operands)
+    return operands[: len(operands) - len(stacked)] + [frozenset(map(cut, sources)) for sources in stacked]
+
+
+def _scanned(equation: JaxprEqn, operands: list[Sources]) -> list[Sources]:
+    """Picks the operands of a scan that each turn gets an entry of."""
+    start, carried = _scan_counts(equation)
+    return operands[start + carried :]
+
+
+def _has_stacked_weights(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> bool:
+    """Tells a scan whose layers have a weight of their own in every turn."""
+    body, first = equation.params["jaxpr"], _take_turn(equation, operands, leaves, 0)
+    weights = Weights(leaves)
+    _walk(*_open(body), _fixed_point(body, first, *_scan_counts(equation), leaves), weights, ())
+    same = len(operands) - len(_scanned(equation, operands))
+    given = frozenset[int]().union(*first[same:]) - frozenset[int]().union(*operands[:same]) - {INPUT}
+
+    def is_own(sources: Sources | None) -> bool:
+        return any(leaves.within(source, mine) for source in sources or () for mine in given if min(source, mine) >= 0)
+
+    return bool(weights.sources) and all(map(is_own, weights.sources))
+
+
+def _unroll(equation: JaxprEqn, operands: list[Sources], finder: Finder, loops: Loops) -> tuple[Turns, list[Sources]]:
+    """Plans each turn of a scan by itself, in the order in which they run."""
+    (start, carried), length = _scan_counts(equation), equation.params["length"]
+    carry, plans = operands[start : start + carried], []
+    stacked = [frozenset[int]()] * (len(equation.outvars) - carried)
+    order = range(length)[:: -1 if equation.params["reverse"] else 1]
+    for turn in order:
+        given = _take_turn(equation, operands, finder.leaves, turn)
+        given[start : start + carried] = carry
+        plan, outputs = _walk(*_open(equation.params["jaxpr"]), given, finder, loops)
+        plans.append(plan)
+        carry = outputs[:carried]
+        stacked = [old | new for old, new in zip(stacked, outputs[carried:], strict=True)]
+    return Turns(tuple(plans), tuple(order), start, carried), carry + stacked
+
+
+def _stored(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, leaves: Leaves) -> Sources:
     """Takes the mark of a product off what has a parameter of its size in it: `w + a @ b`, `w / (u @ w @ v)`."""
     size = math.prod(shape_of(var))
     for atom, sources in zip(equation.invars, operands, strict=True):
         alike = sources and not sources & {INPUT, PRODUCT} and shape_of(atom) == shape_of(var)
-        if alike and max(sizes[leaf] for leaf in sources) >= size:
+        if alike and leaves[leaves.largest(sources)].size >= size:
             return together - {PRODUCT}
     return together
 
@@ -172,14 +200,14 @@ def _contracts(equation: JaxprEqn) -> bool:
     return equation.primitive.name != "dot_general" or bool(equation.params["dimension_numbers"][0][0])
 
 
-def _weight_operand(equation: JaxprEqn, operands: list[Sources], sizes: Sequence[int]) -> int | None:
+def _weight_operand(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> int | None:
     if jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.complexfloating):
         return None
     dense = equation.primitive.name == "dot_general"
     for at in (0, 1) if dense else (1,):
         weight, activation = operands[at], operands[1 - at]
         if weight and not weight & {INPUT, PRODUCT} and INPUT in activation:
-            return None if dense and _repeats(equation, at, sum(sizes[leaf] for leaf in weight)) else at
+            return None if dense and _repeats(equation, at, sum(leaves[number].size for number in weight)) else at
     return None
 
 
@@ -190,17 +218,15 @@ def _repeats(equation: JaxprEqn, at: int, stored: int) -> bool:
     return bool(batched) and (math.prod(batched) == 1 or math.prod(shape) > stored)
 
 
-def _control_flow(
-    equation: JaxprEqn, operands: list[Sources], sizes: Sequence[int]
-) -> Iterator[tuple[Any, list[Sources]]]:
+def _control_flow(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> Iterator[tuple[Any, list[Sources]]]:
     """Yields the bodies of loops and branches with the sources of their arguments."""
     name, params = equation.primitive.name, equation.params
     if name == "scan":
-        yield params["jaxpr"], _fixed_point(params["jaxpr"], operands, *_scan_counts(equation), sizes)
+        yield params["jaxpr"], _fixed_point(params["jaxpr"], operands, *_scan_counts(equation), leaves)
     elif name == "while":
         in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
         carried = len(operands) - in_cond - in_body
-        looped = _fixed_point(params["body_jaxpr"], operands[in_cond:], in_body, carried, sizes)
+        looped = _fixed_point(params["body_jaxpr"], operands[in_cond:], in_body, carried, leaves)
         yield params["cond_jaxpr"], operands[:in_cond] + looped[in_body:]
         yield params["body_jaxpr"], looped
     elif name == "cond":
@@ -223,16 +249,12 @@ def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
     return len(equation.invars) - carried - scanned, carried
 
 
-def _fixed_point(body: Any, operands: list[Sources], start: int, count: int, sizes: Sequence[int]) -> list[Sources]:
+def _fixed_point(body: Any, operands: list[Sources], start: int, count: int, leaves: Leaves) -> list[Sources]:
     """Finds the sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
-
-    def ignore(*found: Any) -> Any:
-        return None
-
-    _, outputs = _walk(*_open(body), operands, _Finder(ignore, ignore, sizes), ())
+    _, outputs = _walk(*_open(body), operands, Weights(leaves), ())
     carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
     grown = [*operands[:start], *carried, *operands[start + count :]]
-    return operands if grown == operands else _fixed_point(body, grown, start, count, sizes)
+    return operands if grown == operands else _fixed_point(body, grown, start, count, leaves)
 
 
 def _bodies(values: Any) -> Iterator[Any]:

@@ -1,0 +1,78 @@
+"""Finder: what the walk over a program collects, and the checks that each weight belongs to one layer."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jax.extend.core import JaxprEqn
+
+from haqjax.tracing.jaxpr import Layer, Product
+from haqjax.tracing.leaves import Leaves
+
+# Sources of a value: leaves by number, and these.
+INPUT = -1  # the network's input
+PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
+BEHIND = -3  # a layer, or a lookup in a learned table, through which all of the input has gone
+LATEST = -4  # and below: the layers that a value comes from with no other layer between, LATEST - index
+Sources = frozenset[int]
+
+
+class Loop(NamedTuple):
+    """A loop or a branch around an equation that is not unrolled."""
+
+    name: str
+    turns: int  # 1 where they are not known
+
+
+Loops = tuple[Loop, ...]  # from the outermost to the innermost
+
+
+@dataclasses.dataclass
+class Finder:
+    """Collects layers and products in order of execution."""
+
+    leaves: Leaves
+    layers: dict[int, Layer] = dataclasses.field(default_factory=dict)  # by the leaf of the weight
+    products: list[Product] = dataclasses.field(default_factory=list)
+
+    def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> Layer | None:
+        """Adds a layer.
+
+        Raises:
+          ValueError: its weight is another layer's, too, or it stands in a loop or a branch.
+        """
+        leaf = self.leaves.largest(operands[weight_at])
+        if loops:
+            raise ValueError(
+                f"weight {self.leaves[leaf].name!r} belongs to a layer inside `{loops[0].name}`, which runs one layer "
+                "several times or not at all: write the layers one after another, or stack their weights along the "
+                "first axis and scan over it, so that each can have bits of its own; a network that went through "
+                "`use_cpu_kernels` is hooked before that"
+            )
+        if any(self.leaves.overlap(leaf, other) for other in self.layers):
+            raise ValueError(
+                f"weight {self.leaves[leaf].name!r} is used by two layers: give each layer a parameter of its own, "
+                "so that each can have bits of its own"
+            )
+        reads_input = BEHIND not in operands[1 - weight_at]
+        whole = self.leaves[leaf]
+        layer = Layer(len(self.layers), whole.name, whole.root, weight_at, reads_input, equation)
+        self.layers[leaf] = layer
+        return layer
+
+    def note(self, equation: JaxprEqn, loops: Loops) -> None:
+        """Notes a product that is no layer."""
+        self.products.append(Product(equation, math.prod(loop.turns for loop in loops)))
+
+
+class Weights(Finder):
+    """Only collects the sources of weights; None for one inside a loop that is not unrolled."""
+
+    def __init__(self, leaves: Leaves):
+        super().__init__(leaves)
+        self.sources: list[Sources | None] = []
+
+    def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> None:
+        """Collects the sources."""
+        self.sources.append(None if loops else operands[weight_at])
