@@ -23,7 +23,7 @@ from haqjax.sharding import make_mesh
 from run_world import apply, install, make_data, make_network
 
 POLICIES, AT_ONCE = 5, 16  # neither divides by eight, nor do the micro-batches
-MESHES = ((2, 1), (8, 1), (8, 4), (8, 8))  # devices, and how many along the axis `policy`
+MESHES = ((2, 1), (8, 4))  # devices, and how many along the axis `policy`; benchmarks/identity.py tries more
 
 
 def search(out: Path, kind: str, hosts: str | None = None, mesh: jax.sharding.Mesh | None = None) -> Path:

@@ -191,8 +191,30 @@ def test_predictions_are_those_of_the_dense_formula():
     steps = posterior.start.ravel()
     features = np.column_stack([np.full(5, posterior.level), missing @ steps, missing * TRUST * steps])
     covariance = np.linalg.inv(np.eye(features.shape[1]) + posterior.rows.T @ posterior.rows)
-    np.testing.assert_allclose(deviation, np.sqrt(np.diag(features @ covariance @ features.T)), rtol=1e-6)
+    alone = np.sqrt(np.diag(features @ covariance @ features.T))
+    np.testing.assert_allclose(deviation, posterior.misfit * alone, rtol=1e-6)
     np.testing.assert_allclose(expected, losses.mean() + missing @ steps + features @ posterior.mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_misfit_is_how_far_losses_are_from_what_the_others_predict(wrong):
+    random = np.random.default_rng(0)
+    truth = random.exponential(size=(3, 2, 1)) * 4.0 ** -np.arange(1.0, 9.0)
+    policies = random.integers(2, 9, (12, 3, 2))
+    losses = np.take_along_axis(truth[None], policies[..., None] - 1, axis=-1).sum((1, 2, 3))
+    start = truth[::-1, ::-1] * 4.0 ** np.arange(8) if wrong else truth
+    posterior = fit(start, policies, losses)
+    covariance = posterior.rows @ posterior.rows.T + np.eye(12)
+    predicted = (policies[..., None] <= np.arange(1, 8)).reshape(12, -1) @ posterior.start.ravel()
+    error = (losses - losses.mean() - predicted) * posterior.rows[:, 0] / posterior.level
+    apart = []
+    for at in range(12):
+        rest = np.arange(12) != at
+        seen = np.linalg.solve(covariance[np.ix_(rest, rest)], np.column_stack([error[rest], covariance[rest, at]]))
+        expected, explained = covariance[at, rest] @ seen
+        apart.append((error[at] - expected) / np.sqrt(covariance[at, at] - explained))
+    assert posterior.misfit == pytest.approx(max(1.0, np.sqrt(np.mean(np.square(apart)))))
+    assert (posterior.misfit > 1) == wrong
 
 
 @pytest.mark.parametrize("factor", [1 / 64, 1.0, 256.0])

@@ -26,6 +26,7 @@ class Posterior(NamedTuple):
     start: Float[np.ndarray, "L 2 7"]  # what each bit less loses
     level: float  # standard deviation of the offset
     offset: float  # mean of the losses
+    misfit: float = 1.0  # factor by which losses are further from their predictions than deviations say; at least 1
 
 
 def fit(
@@ -42,7 +43,15 @@ def fit(
     rows = features / noise[:, None]
     factor = factorise(rows, rows @ rows.T)
     error = (losses - losses.mean() - features[:, 1]) / noise  # the features' weights are departures from this
-    return Posterior(rows.T @ scipy.linalg.cho_solve(factor, error), rows, factor, steps, level, float(losses.mean()))
+    solved, misfit = scipy.linalg.cho_solve(factor, error), _find_misfit(factor, error)
+    return Posterior(rows.T @ solved, rows, factor, steps, level, float(losses.mean()), misfit)
+
+
+def _find_misfit(factor: tuple[np.ndarray, bool], error: Float[np.ndarray, "N"]) -> float:
+    """Compares each loss with what the others predict of it, in closed form (Rasmussen and Williams 2006, eq. 5.12)."""
+    inverse = scipy.linalg.cho_solve(factor, np.eye(len(error)))
+    apart = inverse @ error / np.sqrt(np.maximum(np.diag(inverse), np.finfo(float).tiny))
+    return max(1.0, float(np.sqrt(np.mean(apart**2))))
 
 
 def find_scale(
@@ -136,14 +145,17 @@ def draw_before(start: Float[np.ndarray, "L 2 8"], random: np.random.Generator) 
 def predict_losses(
     posterior: Posterior, policies: Int[np.ndarray, "N L 2"]
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-    """Predicts losses of policies, but for what does not add up: expected values and standard deviations."""
+    """Predicts losses of policies, but for what does not add up: expected values and standard deviations.
+
+    Deviations are greater by the misfit of what was evaluated, as where the sensitivities to begin with were wrong.
+    """
     features = _features(posterior.start, policies, posterior.level)
     expected = posterior.offset + features[:, 1] + features @ posterior.mean
     common = features @ posterior.rows.T
     variance = np.square(features).sum(axis=1) - (common * scipy.linalg.cho_solve(posterior.factor, common.T).T).sum(
         axis=1
     )
-    return expected, np.sqrt(np.maximum(variance, 0))
+    return expected, posterior.misfit * np.sqrt(np.maximum(variance, 0))
 
 
 def _features(
