@@ -138,6 +138,17 @@ def test_slices_of_one_leaf_are_layers():
     assert float(jnp.linalg.norm(q - y) / jnp.linalg.norm(y)) < 0.05
 
 
+def test_views_of_one_leaf_that_may_overlap_are_refused():
+    params = {"w": draw(8, 8)}
+    for apply in (
+        lambda params, x: x @ params["w"][:4].T @ params["w"].T[4:],
+        lambda params, x: x @ params["w"][:4].T @ params["w"].reshape(16, 4)[8:12],
+        lambda params, x: jax.lax.scan(lambda x, w: (x * (x @ w)[:, None], None), x, params["w"].T)[0] @ params["w"][0],
+    ):
+        with pytest.raises(ValueError, match="'w.*' is used by two layers"):
+            layers(apply, params, X)
+
+
 def test_a_weight_that_is_the_same_in_every_turn_is_refused():
     def recurrent(params, x):
         return jax.lax.scan(lambda h, row: (jnp.tanh(row @ params["w"] + h), None), jnp.zeros((5, 8)), x)[0]

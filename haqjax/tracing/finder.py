@@ -14,7 +14,8 @@ from haqjax.tracing.leaves import Leaves
 INPUT = -1  # the network's input
 PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
 BEHIND = -3  # a layer, or a lookup in a learned table, through which all of the input has gone
-LATEST = -4  # and below: the layers that a value comes from with no other layer between, LATEST - index
+MOVED = -4  # anything but a slice of a leaf as it is: places in it are not places in the leaf
+LATEST = -5  # and below: the layers that a value comes from with no other layer between, LATEST - index
 Sources = frozenset[int]
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 class Cut(NamedTuple):
     """A slice along one axis of what it is taken of."""
 
-    axis: int
+    axis: int  # -1 where it is not known which axis of the leaf that is
     start: int
     stop: int
 
@@ -40,8 +40,12 @@ class Leaves:
         return self._leaves[number]
 
     def largest(self, numbers: Iterable[int]) -> int:
-        """Finds the leaf of the most elements."""
-        return max(numbers, key=lambda number: self[number].size)
+        """Finds the leaf of the most elements; what is below 0 is none."""
+        return max((number for number in numbers if number >= 0), key=lambda number: self[number].size)
+
+    def count(self, numbers: Iterable[int]) -> int:
+        """Counts the elements of some leaves together."""
+        return sum(self[number].size for number in numbers if number >= 0)
 
     def cut(self, number: int, cut: Cut, extent: int) -> int:
         """Numbers a slice; `extent` is the size of the axis."""
@@ -70,6 +74,6 @@ class Leaves:
 
 
 def _write(cut: Cut) -> str:
-    if cut.axis == 0 and cut.stop == cut.start + 1:
+    if cut.axis <= 0 and cut.stop == cut.start + 1:
         return f"[{cut.start}]"
     return f"[{':, ' * cut.axis}{cut.start}:{cut.stop}]"

@@ -17,11 +17,12 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
 
-from haqjax.tracing.finder import BEHIND, INPUT, LATEST, PRODUCT, Finder, Loop, Loops, Sources, Weights
+from haqjax.tracing.finder import BEHIND, INPUT, LATEST, MOVED, PRODUCT, Finder, Loop, Loops, Sources, Weights
 from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns, dtype_of, shape_of
 from haqjax.tracing.leaves import Cut, Leaves
 
 SLICES = ("slice", "split")
+AS_IT_IS = ("squeeze", "convert_element_type", "copy", "copy_p", "stop_gradient")
 SUMS = ("add", "add_any", "sub")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 
@@ -117,7 +118,8 @@ def _step(
     inner = (*loops, Loop(name, equation.params.get("length", 1)))
     for body, body_sources in _control_flow(equation, operands, finder.leaves):
         _walk(*_open(body), body_sources, finder, inner)
-    return None, [_stored(var, equation, operands, together, finder.leaves) for var in equation.outvars]
+    moved = {MOVED} if together and INPUT not in together and name not in AS_IT_IS else set[int]()
+    return None, [_stored(var, equation, operands, together | moved, finder.leaves) for var in equation.outvars]
 
 
 def _slice(equation: JaxprEqn, sources: Sources, leaves: Leaves) -> list[Sources]:
@@ -141,12 +143,13 @@ def _take_turn(equation: JaxprEqn, operands: list[Sources], leaves: Leaves, turn
     """Finds the sources of what one turn of a scan gets: a slice of each leaf that is scanned over."""
     length = equation.params["length"]
 
-    def cut(source: int) -> int:
-        whole = source < 0 or leaves[source].size % length
-        return source if whole else leaves.cut(source, Cut(0, turn, turn + 1), length)
+    def cut(sources: Sources) -> Sources:
+        entry = Cut(-1 if MOVED in sources else 0, turn, turn + 1)
+        whole = [source for source in sources if source < 0 or leaves[source].size % length]
+        return frozenset(whole) | {leaves.cut(source, entry, length) for source in sources.difference(whole)}
 
     stacked = _scanned(equation, operands)
-    return operands[: len(operands) - len(stacked)] + [frozenset(map(cut, sources)) for sources in stacked]
+    return operands[: len(operands) - len(stacked)] + [cut(sources) for sources in stacked]
 
 
 def _scanned(equation: JaxprEqn, operands: list[Sources]) -> list[Sources]:
@@ -207,7 +210,7 @@ def _weight_operand(equation: JaxprEqn, operands: list[Sources], leaves: Leaves)
     for at in (0, 1) if dense else (1,):
         weight, activation = operands[at], operands[1 - at]
         if weight and not weight & {INPUT, PRODUCT} and INPUT in activation:
-            return None if dense and _repeats(equation, at, sum(leaves[number].size for number in weight)) else at
+            return None if dense and _repeats(equation, at, leaves.count(weight)) else at
     return None
 
 
