@@ -112,7 +112,7 @@ def shard_policies(evaluator: Evaluator, mesh: Mesh) -> Evaluator:
     """
     placed = place(dataclasses.replace(evaluator, soft_loss=None), mesh)
     function = _make_sharded_function(evaluator.function, mesh)
-    return dataclasses.replace(placed, function=function, soft_loss=evaluator.soft_loss)
+    return dataclasses.replace(placed, function=function, soft_loss=evaluator.soft_loss, mesh=mesh)
 
 
 def pad_policies(policies: Int[Array, "N L 2"], parts: int) -> Int[Array, "M L 2"]:

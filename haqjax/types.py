@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int8, PyTree, UInt8
 
 from haqjax.widths import CODEBOOK, FULL_PRECISION, LINEAR, PRICED, WIDTHS, are_widths, check_widths
@@ -244,6 +245,7 @@ class Evaluator:
     extra: PyTree = None  # what else the function reads: training images, activations kept at cuts, another evaluator
     soft_loss: jax.tree_util.Partial | None = None  # fractional bits [L, 2], step -> nats; differentiable
     races: bool = dataclasses.field(default=False, metadata={"static": True})  # gives up policies below `least`
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})  # that the function spreads over
 
     def __call__(self, policies: Int[Array, "N L 2"], least: Float[Array, ""] | float = 0.0) -> Evaluation:
         """Evaluates policies.
@@ -264,8 +266,12 @@ class Evaluator:
         if not isinstance(policies, jax.core.Tracer):
             return found
         valid = are_widths(policies, fewest)
-        alike = all(jnp.shape(values) == valid.shape for values in found)  # else a caller's check tells
-        return jax.tree.map(lambda values: jnp.where(valid, values, jnp.nan), found) if alike else found
+        if all(jnp.shape(values) == valid.shape for values in found):  # else a caller's check tells
+            found = jax.tree.map(lambda values: jnp.where(valid, values, jnp.nan), found)
+        if self.mesh is None:
+            return found
+        # On every device whole: what is spread over hosts can be read by none of them.
+        return jax.lax.with_sharding_constraint(found, NamedSharding(self.mesh, PartitionSpec()))
 
 
 class Transition(NamedTuple):

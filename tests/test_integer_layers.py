@@ -84,7 +84,7 @@ def run_in_batches(name, policies, size, arithmetic=None, at_once=1):
     return np.asarray(run(params, batches, policies, ranges)).reshape(len(policies), -1, CLASSES)[:, :IMAGES]
 
 
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "attention"])
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow), "attention"])
 def test_the_compiled_network_equals_numpy(name):
     apply, params, images, ranges = world(name)
     policies = draw_policies(ranges, 2)
@@ -98,7 +98,7 @@ def test_the_compiled_network_equals_numpy(name):
     assert len(np.unique(found)) > found.size // 2
 
 
-@pytest.mark.parametrize("name", ["resnet20", "attention"])
+@pytest.mark.parametrize("name", [pytest.param("resnet20", marks=pytest.mark.slow), "attention"])
 def test_nothing_that_computes_a_network_changes_it(name):
     """Images and policies at a time, and the type of the products."""
     apply, params, images, ranges = world(name)

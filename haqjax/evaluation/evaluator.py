@@ -98,7 +98,7 @@ def make_evaluator(
     function = _make_sharded_function(apply, plan, mesh)
     images, labels = _shard_batches(images, mesh, blank=0), _shard_batches(labels, mesh, blank=-1)
     params, ranges = place((params, ranges), mesh)
-    return Evaluator(function, params, images, labels, ranges)
+    return Evaluator(function, params, images, labels, ranges, mesh=mesh)
 
 
 def only_finite(evaluator: Evaluator) -> Evaluator:
@@ -247,7 +247,8 @@ def _shard_batches(batches: Array, mesh: Mesh, blank: float) -> Array:
 
 def _wrap(function: Callable[..., Evaluation], inner: Evaluator) -> Evaluator:
     bare = dataclasses.replace(inner, soft_loss=None)  # the wrapper carries it
-    return Evaluator(function, None, None, None, None, bare, soft_loss=inner.soft_loss, races=inner.races)
+    options: dict = dict(soft_loss=inner.soft_loss, races=inner.races, mesh=inner.mesh)
+    return Evaluator(function, None, None, None, None, bare, **options)
 
 
 def _leave_activations(evaluator: Evaluator, policies: Int[Array, "N L 2"], least: Array | float) -> Evaluation:
