@@ -11,7 +11,7 @@ import pytest
 from haqjax.agent import DDPG, make_agent
 from haqjax.agent.replay import make_replay
 from haqjax.allocation import allocate
-from haqjax.allocation.bayes import draw, find_scale, fit, mean
+from haqjax.allocation.bayes import SCALES, draw, find_scale, fit, mean
 from haqjax.allocation.local_search import as_policy, lay_out, make_space, solve_by_prices, swaps
 from haqjax.policies.actions import to_bits
 from haqjax.policies.bounds import make_bounds
@@ -221,7 +221,9 @@ def test_policies_of_equal_losses_do_not_stop_a_regression():
     start = 1e4 * 4.0 ** -np.arange(8.0) * np.ones((5, 2, 1))
     policies = np.random.default_rng(0).integers(2, 9, (12, 5, 2)).repeat(4, axis=0)
     losses = np.full(len(policies), 1e-7)
-    assert find_scale(start, policies, losses) > 0
+    assert find_scale(start, policies, losses) in SCALES
     posterior = fit(start, policies, losses)
+    gram = posterior.rows @ posterior.rows.T + np.eye(len(losses))
+    np.testing.assert_allclose(posterior.factor[0].T @ posterior.factor[0], gram, rtol=1e-6)
     assert np.isfinite(mean(posterior)).all()
     assert np.isfinite(draw(posterior, np.random.default_rng(1))).all()

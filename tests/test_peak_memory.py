@@ -144,3 +144,18 @@ def test_peaks_of_published_networks(name, elements):
 def test_tensors_of_more_elements_than_64_bits_count_are_counted():
     found = find_lifetimes(lambda params, x: x @ params["w"], {"w": shape(2**10, 2**30)}, shape(2**30, 2**30, 2**10))
     assert sorted(found.elements) == [2.0**70, 2.0**90]
+
+
+def test_products_in_a_call_are_steps_as_they_are_outside():
+    attend = lambda q, k: jax.nn.softmax(q @ k.swapaxes(1, 2)) @ k
+    params = {name: jnp.ones((8, 8)) for name in "qko"}
+
+    def network(attend):
+        return lambda params, x: attend(x @ params["q"], x @ params["k"]) @ params["o"]
+
+    policy = jnp.full((3, 2), 8)
+    found = [
+        float(peak_memory(find_lifetimes(network(one), params, jnp.ones((1, 256, 8))), policy))
+        for one in (attend, jax.jit(attend))
+    ]
+    assert found[0] == found[1] > 256 * 256

@@ -14,6 +14,7 @@ NOISE = 0.1  # deviation from additivity near the best policy, as a fraction of 
 FADING = 0.2  # how it grows with a policy's own distance: far policies say less about the best one's surroundings
 FLOOR = 1e-3  # least sensitivity to begin with, as a fraction of the largest
 SCALES = 2.0 ** np.arange(-14, 15)  # of sensitivities that are known but for a common factor
+LARGE = 1e10  # squares of rows, in deviations of their noise: beyond them 1 is lost in the rounding of sums
 LEAST = 3  # evaluations that tell of a factor
 
 
@@ -89,19 +90,18 @@ def factorise(rows: Float[np.ndarray, "N F"], gram: Float[np.ndarray, "N N"]) ->
     """Factorises `rows rows^T + 1` for `scipy.linalg.cho_solve`, however far apart its eigenvalues are.
 
     Args:
-      gram: `rows rows^T`, whose rounding may hide the 1: where many losses are equal, rows are large. The factor then
-        comes from the rows themselves, by QR.
+      gram: `rows rows^T`, whose rounding may hide the 1: where many losses are equal, rows are large. Beyond `LARGE`
+        the factor comes from the rows themselves, by QR.
 
-    >>> rows = np.array([[3e9, 4e9], [3e9, 4e9], [4e9, -3e9]])
+    >>> rows = np.array([[3e7, 4e7], [3e7, 4e7], [4e7, -3e7]])
     >>> factor = factorise(rows, rows @ rows.T)
     >>> bool(np.isclose(scipy.linalg.cho_solve(factor, np.array([1.0, -1.0, 0.0]))[0], 1.0, atol=1e-6))
     True
     """
     identity = np.eye(len(rows))
-    try:
+    if gram.diagonal().max(initial=0.0) < LARGE:
         return scipy.linalg.cho_factor(gram + identity)
-    except scipy.linalg.LinAlgError:
-        return scipy.linalg.qr(np.vstack([rows.T, identity]), mode="r")[0][: len(rows)], False
+    return scipy.linalg.qr(np.vstack([rows.T, identity]), mode="r")[0][: len(rows)], False
 
 
 def _to_steps(start: Float[np.ndarray, "L 2 8"]) -> Float[np.ndarray, "L 2 7"]:

@@ -1,6 +1,7 @@
 """Tuning of the batch: the fastest numbers of policies and images at a time, measured once for a kind of device."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ def list_candidates(split: Split, policies: int) -> list[Batches]:
     >>> list_candidates(Split(np.zeros((100, 32, 32, 3), np.float32), np.zeros(100, np.int32)), 8)
     [Batches(batch_size=100, policies_at_once=1)]
     """
-    usual = min(suggest_batch_size(split.images.shape[1] * split.images.shape[2]), len(split))
+    usual = min(suggest_batch_size(math.prod(split.images.shape[1:3])), len(split))
     if jax.default_backend() == "cpu":
         return [Batches(usual, 1)]
     images = sorted({max(1, usual // 4), usual, min(4 * usual, len(split))})

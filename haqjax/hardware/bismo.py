@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from haqjax.hardware.gemm import Gemm, as_gemm
+from haqjax.hardware.gemm import Gemm, as_gemm, as_subpixel
 from haqjax.hardware.overflow import as_floats, check_layers, check_products
 from haqjax.hardware.spec import Amount, Count, Positive, check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
@@ -140,6 +140,7 @@ def estimate(spec: Bismo, layers: LayerTable) -> Usage:
 def _count(spec: Bismo, layers: LayerTable, weight_bits: np.ndarray, activation_bits: np.ndarray) -> Work:
     """Counts in 64 bits, for bits whose first axis is the layers'; back on the host, where JAX leaves 64 bits alone."""
     check_fields(spec, "bismo")
+    layers = as_subpixel(layers)
     check_layers(layers, spec.batch)
     check_products(layers, _bound_work(spec, layers))
     given = (Bismo(*np.broadcast_arrays(*spec)), layers, weight_bits, activation_bits)

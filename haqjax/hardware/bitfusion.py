@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware.bitfusion_tile import Bitfusion, Shape, as_tile, summed, tile_fits
 from haqjax.hardware.bitfusion_tiling import NEVER, Work, count_layer_work, energies, list_loop_orders
+from haqjax.hardware.gemm import as_subpixel
 from haqjax.hardware.overflow import as_floats, check_layers, check_products
 from haqjax.hardware.spec import check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
@@ -44,6 +45,7 @@ def count_work(spec: Bitfusion, layers: LayerTable) -> Work:
     [16, 16, 64]
     """
     check_fields(spec, "bitfusion")
+    layers = as_subpixel(layers)
     check_layers(layers, spec.batch)
     check_products(layers, _bound_work(spec, layers))
     given = _as_convolutions(spec, layers)

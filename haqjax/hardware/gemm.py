@@ -14,7 +14,11 @@ def as_subpixel(layers: LayerTable) -> LayerTable:
     """Reads transposed convolutions as plain ones, whose outputs are shuffled into a larger map.
 
     One that spreads its input map by a factor s has, for each of the s x s places that an output can have between two
-    inputs, a convolution of its own with an s x s-th of the taps (Shi et al. 2016, arXiv 1609.05158).
+    inputs, a convolution of its own with an s x s-th of the taps (Shi et al. 2016, arXiv 1609.05158). Where s does not
+    divide the kernel, all of them have as many taps as the largest, which is more work than `LayerTable.macs` counts.
+
+    Returns:
+      The table of the plain convolutions; the same one where none is transposed.
 
     >>> from haqjax.tracing.layer_table import layers
     >>> from jax.lax import conv_transpose

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from haqjax.hardware import bismo, bitfusion, measured, roofline
-from haqjax.hardware.gemm import as_subpixel
 from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
@@ -33,12 +32,6 @@ MODELS = {
     "systolic": Model(roofline.Systolic, roofline.estimate),
     "measured": Model(None, measured.estimate),
 }
-
-
-def estimate_usage(machine: "Machine", layers: LayerTable) -> Usage:
-    """Estimates the usage of every layer at every pair of bit-widths, by the machine's model."""
-    layers = layers if machine.model == "measured" else as_subpixel(layers)
-    return MODELS[machine.model].estimate(machine.spec, layers)
 
 
 @dataclasses.dataclass(frozen=True)

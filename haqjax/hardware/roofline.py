@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from haqjax.hardware.gemm import Gemm, as_gemm
+from haqjax.hardware.gemm import Gemm, as_gemm, as_subpixel
 from haqjax.hardware.overflow import check_layers
 from haqjax.hardware.spec import Amount, Count, Positive, Switch, check_fields
 from haqjax.hardware.usage import Energies, Streams, Usage
@@ -93,6 +93,7 @@ def estimate(spec: Spec, layers: LayerTable) -> Usage:
     125.0
     """
     check_fields(spec, type(spec).__name__.lower())
+    layers = as_subpixel(layers)
     check_layers(layers, spec.batch)
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, _estimate_network(spec, layers))

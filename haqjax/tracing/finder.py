@@ -13,9 +13,11 @@ from haqjax.tracing.leaves import Leaves
 # Sources of a value: leaves by number, and these.
 INPUT = -1  # the network's input
 PRODUCT = -2  # a product of parameters, whose numbers are stored nowhere
-BEHIND = -3  # a layer, or a lookup in a learned table, through which all of the input has gone
+BEHIND = -3  # a layer, or a lookup in a learned table, through which some of the input has come
 MOVED = -4  # anything but a slice of a leaf as it is: places in it are not places in the leaf
-LATEST = -5  # and below: the layers that a value comes from with no other layer between, LATEST - index
+COPIED = -5  # a leaf several times over, or parts of it: its numbers are not stored as often as they are here
+BATCHED = -6  # an input of which each example has its own
+LATEST = -7  # and below: the layers that a value comes from with no other layer between, LATEST - index
 Sources = frozenset[int]
 
 
@@ -34,7 +36,8 @@ class Finder:
     """Collects layers and products in order of execution."""
 
     leaves: Leaves
-    layers: dict[int, Layer] = dataclasses.field(default_factory=dict)  # by the leaf of the weight
+    layers: list[Layer] = dataclasses.field(default_factory=list)
+    used: set[int] = dataclasses.field(default_factory=set)  # leaves that layers have their weights from
     products: list[Product] = dataclasses.field(default_factory=list)
 
     def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> Layer | None:
@@ -43,7 +46,8 @@ class Finder:
         Raises:
           ValueError: its weight is another layer's, too, or it stands in a loop or a branch.
         """
-        leaf = self.leaves.largest(operands[weight_at])
+        activation, weight = operands[1 - weight_at], operands[weight_at]
+        leaf = self.leaves.largest(weight)
         if loops:
             raise ValueError(
                 f"weight {self.leaves[leaf].name!r} belongs to a layer inside `{loops[0].name}`, which runs one layer "
@@ -51,16 +55,18 @@ class Finder:
                 "first axis and scan over it, so that each can have bits of its own; a network that went through "
                 "`use_cpu_kernels` is hooked before that"
             )
-        if any(self.leaves.overlap(leaf, other) for other in self.layers):
+        whole = self.leaves[leaf]
+        mine = {number for number in weight if number >= 0 and self.leaves[number].root == whole.root}
+        if any(self.leaves.overlap(number, other) for number in mine for other in self.used):
             raise ValueError(
                 f"weight {self.leaves[leaf].name!r} is used by two layers: give each layer a parameter of its own, "
                 "so that each can have bits of its own"
             )
-        reads_input = BEHIND not in operands[1 - weight_at]
-        whole = self.leaves[leaf]
-        layer = Layer(len(self.layers), whole.name, whole.root, weight_at, reads_input, equation)
-        self.layers[leaf] = layer
-        return layer
+        self.used |= mine
+        stored = self.leaves.count(mine)
+        marks = dict(reads_input=BEHIND not in activation, batched=BATCHED in activation)
+        self.layers.append(Layer(len(self.layers), whole.name, whole.root, weight_at, equation, stored, **marks))
+        return self.layers[-1]
 
     def note(self, equation: JaxprEqn, loops: Loops) -> None:
         """Notes a product that is no layer."""

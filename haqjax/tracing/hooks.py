@@ -101,13 +101,25 @@ def map_weights(function: Callable[[Layer, Array], PyTree], apply: Apply, params
     return _run(plan, [*given, *inputs], hook)[1]
 
 
-def trace(apply: Apply, params: PyTree, inputs: tuple, names: Sequence[str] | None = None) -> Program:
-    """Traces `apply(params, *inputs)` and finds its layers; nothing is computed. `names` are those of the leaves."""
+def trace(
+    apply: Apply,
+    params: PyTree,
+    inputs: tuple,
+    names: Sequence[str] | None = None,
+    batched: Sequence[bool] | None = None,
+) -> Program:
+    """Traces `apply(params, *inputs)` and finds its layers; nothing is computed.
+
+    Args:
+      names: of the leaves of the parameters; None makes them from their paths.
+      batched: whether each example has its own, for each leaf of the inputs; None is true for all.
+    """
     apply, params = only_arrays(apply, params)
     closed, output = jax.make_jaxpr(apply, return_shape=True)(params, *inputs)
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
-    return Program(make_plan(closed, names or make_names(paths), sizes, len(jax.tree.leaves(inputs))), output)
+    batched = [True] * len(jax.tree.leaves(inputs)) if batched is None else batched
+    return Program(make_plan(closed, names or make_names(paths), sizes, batched), output)
 
 
 def only_arrays(apply: Apply, params: PyTree) -> tuple[Apply, PyTree]:
@@ -122,11 +134,23 @@ def only_arrays(apply: Apply, params: PyTree) -> tuple[Apply, PyTree]:
     if all(is_array(leaf) for leaf in leaves):
         return apply, params
 
-    def whole(params: PyTree, *inputs: PyTree) -> PyTree:
-        given = iter(jax.tree.leaves(params))
-        return apply(jax.tree.unflatten(tree, [next(given) if is_array(leaf) else leaf for leaf in leaves]), *inputs)
+    others = tuple((at, leaf) for at, leaf in enumerate(leaves) if not is_array(leaf))
+    return _Whole(apply, tree, others), jax.tree.unflatten(tree, [leaf if is_array(leaf) else None for leaf in leaves])
 
-    return whole, jax.tree.unflatten(tree, [leaf if is_array(leaf) else None for leaf in leaves])
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """A function with the leaves that are no arrays in their places; equal ones share what is compiled."""
+
+    apply: Apply
+    tree: Any
+    others: tuple[tuple[int, Any], ...]  # place and leaf
+
+    def __call__(self, params: PyTree, *inputs: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(params)
+        for at, leaf in self.others:
+            leaves.insert(at, leaf)
+        return self.apply(jax.tree.unflatten(self.tree, leaves), *inputs)
 
 
 def is_array(leaf: Any) -> bool:

@@ -18,8 +18,10 @@ class Layer:
     name: str  # path of the weight in the parameters, without a last `kernel`, `weight` or `w`
     leaf: int  # the weight's place among the leaves of the parameters
     weight_at: int  # which operand of the equation is the weight: 0 or 1
-    reads_input: bool  # its activation has come through no other layer
     equation: JaxprEqn = dataclasses.field(repr=False)
+    stored: int = 0  # elements of the leaf that are the weight's
+    reads_input: bool = False  # none of its activation has come through another layer, or a lookup
+    batched: bool = True  # each example has an activation of its own
 
     @property
     def dense(self) -> bool:

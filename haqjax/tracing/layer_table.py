@@ -1,7 +1,7 @@
 """The layer table of a network, read off its program."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from haqjax.reading import quote
-from haqjax.tracing.hooks import Apply, only_arrays, trace
+from haqjax.tracing.hooks import Apply, is_array, only_arrays, trace
 from haqjax.tracing.jaxpr import Layer, Product, dtype_of, elements, shape_of
 from haqjax.tracing.names import is_statistic, make_names, parts_of
 from haqjax.types import LayerTable
@@ -32,8 +32,8 @@ def layers(
 ) -> LayerTable:
     """Reads the layer table of a network off its jaxpr; nothing is computed.
 
-    Layers are products of a parameter with what is computed from the input. What no output needs is none. Products that
-    carry no weight, such as those of attention, stand in `products` of the table.
+    Layers are products of a parameter with what is computed from the input, as far as an output needs them. Products
+    that carry no weight, such as those of attention, stand in `products` of the table.
 
     Args:
       apply: pure function `apply(params, x)`.
@@ -49,8 +49,9 @@ def layers(
       One row for each layer, in order of execution, for one example.
 
     Raises:
-      ValueError: no layer; a weight used by two layers; a layer inside `scan`, `while` or `cond`; leaves of `x` that
-        count different numbers of examples.
+      ValueError: no layer; a weight used by two layers; a layer inside `while` or `cond`, or the same in every turn of
+        a `scan`; leaves of `x` that count different numbers of examples, or a layer that does not treat them alike;
+        `batch_axis`, `is_state` or `names` that do not fit their tree; two layers of one name.
 
     >>> apply = lambda params, x: jax.nn.relu(x @ params["first"]["kernel"]) @ params["second"]["kernel"]
     >>> shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")
@@ -61,15 +62,17 @@ def layers(
     >>> layers(apply, params, shape(5, 8), batch_axis=None).macs  # one example of five rows
     array([640, 320])
     """
-    apply, params = only_arrays(apply, params)
-    batch = count_examples(x, batch_axis)
-    plan = trace(apply, params, (x,), _name_leaves(params, names)).plan
+    apply, arrays = only_arrays(apply, params)
+    batch, batched = count_examples(x, batch_axis), [axis is not None for _, _, axis in _with_axes(x, batch_axis)]
+    plan = trace(apply, arrays, (x,), _name_leaves(params, arrays, names), batched).plan
     found = tuple(plan.layers())
-    rows = [(_read_dense if layer.dense else _read_convolution)(layer, batch) for layer in found]
+    rows = [
+        (_read_dense if layer.dense else _read_convolution)(layer, batch if layer.batched else 1) for layer in found
+    ]
     return LayerTable(
         names=tuple(layer.name for layer in found),
         dense=np.array([layer.dense for layer in found]),
-        other_parameters=np.array(_count_others(params, {layer.leaf for layer in found}, plan.reached, is_state)),
+        other_parameters=np.array(_count_others(arrays, found, plan.reached, _find_state(params, arrays, is_state))),
         products=_read_products(plan.products, batch),
         outer=np.array([layer.reads_input or layer.index in plan.last for layer in found]),
         **_columns(rows),
@@ -92,7 +95,7 @@ def count_examples(x: PyTree, batch_axis: PyTree) -> int:
     counts = {}
     for path, leaf, axis in _with_axes(x, batch_axis):
         sizes = np.shape(leaf)
-        if axis is None or (isinstance(batch_axis, int) and axis >= len(sizes)):
+        if axis is None:
             continue
         if not -len(sizes) <= axis < len(sizes):
             raise ValueError(f"batch_axis of {quote(path)} is {axis}, but its shape is {sizes}")
@@ -108,35 +111,67 @@ def count_examples(x: PyTree, batch_axis: PyTree) -> int:
     return next(iter(counts.values()), 1)
 
 
-def _with_axes(x: PyTree, batch_axis: PyTree) -> Iterator[tuple[str, Any, int | None]]:
-    """Yields the path, the leaf and the axis of every array of a batch; `batch_axis` is a prefix of its tree."""
-    none = {"is_leaf": lambda axis: axis is None}
-    axes = jax.tree.map(lambda axis, part: jax.tree.map(lambda leaf: axis, part), batch_axis, x, **none)
-    leaves = jax.tree_util.tree_leaves_with_path(x)
-    for (path, leaf), axis in zip(leaves, jax.tree.leaves(axes, **none), strict=True):
-        yield jax.tree_util.keystr(path, simple=True, separator=".") or "x", leaf, axis
+def _with_axes(x: PyTree, batch_axis: PyTree) -> list[tuple[str, Any, int | None]]:
+    """Lists the path, the leaf and the axis of every array of a batch.
+
+    One number is for the leaves that have such an axis; a tree of numbers is a prefix of the batch's.
+    """
+    axes = _spread("batch_axis", batch_axis, x)
+    if isinstance(batch_axis, int | np.integer):
+        ranks = [np.ndim(leaf) for leaf in jax.tree.leaves(x)]
+        axes = [axis if -rank <= axis < rank else None for axis, rank in zip(axes, ranks, strict=True)]
+    paths = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in _leaves(x)]
+    return [(path or "x", leaf, axis) for path, leaf, axis in zip(paths, jax.tree.leaves(x), axes, strict=True)]
 
 
-def _name_leaves(params: PyTree, names: Names | None) -> list[str]:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+def _leaves(tree: PyTree) -> list[tuple[tuple, Any]]:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def _spread(option: str, values: PyTree, tree: PyTree) -> list[Any]:
+    """Lists the value of each leaf of a tree, where the tree of values is a prefix of it, or a single value."""
+    none = {"is_leaf": lambda value: value is None}
+    try:
+        whole = jax.tree.map(lambda value, part: jax.tree.map(lambda leaf: value, part), values, tree, **none)
+    except ValueError as error:
+        where = str(error).splitlines()[0]
+        raise ValueError(f"{option} does not fit its tree ({where}): give one value, or a prefix of the tree") from None
+    return jax.tree.leaves(whole, **none)
+
+
+def _name_leaves(params: PyTree, arrays: PyTree, names: Names | None) -> list[str]:
+    paths = [path for path, _ in _leaves(arrays)]
     if names is None:
         return make_names(paths)
-    found = [names(parts_of(path)) for path in paths] if callable(names) else jax.tree.leaves(names)
-    if len(found) != len(paths) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"names gives {len(found)} names for {len(paths)} parameters: expected a string for each leaf")
+    found = [names(parts_of(path)) for path in paths] if callable(names) else _of_arrays("names", names, params)
+    bad = next((name for name in found if not isinstance(name, str) or found.count(name) > 1), None)
+    if bad is not None:
+        raise ValueError(f"names gives {bad!r}: expected a string of its own for each leaf of the parameters")
     return found
 
 
-def _count_others(params: PyTree, weights: set[int], reached: Sequence[bool], is_state: IsState) -> int:
+def _find_state(params: PyTree, arrays: PyTree, is_state: IsState) -> list[bool]:
+    if callable(is_state):
+        return [is_state(path) for path, _ in _leaves(arrays)]
+    return _of_arrays("is_state", is_state, params)
+
+
+def _of_arrays(option: str, values: PyTree, params: PyTree) -> list[Any]:
+    """Lists the values of the leaves that are arrays."""
+    pairs = zip(_spread(option, values, params), jax.tree.leaves(params), strict=True)
+    return [value for value, leaf in pairs if is_array(leaf)]
+
+
+def _count_others(params: PyTree, found: Sequence[Layer], reached: Sequence[bool], states: Sequence[bool]) -> int:
     """Counts the learned numbers outside the layers' weights."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    states = [is_state(path) for path, _ in leaves] if callable(is_state) else jax.tree.leaves(is_state)
-    if len(states) != len(leaves):
-        raise ValueError(f"is_state has {len(states)} leaves for {len(leaves)} parameters: expected a boolean for each")
+    stored: dict[int, int] = {}
+    for layer in found:
+        stored[layer.leaf] = stored.get(layer.leaf, 0) + layer.stored
     total = 0
-    for at, ((_, leaf), state) in enumerate(zip(leaves, states, strict=True)):
-        if at not in weights and reached[at] and not state and jnp.issubdtype(leaf.dtype, jnp.inexact):
-            total += math.prod(leaf.shape) * (2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
+    for at, (leaf, state) in enumerate(zip(jax.tree.leaves(params), states, strict=True)):
+        if reached[at] and not state and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            left = math.prod(leaf.shape) - stored.get(at, 0)
+            total += left * (2 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 1)
     return total
 
 
@@ -220,11 +255,10 @@ def _read_product(product: Product, batch: int) -> dict[str, Any]:
     else:
         outputs = right[equation.params["dimension_numbers"].rhs_spec[0]]
         groups, inputs, rows = 1, math.prod(right) // outputs, math.prod(output) // outputs
-    outputs = math.prod(output) // (groups * rows)
-    if groups % batch == 0:
-        groups //= batch
-    else:
-        rows = -(-rows // batch)
+    sizes = [groups, rows, math.prod(output) // (groups * rows), times]
+    shares_batch = next((at for at, size in enumerate(sizes) if size % batch == 0), 1)
+    sizes[shares_batch] = -(-sizes[shares_batch] // batch)
+    groups, rows, outputs, times = sizes
     return _matrix_product(rows * times, inputs, outputs, groups)
 
 

@@ -17,11 +17,25 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
 
-from haqjax.tracing.finder import BEHIND, INPUT, LATEST, MOVED, PRODUCT, Finder, Loop, Loops, Sources, Weights
+from haqjax.tracing.finder import (
+    BATCHED,
+    BEHIND,
+    COPIED,
+    INPUT,
+    LATEST,
+    MOVED,
+    PRODUCT,
+    Finder,
+    Loop,
+    Loops,
+    Sources,
+    Weights,
+)
 from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns, dtype_of, shape_of
 from haqjax.tracing.leaves import Cut, Leaves
 
 SLICES = ("slice", "split")
+COPIES = ("broadcast_in_dim", "gather", "concatenate", "dynamic_slice", "dynamic_update_slice", "pad")
 AS_IT_IS = ("squeeze", "convert_element_type", "copy", "copy_p", "stop_gradient")
 SUMS = ("add", "add_any", "sub")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
@@ -41,14 +55,14 @@ INLINED = {
 }
 
 
-def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], inputs: int) -> Plan:
-    """Finds the layers of a program whose arguments are the leaves of the parameters, then `inputs` input leaves.
+def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], batched: Sequence[bool]) -> Plan:
+    """Finds the layers of a program whose arguments are the leaves of the parameters, then those of the input.
 
     Args:
       closed: the program.
       names: a name for each parameter leaf.
       sizes: elements of each parameter leaf; a weight computed from several is named after the largest.
-      inputs: number of leaves of the network's input.
+      batched: whether each example has its own, for each leaf of the network's input.
     Raises:
       ValueError: no layer; a weight of two layers; a layer inside control flow. Each names the parameter.
     """
@@ -56,7 +70,8 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], i
     wanted = [True] * len(closed.jaxpr.outvars)
     _, reached = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
-    sources = [frozenset({i}) for i in range(len(names))] + [frozenset({INPUT})] * inputs
+    inputs = [frozenset({INPUT, BATCHED} if each else {INPUT}) for each in batched]
+    sources = [frozenset({i}) for i in range(len(names))] + inputs
     plan, outputs = _walk(jaxpr, closed.consts, sources, finder, ())
     if not finder.layers:
         raise ValueError(
@@ -90,20 +105,21 @@ def _step(
 ) -> tuple[Layer | Plan | Turns | None, list[Sources]]:
     name, together = equation.primitive.name, frozenset[int]().union(*operands)
     if name in CONTRACTIONS and _contracts(equation):
-        weight_at = _weight_operand(equation, operands, finder.leaves)
+        weight_at = _weight_operand(equation, operands)
         if weight_at is not None:
             layer = finder.add(equation, weight_at, operands, loops)
-            marks = {INPUT, BEHIND} if layer is None else {INPUT, BEHIND, LATEST - layer.index}
+            marks = {INPUT, BEHIND} | (together & {BATCHED}) | ({LATEST - layer.index} if layer else set())
             return layer, [frozenset(marks)]
         if INPUT in together:
             finder.note(equation, loops)
         return None, [together | ({PRODUCT} if all(operands) else set())]
     if name in INLINED:
         body, consts = _open(equation.params[INLINED[name]])
+        known = len(finder.products)
         plan, outputs = _walk(body, consts, operands, finder, loops)
         # A call is opened too where some of what it gives depends on the parameters alone: it may be a weight.
         mixed = len({INPUT in output for output in outputs}) > 1
-        return (plan if plan.has_layers or mixed else None), outputs
+        return (plan if plan.has_layers or mixed or len(finder.products) > known else None), outputs
     if name == BARRIER:
         return None, operands  # each output is the operand of its place
     if name in SLICES and len(operands[0]) == 1:
@@ -118,8 +134,9 @@ def _step(
     inner = (*loops, Loop(name, equation.params.get("length", 1)))
     for body, body_sources in _control_flow(equation, operands, finder.leaves):
         _walk(*_open(body), body_sources, finder, inner)
-    moved = {MOVED} if together and INPUT not in together and name not in AS_IT_IS else set[int]()
-    return None, [_stored(var, equation, operands, together | moved, finder.leaves) for var in equation.outvars]
+    if together and INPUT not in together:
+        together |= {COPIED, MOVED} if name in COPIES else set() if name in AS_IT_IS else {MOVED}
+    return None, [_clear_marks(var, equation, operands, together, finder.leaves) for var in equation.outvars]
 
 
 def _slice(equation: JaxprEqn, sources: Sources, leaves: Leaves) -> list[Sources]:
@@ -130,26 +147,39 @@ def _slice(equation: JaxprEqn, sources: Sources, leaves: Leaves) -> list[Sources
     params = equation.params
     if equation.primitive.name == "split":
         axis, ends = params["axis"], np.cumsum(params["sizes"]).tolist()
-        cuts = [Cut(axis, end - size, end) for end, size in zip(ends, map(int, params["sizes"]), strict=True)]
+        place = _place(shape, axis)
+        cuts = [Cut(place, end - size, end) for end, size in zip(ends, map(int, params["sizes"]), strict=True)]
         return [frozenset({leaves.cut(number, cut, shape[axis])}) for cut in cuts]
     if any(step != 1 for step in params["strides"] or ()):
         return [sources]
+    left = list(shape)
     for axis, (start, stop) in enumerate(zip(params["start_indices"], params["limit_indices"], strict=True)):
-        number = leaves.cut(number, Cut(axis, int(start), int(stop)), shape[axis])
+        number = leaves.cut(number, Cut(_place(left, axis), int(start), int(stop)), shape[axis])
+        left[axis] = int(stop) - int(start)
     return [frozenset({number})]
+
+
+def _place(shape: Sequence[int], axis: int) -> int:
+    """Counts the axes before one that have more than one entry: squeezing others away does not change it."""
+    return sum(size > 1 for size in shape[:axis])
 
 
 def _take_turn(equation: JaxprEqn, operands: list[Sources], leaves: Leaves, turn: int) -> list[Sources]:
     """Finds the sources of what one turn of a scan gets: a slice of each leaf that is scanned over."""
-    length = equation.params["length"]
+    length, stacked = equation.params["length"], _scanned(equation, operands)
+    same = len(operands) - len(stacked)
 
-    def cut(sources: Sources) -> Sources:
+    def cut(sources: Sources, size: int) -> Sources:
+        if COPIED in sources or INPUT in sources or not any(source >= 0 for source in sources):
+            return sources
+        if leaves[leaves.largest(sources)].size != size:
+            return sources
         entry = Cut(-1 if MOVED in sources else 0, turn, turn + 1)
         whole = [source for source in sources if source < 0 or leaves[source].size % length]
         return frozenset(whole) | {leaves.cut(source, entry, length) for source in sources.difference(whole)}
 
-    stacked = _scanned(equation, operands)
-    return operands[: len(operands) - len(stacked)] + [cut(sources) for sources in stacked]
+    sizes = [math.prod(shape_of(atom)) for atom in equation.invars[same:]]
+    return operands[:same] + [cut(sources, size) for sources, size in zip(stacked, sizes, strict=True)]
 
 
 def _scanned(equation: JaxprEqn, operands: list[Sources]) -> list[Sources]:
@@ -160,11 +190,13 @@ def _scanned(equation: JaxprEqn, operands: list[Sources]) -> list[Sources]:
 
 def _has_stacked_weights(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> bool:
     """Tells a scan whose layers have a weight of their own in every turn."""
+    if not equation.params["length"]:
+        return False
     body, first = equation.params["jaxpr"], _take_turn(equation, operands, leaves, 0)
     weights = Weights(leaves)
     _walk(*_open(body), _fixed_point(body, first, *_scan_counts(equation), leaves), weights, ())
-    same = len(operands) - len(_scanned(equation, operands))
-    given = frozenset[int]().union(*first[same:]) - frozenset[int]().union(*operands[:same]) - {INPUT}
+    other = _take_turn(equation, operands, leaves, 1) if equation.params["length"] > 1 else []
+    given = frozenset[int]().union(*first) - frozenset[int]().union(*other)  # what this turn alone has
 
     def is_own(sources: Sources | None) -> bool:
         return any(leaves.within(source, mine) for source in sources or () for mine in given if min(source, mine) >= 0)
@@ -188,13 +220,18 @@ def _unroll(equation: JaxprEqn, operands: list[Sources], finder: Finder, loops: 
     return Turns(tuple(plans), tuple(order), start, carried), carry + stacked
 
 
-def _stored(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, leaves: Leaves) -> Sources:
-    """Takes the mark of a product off what has a parameter of its size in it: `w + a @ b`, `w / (u @ w @ v)`."""
-    size = math.prod(shape_of(var))
+def _clear_marks(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, leaves: Leaves) -> Sources:
+    """Takes marks off what is one parameter, changed by others: `w + a @ b`, `w / (u @ w @ v)`, `w * scale[None]`.
+
+    That parameter has the size of the result, and none of the others is larger.
+    """
+    marks = frozenset({PRODUCT, COPIED})
+    if not together & marks or INPUT in together or equation.primitive.name in COPIES:
+        return together
+    largest, size = leaves.largest(together), math.prod(shape_of(var))
     for atom, sources in zip(equation.invars, operands, strict=True):
-        alike = sources and not sources & {INPUT, PRODUCT} and shape_of(atom) == shape_of(var)
-        if alike and leaves[leaves.largest(sources)].size >= size:
-            return together - {PRODUCT}
+        if largest in sources and not sources & marks and math.prod(shape_of(atom)) == size == leaves[largest].size:
+            return together - marks
     return together
 
 
@@ -203,22 +240,17 @@ def _contracts(equation: JaxprEqn) -> bool:
     return equation.primitive.name != "dot_general" or bool(equation.params["dimension_numbers"][0][0])
 
 
-def _weight_operand(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> int | None:
+def _weight_operand(equation: JaxprEqn, operands: list[Sources]) -> int | None:
+    """Finds which operand is a weight. Copies of one, as many as there are examples, are none."""
     if jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.complexfloating):
         return None
     dense = equation.primitive.name == "dot_general"
     for at in (0, 1) if dense else (1,):
         weight, activation = operands[at], operands[1 - at]
         if weight and not weight & {INPUT, PRODUCT} and INPUT in activation:
-            return None if dense and _repeats(equation, at, leaves.count(weight)) else at
+            copied = dense and COPIED in weight and bool(equation.params["dimension_numbers"][1][at])
+            return None if copied else at
     return None
-
-
-def _repeats(equation: JaxprEqn, at: int, stored: int) -> bool:
-    """Tells an operand that has a copy of the parameters for each example: it grows with the batch."""
-    shape = shape_of(equation.invars[at])
-    batched = [shape[axis] for axis in equation.params["dimension_numbers"][1][at]]
-    return bool(batched) and (math.prod(batched) == 1 or math.prod(shape) > stored)
 
 
 def _control_flow(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> Iterator[tuple[Any, list[Sources]]]:

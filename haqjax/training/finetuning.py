@@ -260,9 +260,10 @@ def _name_layer(apply: Apply, context: tuple) -> Iterator[None]:
 
 def _check_trainable(params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if not (hasattr(leaf, "dtype") and jnp.issubdtype(dtype, jnp.inexact)):
             name = jax.tree_util.keystr(path)
-            raise ValueError(f"params{name} is {leaf.dtype}, which has no gradient: keep it out of `params`")
+            raise ValueError(f"params{name} is {dtype}, which has no gradient: keep it out of `params`")
 
 
 def _identify(
