@@ -98,6 +98,7 @@ def run(
     searcher = make_searcher(name, problem, config)
     found = search(problem, searcher, episodes=config.episodes, key=jax.random.key(seed), known=known)
     row: dict[str, Any] = {"searcher": name, "seed": seed, "seconds": time.perf_counter() - start}
+    row["evaluations"] = len({policy.tobytes() for policy in found.records.policy})
     if "optimum" in about:
         regret = about["optimum"] - np.fmax.accumulate(np.where(found.records.feasible, found.records.accuracy, 0))
         reached = np.flatnonzero(regret <= 1e-6)
