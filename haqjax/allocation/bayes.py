@@ -15,6 +15,7 @@ FADING = 0.2  # how it grows with a policy's own distance: far policies say less
 FLOOR = 1e-3  # least sensitivity to begin with, as a fraction of the largest
 SCALES = 2.0 ** np.arange(-14, 15)  # of sensitivities that are known but for a common factor
 LARGE = 1e10  # squares of rows, in deviations of their noise: beyond them 1 is lost in the rounding of sums
+MISFIT = 2.0  # by which deviations are multiplied at most where losses are further from what is predicted of them
 LEAST = 3  # evaluations that tell of a factor
 
 
@@ -27,7 +28,7 @@ class Posterior(NamedTuple):
     start: Float[np.ndarray, "L 2 7"]  # what each bit less loses
     level: float  # standard deviation of the offset
     offset: float  # mean of the losses
-    misfit: float = 1.0  # factor by which losses are further from their predictions than deviations say; at least 1
+    misfit: float = 1.0  # factor by which losses are further from their predictions than deviations say, 1 to `MISFIT`
 
 
 def fit(
@@ -49,10 +50,13 @@ def fit(
 
 
 def _find_misfit(factor: tuple[np.ndarray, bool], error: Float[np.ndarray, "N"]) -> float:
-    """Compares each loss with what the others predict of it, in closed form (Rasmussen and Williams 2006, eq. 5.12)."""
+    """Compares each loss with what the others predict of it, in closed form (Rasmussen and Williams 2006, eq. 5.12).
+
+    At most `MISFIT`: with few evaluations it is itself uncertain.
+    """
     inverse = scipy.linalg.cho_solve(factor, np.eye(len(error)))
     apart = inverse @ error / np.sqrt(np.maximum(np.diag(inverse), np.finfo(float).tiny))
-    return max(1.0, float(np.sqrt(np.mean(apart**2))))
+    return float(np.clip(np.sqrt(np.mean(apart**2)), 1.0, MISFIT))
 
 
 def find_scale(
