@@ -34,8 +34,9 @@ def make_ilp(config: ILP = USUAL, sensitivity: Float[np.ndarray, "L 2 8"] | None
     What was evaluated within one budget is learned from within the next. The search has *converged* once no policy that
     was not evaluated is expected to lose less than the best one within the budget by more than `WORTH` standard errors
     of the best one's mean loss (`haqjax.searchers.stopping.standard_error`). Expected is the improvement over the least
-    loss that was evaluated, by the regression's normal distribution of what adds up over layers (Mockus 1975); looked
-    at are the best policies by its mean and by `CANDIDATES` draws from it.
+    loss that was evaluated, by the regression's normal distribution of what adds up over layers (Mockus 1975), its
+    deviations multiplied by the misfit of what was evaluated; looked at are the best policies by its mean and by
+    `CANDIDATES` draws from it.
 
     Args:
       config: numbers of the method.
