@@ -1,7 +1,6 @@
 """What does a quantised forward pass cost, per image and policy, against the same network in floating point?
 
     make bench        # or: python benchmarks/forward.py
-    XLA_FLAGS=--xla_cpu_max_isa=AVX2 python benchmarks/forward.py avx2    # as on a processor without newer units
 
 ResNet-50 and MobileNetV2 at several sizes: quantised under 4 policies one after another, in the arithmetic that tuning
 finds fastest here; float with the same faster forms of the layers; float as XLA compiles the model; and, of the extra
@@ -10,7 +9,6 @@ network's multiply-accumulates at the speed of a large matrix product: in float3
 """
 
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -79,4 +77,4 @@ def bench(name, size):
 
 
 if __name__ == "__main__":
-    records.write("-".join(["forward", *sys.argv[1:]]), [bench(*one) for one in IMAGES])
+    records.write("forward", [bench(*one) for one in IMAGES])
