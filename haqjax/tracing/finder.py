@@ -47,19 +47,18 @@ class Finder:
           ValueError: its weight is another layer's, too, or it stands in a loop or a branch.
         """
         activation, weight = operands[1 - weight_at], operands[weight_at]
-        leaf = self.leaves.largest(weight)
+        whole = self.leaves[self.leaves.largest(weight)]
         if loops:
             raise ValueError(
-                f"weight {self.leaves[leaf].name!r} belongs to a layer inside `{loops[0].name}`, which runs one layer "
+                f"weight {whole.name!r} belongs to a layer inside `{loops[0].name}`, which runs one layer "
                 "several times or not at all: write the layers one after another, or stack their weights along the "
                 "first axis and scan over it, so that each can have bits of its own; a network that went through "
                 "`use_cpu_kernels` is hooked before that"
             )
-        whole = self.leaves[leaf]
         mine = {number for number in weight if number >= 0 and self.leaves[number].root == whole.root}
         if any(self.leaves.overlap(number, other) for number in mine for other in self.used):
             raise ValueError(
-                f"weight {self.leaves[leaf].name!r} is used by two layers: give each layer a parameter of its own, "
+                f"weight {whole.name!r} is used by two layers: give each layer a parameter of its own, "
                 "so that each can have bits of its own"
             )
         self.used |= mine

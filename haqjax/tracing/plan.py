@@ -8,6 +8,7 @@ places with different weights. What no output needs is left out beforehand.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -67,9 +68,10 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], b
       ValueError: no layer; a weight of two layers; a layer inside control flow. Each names the parameter.
     """
     finder = Finder(Leaves(names, sizes))
-    wanted = [True] * len(closed.jaxpr.outvars)
-    _, reached = partial_eval.dce_jaxpr(closed.jaxpr, wanted)
-    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, wanted, instantiate=True)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
+    atoms = itertools.chain(jaxpr.outvars, *(equation.invars for equation in jaxpr.eqns))
+    read = {atom for atom in atoms if not isinstance(atom, Literal)}
+    reached = tuple(var in read for var in jaxpr.invars)
     inputs = [frozenset({INPUT, BATCHED} if each else {INPUT}) for each in batched]
     sources = [frozenset({i}) for i in range(len(names))] + inputs
     plan, outputs = _walk(jaxpr, closed.consts, sources, finder, ())
@@ -80,7 +82,7 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], b
         )
     last = {LATEST - source for source in frozenset[int]().union(*outputs) if source <= LATEST}
     products = tuple(finder.products)
-    return dataclasses.replace(plan, products=products, reached=tuple(reached), last=tuple(sorted(last)))
+    return dataclasses.replace(plan, products=products, reached=reached, last=tuple(sorted(last)))
 
 
 def _walk(
