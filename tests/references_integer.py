@@ -14,7 +14,7 @@ def run_reference(apply, params, x, operands):
     """Runs one example after another, with the operands of `prepare_layers`; nothing is compiled together."""
 
     def hook(layer, activation, weight, compute):
-        mine = operands[layer.index]
+        mine = operands[layer.index][layer.use]
         lowest, highest, per_unit = (np.asarray(of) for of in (mine.grid.lowest, mine.grid.highest, mine.grid.per_unit))
         codes = np.round(np.clip(np.asarray(activation), lowest, highest) * per_unit)
         sums = multiply_integers(layer, codes, mine.weights.integers).astype(np.float32)

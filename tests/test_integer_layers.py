@@ -188,7 +188,7 @@ def test_the_bound_holds_at_every_width(rounding):
     ranges = put_on_device(calibrate(apply, params, [x], rounding=rounding))
     assert choose_arithmetic(apply, params, x, ranges)[0].parts == 1
     for bits in range(2, 9):
-        (mine,) = prepare_layers(apply, params, x, jnp.array([[bits, 8]]), ranges).operands()
+        ((mine,),) = prepare_layers(apply, params, x, jnp.array([[bits, 8]]), ranges).operands()
         codes = np.asarray(mine.weights.integers, np.int64)
         assert 255 * max(np.maximum(codes, 0).sum(0).max(), np.maximum(-codes, 0).sum(0).max()) <= 2**24
 

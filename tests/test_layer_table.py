@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from haqjax.tracing.batch_axes import count_examples
+from haqjax.tracing.layer_table import layers
 
 import haqjax
 from haqjax.policies.feasibility import check_reachable
-from haqjax.tracing.layer_table import count_examples, layers
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,8 @@ from haqjax.data import Split
 from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
 from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_layers
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
-from haqjax.tracing.hooks import Apply, Hook, with_records
+from haqjax.tracing.hooks import Apply, Hook, map_weights, with_records
+from haqjax.tracing.jaxpr import shape_of
 from haqjax.tracing.rounded_products import rounds_products
 from haqjax.types import Ranges
 
@@ -107,6 +108,9 @@ def _run(
     zero = hidden_zero(ranges)
     prepared = prepare_layers(apply, tuned, images[0], policy, ranges)
 
+    uses = map_weights(lambda layer, weight: layer, apply, params, images[0], each_use=True)
+    layer_of = jnp.array([use.index for use in uses])
+
     def record(hook: Hook) -> Callable[..., tuple[Array, Array]]:
         def recorded(*layer: Any) -> tuple[Array, Array]:
             y = hook(*layer)
@@ -114,21 +118,28 @@ def _run(
 
         return recorded
 
+    def energies(outputs: Sequence[Array], there: Bool[Array, "B"]) -> Float[Array, "L"]:
+        found = [
+            _energy(y.reshape(-1, *shape_of(use.equation.outvars[0])), there)
+            for use, y in zip(uses, outputs, strict=True)
+        ]
+        return jnp.zeros(len(prepared.signed)).at[layer_of].add(jnp.stack(found))
+
     def count(batch: tuple[Array, Array]) -> _Sums:
         x, truth = batch
         logits, outputs = with_records(apply, record(use_cpu_kernels))(params, x)
         quantised = record(hook_with(prepared.operands(), zero))
         other, others = with_records(apply, quantised, rounds_products(zero))(tuned, x)
         there = truth >= 0  # blank images complete the last batch
-        signal = jnp.stack([_energy(y, there) for y in outputs])
-        noise = jnp.stack([_energy(a - b, there) for a, b in zip(outputs, others, strict=True)])
-        return _Sums(*_count_answers(logits, other, truth), signal, noise)
+        noise = energies([a - b for a, b in zip(outputs, others, strict=True)], there)
+        return _Sums(*_count_answers(logits, other, truth), energies(outputs, there), noise)
 
     return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(count, (images, labels)))
 
 
 def _energy(y: Array, there: Bool[Array, "B"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(y) * there.reshape(-1, *(1,) * (y.ndim - 1)))
+    """Sums squares of the images that are there; the axis of turns comes first."""
+    return jnp.sum(jnp.square(y) * there.reshape(1, -1, *(1,) * (y.ndim - 2)))
 
 
 def _count_answers(logits: Array, other: Array, truth: Int[Array, "B"]) -> tuple[Array, Array, Array]:

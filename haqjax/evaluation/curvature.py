@@ -18,7 +18,15 @@ from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
-_Pairs = tuple[tuple[Array, Array], ...]  # one a layer: (of the weight, of the activation)
+
+class Shifts(NamedTuple):
+    """What is added to weights and activations."""
+
+    weights: tuple[Array, ...]  # one a layer
+    activations: tuple[Array, ...]  # one a use of a layer
+
+
+Activations = tuple[tuple[int, Array], ...]  # one a use: (layer, what it reads)
 
 
 class _Fisher(NamedTuple):
@@ -126,14 +134,11 @@ def _add_fisher(
     gradients, activations = jax.grad(_loss, argnums=1, has_aux=True)(
         apply, make_shifts(apply, params, images), params, images, labels
     )
-    weights = tuple(
-        total + jnp.square(by_weight) for total, (by_weight, _) in zip(sums.weights, gradients, strict=True)
-    )
-    weighted = [
-        _activation_errors(index, activation, ranges, jnp.square(gradients[index][ACTIVATION]))
-        for index, activation in enumerate(activations)
-    ]
-    return _Fisher(weights, sums.activations + jnp.stack(weighted))
+    weights = jax.tree.map(lambda total, gradient: total + jnp.square(gradient), sums.weights, gradients.weights)
+    weighted = sums.activations
+    for (index, activation), gradient in zip(activations, gradients.activations, strict=True):
+        weighted = weighted.at[index].add(_activation_errors(index, activation, ranges, jnp.square(gradient)))
+    return _Fisher(weights, weighted)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -149,16 +154,18 @@ def _measure_trace(
     gradient = jax.grad(lambda shifts: _loss(apply, shifts, params, images, labels), has_aux=True)
     _, turned, activations = jax.jvp(gradient, (zeros,), (signs,), has_aux=True)
     products = jax.tree.map(lambda sign, product: (sign * product).sum(), signs, turned)
-    errors = []
-    for index, activation in enumerate(activations):
+    count, uses = len(products.weights), jnp.array([index for index, _ in activations])
+    errors, often = jnp.zeros((count, WIDTHS)), np.bincount([index for index, _ in activations])
+    for index, activation in activations:
         there = (labels >= 0).reshape(-1, *(1,) * (activation.ndim - 1)) * len(images) / activation.size
-        errors.append(_activation_errors(index, activation, ranges, there))
-    return _Trace(jnp.array(products), jnp.stack(errors))
+        errors = errors.at[index].add(_activation_errors(index, activation, ranges, there / often[index]))
+    by_activation = jnp.zeros(count).at[uses].add(jnp.stack(products.activations))
+    return _Trace(jnp.stack([jnp.stack(products.weights), by_activation], axis=1), errors)
 
 
 def _loss(
-    apply: Apply, shifts: _Pairs, params: PyTree, images: Array, labels: Int[Array, "B"]
-) -> tuple[Float[Array, ""], tuple[Array, ...]]:
+    apply: Apply, shifts: Shifts, params: PyTree, images: Array, labels: Int[Array, "B"]
+) -> tuple[Float[Array, ""], Activations]:
     """Sums the cross entropy of shifted weights and activations over the images; returns activations, too."""
     logits, activations = shift_network(apply, shifts, params, images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
@@ -166,26 +173,36 @@ def _loss(
 
 
 def shift_network(
-    apply: Apply, shifts: _Pairs, params: PyTree, images: Array
-) -> tuple[Float[Array, "B C"], tuple[Array, ...]]:
+    apply: Apply, shifts: Shifts, params: PyTree, images: Array
+) -> tuple[Float[Array, "B C"], Activations]:
     """Computes logits with something added to every layer's weight and activation; returns activations, too."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
-        by_weight, by_activation = shifts[layer.index]
+        by_weight, by_activation = layer.arrange(shifts.weights[layer.index]), shifts.activations[layer.place]
         return use_cpu_kernels(layer, activation + by_activation, weight + by_weight, compute), activation
 
-    found: Any = with_records(apply, hook)(params, images)
+    logits, activations = with_records(apply, hook)(params, images)
+    layer_of = map_weights(lambda layer, weight: layer.index, apply, params, images, each_use=True)
+    found: Any = logits, tuple(zip(layer_of, activations, strict=True))
     return found
 
 
-def make_shifts(apply: Apply, params: PyTree, images: Array) -> _Pairs:
-    """Makes shifts of zero for every layer's weight and activation."""
+def make_shifts(apply: Apply, params: PyTree, images: Array) -> Shifts:
+    """Makes shifts of zero for every layer's weight and activation.
 
-    def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple[Array, Array]]:
-        return compute(activation, weight), (weight, activation)
-
-    shapes: Any = jax.eval_shape(lambda: with_records(apply, hook)(params, images)[1])
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    Raises:
+      ValueError: a layer in a loop that stays one: its turns are no places where something different can be added.
+    """
+    uses = map_weights(lambda layer, weight: (layer, weight), apply, params, images, each_use=True)
+    looped = [layer.name for layer, _ in uses if layer.looped]
+    if looped:
+        raise ValueError(
+            f"layer {looped[0]!r} runs in a loop, where sensitivities by derivatives are not known: measure them by "
+            "probes"
+        )
+    weights = tuple(jnp.zeros(weight.shape, weight.dtype) for layer, weight in uses if layer.use == 0)
+    operands = [layer.equation.invars[1 - layer.weight_at].aval for layer, _ in uses]
+    return Shifts(weights, tuple(jnp.zeros(operand.shape, operand.dtype) for operand in operands))
 
 
 def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.curvature import activation_grids, make_shifts, shift_network
+from haqjax.evaluation.curvature import Activations, Shifts, activation_grids, make_shifts, shift_network
 from haqjax.quantizers.fake_quantize import quantize_weights
 from haqjax.quantizers.linear import snap
 from haqjax.tracing.hooks import Apply, map_weights
@@ -81,7 +81,7 @@ def _measure(
     """Sums `(gradient . error)^2` over the images of a batch."""
     sign_key, label_key = jax.random.split(key)
 
-    def loss(shifts: PyTree) -> tuple[Array, tuple[Array, ...]]:
+    def loss(shifts: Shifts) -> tuple[Array, Activations]:
         logits, activations = shift_network(apply, shifts, params, images)
         logits = logits / temperature
         labels = jax.random.categorical(label_key, jax.lax.stop_gradient(logits))
@@ -95,13 +95,15 @@ def _measure(
     def at_width(bits: Int[Array, ""]) -> Float[Array, "L 2"]:  # one loop over widths for all layers: quick to compile
         policy = jnp.full((len(weights), 2), WIDTHS).at[:, WEIGHT].set(bits)
         rounded = quantize_weights(apply, params, images, policy, ranges)
-        products = []
-        for index, (by_weight, by_activation) in enumerate(gradients):
-            weight_error = rounded[index] - weights[index]
-            grid = jax.tree.map(lambda of_widths: of_widths[bits - 1], grids[index])
-            error = snap(activations[index], grid) - activations[index]
-            squares = jnp.square((by_weight * weight_error).sum()), jnp.square(by_activation * error).sum()
-            products.append(jnp.stack(squares))
-        return jnp.stack(products)
+        by_weight = [
+            jnp.square((gradient * (new - old)).sum())
+            for gradient, new, old in zip(gradients.weights, rounded, weights, strict=True)
+        ]
+        by_activation = [jnp.float32(0)] * len(weights)
+        for (index, activation), gradient in zip(activations, gradients.activations, strict=True):
+            grid = jax.tree.map(lambda of_widths, at=index: of_widths[bits - 1], grids[index])
+            squares = jnp.square(gradient * (snap(activation, grid) - activation))
+            by_activation[index] = by_activation[index] + squares.sum()
+        return jnp.stack([jnp.stack(by_weight), jnp.stack(by_activation)], axis=1)
 
     return jnp.moveaxis(jax.lax.map(at_width, jnp.arange(1, WIDTHS + 1)), 0, -1)

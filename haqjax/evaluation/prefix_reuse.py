@@ -15,7 +15,7 @@ from haqjax.evaluation.answers import answer_images, average, sum_images
 from haqjax.evaluation.batches import balance_batch_size, split_into_batches
 from haqjax.evaluation.evaluator import EvaluationPlan, unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
-from haqjax.quantizers.integer_layers import Operands, prepare_layers, with_operands
+from haqjax.quantizers.integer_layers import LayerOperands, prepare_layers, with_operands
 from haqjax.tracing.hooks import Apply
 from haqjax.tracing.integer_products import Arithmetic
 from haqjax.tracing.partial_eval import SplitProgram, split_program
@@ -134,7 +134,7 @@ def split_network(
     params: PyTree,
     images: Array,
     ranges: Ranges,
-    operands: tuple[Operands, ...],
+    operands: LayerOperands,
     arithmetic: Sequence[Arithmetic] | None = None,
 ) -> SplitProgram:
     """Splits the network on one micro-batch before layer `cut`."""
@@ -172,11 +172,11 @@ def _make_function(apply: Apply, cuts: tuple[int, ...], plan: EvaluationPlan) ->
         prefix: _Prefix = evaluator.extra
 
         def sums(arithmetic: Sequence[Arithmetic]) -> tuple[Array, Array]:
-            def run_whole(operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+            def run_whole(operands: LayerOperands) -> tuple[Array, Array]:
                 network = with_operands(apply, operands, ranges, arithmetic)
                 return jax.lax.map(lambda batch: answer_images(network(params, batch[0]), batch[1]), (images, labels))
 
-            def run_from(cut: int, kept: list[Array], operands: tuple[Operands, ...]) -> tuple[Array, Array]:
+            def run_from(cut: int, kept: list[Array], operands: LayerOperands) -> tuple[Array, Array]:
                 tail = split_network(apply, cut, params, images, ranges, operands, arithmetic).tail
 
                 def run(batch: tuple[list[Array], Array]) -> tuple[Array, Array]:

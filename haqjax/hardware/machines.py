@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from haqjax.hardware import bismo, bitfusion, measured, roofline
 from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
@@ -83,6 +86,32 @@ def machine(name_or_path: str | Path) -> Machine:
     if path.suffix in SUFFIXES:
         return Machine(path.stem, "measured", load_table(path))
     return _read_machine(path)
+
+
+def estimate_usage(machine: Machine, layers: LayerTable) -> Usage:
+    """Estimates what every layer uses of a machine, in all its runs for one batch.
+
+    A layer that runs several times, such as in a loop, takes so many times what one run takes; uses of its weight on
+    inputs of other sizes are added. A measured table has the whole of it.
+    """
+    once = dataclasses.replace(layers, repeats=None, further=None, further_of=None)
+    usage = MODELS[machine.model].estimate(machine.spec, once)
+    if machine.model == "measured":
+        return usage
+    if layers.repeats is not None:
+        often = np.asarray(layers.repeats, np.float64)[:, None, None]
+        usage = jax.tree.map(lambda values: values * often, usage)
+    if layers.further is None or layers.further_of is None:
+        return usage
+
+    layer_of = layers.further_of
+
+    def add(values: np.ndarray, more: np.ndarray) -> np.ndarray:
+        total = np.array(values)
+        np.add.at(total, layer_of, more)
+        return total
+
+    return jax.tree.map(add, usage, estimate_usage(machine, layers.further))
 
 
 def _is_there(path: Path) -> bool:

@@ -10,7 +10,7 @@ from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Bool, PyTree
 
 from haqjax.tracing.hooks import trace
-from haqjax.tracing.jaxpr import Layer, Plan, Turns, shape_of
+from haqjax.tracing.jaxpr import Branches, Layer, Loop, Plan, Turns, shape_of
 from haqjax.types import Lifetimes
 
 # Another view of the same numbers: no memory of its own.
@@ -57,7 +57,7 @@ def find_lifetimes(apply: Callable[..., PyTree], params: PyTree, x: PyTree) -> L
     arguments = [None] * given + [_add(elements, var) for var in plan.jaxpr.invars[given:]]
     outputs = _walk(plan, arguments, elements, steps)
     steps.append(_Step(_tensors(outputs), (), None, product=False))
-    layers = sum(1 for _ in plan.layers())
+    layers = len({use.index for use in plan.uses()})
     return Lifetimes(np.array(elements, float), _alive(steps, len(elements)), _readers(steps, len(elements), layers))
 
 
@@ -77,8 +77,11 @@ def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: l
         operands = [read(atom) for atom in equation.invars]
         if isinstance(step, Plan):
             outputs = _walk(step, operands, elements, steps)
-        elif isinstance(step, Turns):
-            outputs = _walk_turns(step, equation, operands, elements, steps)
+        elif isinstance(step, Turns | Loop):
+            skipped = step.condition if isinstance(step, Loop) else 0
+            outputs = _walk_turns(step, equation, operands[skipped:], elements, steps)
+        elif isinstance(step, Branches):
+            outputs = _walk_branches(step, equation, operands[1:], elements, steps)
         elif not _tensors(operands) or equation.primitive.name in VIEWS:
             outputs = [next(iter(_tensors(operands)), None)] * len(equation.outvars)
         else:
@@ -91,9 +94,9 @@ def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: l
 
 
 def _walk_turns(
-    turns: Turns, equation: JaxprEqn, operands: list[int | None], elements: list[int], steps: list[_Step]
+    turns: Turns | Loop, equation: JaxprEqn, operands: list[int | None], elements: list[int], steps: list[_Step]
 ) -> list[int | None]:
-    """Lists the steps of a scan's turns; what they put out is written anew where it is stacked."""
+    """Lists the steps of a loop's turns, one where all are alike; what they put out is written where it is stacked."""
     first = turns.consts + turns.carried
     carry, rows = operands[turns.consts : first], []
     for plan in turns.plans:
@@ -106,6 +109,18 @@ def _walk_turns(
         outputs.append(_add(elements, var) if read else None)
         if read:
             steps.append(_Step(read, (len(elements) - 1,), None, product=False))
+    return outputs
+
+
+def _walk_branches(
+    branches: Branches, equation: JaxprEqn, operands: list[int | None], elements: list[int], steps: list[_Step]
+) -> list[int | None]:
+    """Lists the steps of all branches, one after another; what they put out is written anew: it may be any one's."""
+    ends = [_walk(plan, operands, elements, steps) for plan in branches.plans]
+    outputs: list[int | None] = []
+    for var, column in zip(equation.outvars, zip(*ends, strict=True), strict=True):
+        outputs.append(_add(elements, var))
+        steps.append(_Step(_tensors(column), (len(elements) - 1,), None, product=False))
     return outputs
 
 

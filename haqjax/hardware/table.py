@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from haqjax.hardware import measured
-from haqjax.hardware.machines import MODELS, Machine
+from haqjax.hardware.machines import Machine, estimate_usage
 from haqjax.hardware.overflow import check_layers
 from haqjax.hardware.proxy_costs import PARAMETER_BYTES, bop_table, size_table
 from haqjax.hardware.spec import LARGEST, SMALLEST
@@ -50,7 +50,7 @@ def cost_table(
     160.0
     """
     check_layers(layers)
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    usage = estimate_usage(machine, layers)
     latency, joules, operations = _price_products(machine, layers.products)
     fixed = Cost(*np.array([latency, joules, PARAMETER_BYTES * layers.other_parameters, operations, 0.0]))
     energy, size, bops = np.sum(usage.energy, axis=0), size_table(layers, storage), bop_table(layers)
@@ -70,7 +70,7 @@ def _price_products(machine: Machine, products: LayerTable | None) -> tuple[floa
     if machine.model == "measured":
         return 0.0, 0.0, operations
     check_layers(products)
-    usage = MODELS[machine.model].estimate(machine.spec, products)
+    usage = estimate_usage(machine, products)
     return float(usage.latency[:, -1, -1].sum()), float(np.sum(usage.energy, axis=0)[:, -1, -1].sum()), operations
 
 
@@ -116,7 +116,7 @@ def find_limits(machine: Machine, layers: LayerTable) -> Limits:
     """
     if machine.model == "measured":
         raise ValueError(f"{machine.name} is a measured table, which does not say what takes the time")
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    usage = estimate_usage(machine, layers)
     operations = 2.0 * machine.spec.batch * layers.macs[:, None, None]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
     return Limits(operations / (np.sum(usage.moved, axis=0) / 8), usage.ideal / usage.latency, limit)

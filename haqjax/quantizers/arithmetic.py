@@ -52,13 +52,15 @@ def choose_arithmetic(
     (Arithmetic(form='float32', parts=1),)
     """
 
-    pairs = map_weights(lambda layer, weight: (layer, weight), apply, params, x)
-    channels = [math.prod(weight.shape[axis] for axis in layer.channel_axes) for layer, weight in pairs]
-    ends = np.cumsum(channels)
-    parts = [
-        _count_parts(layer, weight, ranges, slice(end - count, end))
-        for (layer, weight), count, end in zip(pairs, channels, ends, strict=True)
-    ]
+    pairs = map_weights(lambda layer, weight: (layer, weight), apply, params, x, each_use=True)
+    first = [(layer, weight) for layer, weight in pairs if layer.use == 0]
+    channels = [math.prod(weight.shape[axis] for axis in layer.channel_axes) for layer, weight in first]
+    ends, parts = np.cumsum(channels), [1] * len(first)
+    turned = {layer.index for layer, _ in pairs if layer.order is not None}  # what is summed differs by use
+    for layer, weight in pairs:
+        mine = slice(ends[layer.index] - channels[layer.index], ends[layer.index])
+        found = _count_parts(layer, weight, ranges, mine, layer.index in turned)
+        parts[layer.index] = max(parts[layer.index], found)
     arithmetic = tuple(Arithmetic("float32", count) for count in parts)
     return arithmetic if forms is None else set_forms(arithmetic, forms, ranges)
 
@@ -75,10 +77,12 @@ def set_forms(arithmetic: Sequence[Arithmetic], forms: Sequence[Form], ranges: R
     return tuple(layer._replace(form=form if there else "float32") for layer, form, there in rows)
 
 
-def _count_parts(layer: Layer, weight: Array, ranges: Ranges, mine: slice) -> int:
+def _count_parts(layer: Layer, weight: Array, ranges: Ranges, mine: slice, turned: bool) -> int:
     safe = safe_arithmetic(layer).parts
     if safe == 1 or ranges.codebook is not None:  # the values of codebooks are no codes
         return 1
+    if turned:
+        return safe
     values = np.asarray(weight, np.float64)
     tried = (parts for parts in FEW if parts < safe and cuts_evenly(layer, parts))
     return next((parts for parts in tried if _bound_sums(layer, values, ranges, mine, parts) <= FLOAT_LIMIT), safe)

@@ -21,7 +21,7 @@ def mean_inputs(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
 
     Axes of outputs that read the same inputs have size one.
     """
-    mean = np.asarray(sums.first) / np.asarray(sums.total)
+    mean = np.asarray(sums.first) / np.maximum(np.asarray(sums.total), 1)
     whole = from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape))
     if layer.dense:
         alike = tuple(axis for axis in layer.channel_axes if axis not in layer.dot_axes[1])
@@ -43,18 +43,18 @@ def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -
     """
     assert ranges.rounding is not None and ranges.rounding.means is not None
     summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.index])
+    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.place])
     return jax.lax.stop_gradient(jnp.sum(error, axis=summed).reshape(-1))
 
 
 def output_biases(
     apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, ranges: Ranges
 ) -> tuple[Float[Array, "C"], ...] | None:
-    """Computes `output_bias` for every layer; None where the ranges correct nothing. Of `x` only shapes are read."""
+    """Computes `output_bias` for every use of a layer; None where the ranges correct nothing."""
     if not corrects_bias(ranges):
         return None
 
     def bias(layer: Layer, weight: Array) -> Float[Array, "C"]:
-        return output_bias(layer, weight, weights[layer.index], ranges)
+        return output_bias(layer, weight, layer.arrange(weights[layer.index]), ranges)
 
-    return map_weights(bias, apply, params, x)
+    return map_weights(bias, apply, params, x, each_use=True)

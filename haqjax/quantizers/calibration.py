@@ -17,16 +17,17 @@ from haqjax.quantizers.histogram import (
     count_on_host,
     draw_sample,
     empty_histogram,
+    join_samples,
     stack_samples,
 )
 from haqjax.quantizers.im2col import ROWS
-from haqjax.quantizers.input_moments import Moments, add_moments, empty_moments
+from haqjax.quantizers.input_moments import Moments, empty_moments, find_moments
 from haqjax.quantizers.per_channel import input_energy
 from haqjax.quantizers.rounding_offsets import make_rounding
+from haqjax.tracing.batch_axes import count_examples
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, only_arrays, with_records
 from haqjax.tracing.jaxpr import Layer
-from haqjax.tracing.layer_table import count_examples
 from haqjax.tracing.parameters import check_params
 from haqjax.types import Ranges
 
@@ -91,13 +92,17 @@ def calibrate(
         _check_batch(x, number)
         examples = count_examples(x, batch_axis)
         if not rows:
-            rows = map_weights(lambda layer, weight: (layer, np.asarray(weight)), apply, params, x)
-            activations = empty_histogram(len(rows))
+            rows = map_weights(lambda use, weight: (use, np.asarray(weight)), apply, params, x, each_use=True)
+            first = [(use, weight) for use, weight in rows if use.use == 0]
+            activations = empty_histogram(len(first))
             sums = empty_moments(rows, use_comq, correct_bias)
-        activations, sums = _count_activations(apply, params, x, activations, sums, method == "mse", examples)
+            layer_of = tuple(use.index for use, _ in rows)
+            # The turns of a `while` are known where it runs, outside of `jit`.
+            count = _count_in_one_program if all(use.turns for use, _ in rows) else _count_activations
+        activations, sums = count(apply, params, x, activations, sums, method == "mse", examples, layer_of)
     if not rows:
         raise ValueError("no batch to calibrate on: pass at least one")
-    names, weights = [layer.name for layer, _ in rows], _count_weights(rows, per_channel, method == "mse")
+    names, weights = [layer.name for layer, _ in first], _count_weights(first, per_channel, method == "mse")
     _check_finite(names, weights, activations)
     reached = np.asarray(activations.largest) > 0
     _warn(names, activations, reached)
@@ -107,18 +112,31 @@ def calibrate(
     return Ranges(clip, np.asarray(of_activations.signed), per_channel, rounding=adapted, reached=reached)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _count_activations(
-    apply: Apply, params: PyTree, x: PyTree, so_far: Histogram, sums: tuple[Moments, ...], weighted: bool, examples: int
+    apply: Apply,
+    params: PyTree,
+    x: PyTree,
+    so_far: Histogram,
+    sums: tuple[Moments, ...],
+    weighted: bool,
+    examples: int,
+    layer_of: tuple[int, ...],
 ) -> tuple[Histogram, tuple[Moments, ...]]:
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
-        energy = input_energy(layer, weight) if weighted else 1.0
-        mine = add_moments(sums[layer.index], layer, activation, ROWS * examples)
-        sample = draw_sample(activation, energy, examples)
+        energy, times = input_energy(layer, weight) if weighted else 1.0, layer.turns or 1
+        known = sums[layer.place]
+        asked = known.second is not None, known.first is not None
+        mine = find_moments(layer, activation, max(1, ROWS // times) * examples, *asked)
+        sample = draw_sample(activation, energy, examples, times)
         return use_cpu_kernels(layer, activation, weight, compute), (sample, mine)
 
-    samples, grown = zip(*with_records(apply, hook)(params, x)[1], strict=True)
-    return add_samples(so_far, stack_samples(samples)), grown
+    samples, more = zip(*with_records(apply, hook)(params, x)[1], strict=True)
+    rows = [[sample for at, sample in zip(layer_of, samples, strict=True) if at == row] for row in sorted({*layer_of})]
+    grown = jax.tree.map(lambda total, turns: total + turns.reshape(-1, *total.shape).sum(0), sums, more)
+    return add_samples(so_far, stack_samples(tuple(map(join_samples, rows)))), grown
+
+
+_count_in_one_program = jax.jit(_count_activations, static_argnums=(0, 5, 6, 7))
 
 
 def _count_weights(rows: Sequence[tuple[Layer, np.ndarray]], per_channel: bool, squared: bool) -> Histogram:
@@ -129,7 +147,7 @@ def _count_weights(rows: Sequence[tuple[Layer, np.ndarray]], per_channel: bool, 
 
     def count(layer: Layer, weight: np.ndarray) -> Histogram:
         weight = weight.astype(np.float32)
-        if not per_channel:
+        if not per_channel or layer.one_scale:
             return count_on_host(weight)
         summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
         largest = np.abs(weight).max(axis=summed, keepdims=True)

@@ -64,7 +64,7 @@ def quantize_fractionally(
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             at = layer.index
             low, high = (snap(activation, jax.tree.map(lambda leaf: leaf[at], grid)) for grid in grids)
-            ends = weights[0][at], weights[1][at]
+            ends = layer.arrange(weights[0][at]), layer.arrange(weights[1][at])
             fraction = near.fraction[at]
             y = hook(layer, _mix(low, high, fraction[ACTIVATION]), _mix(*ends, fraction[WEIGHT]), compute)
             if not corrects_bias(ranges):

@@ -5,6 +5,7 @@ values wide, from the smallest number to the largest. No range has to be known b
 batches nor the way that examples are cut into them matters, but for the rounding of sums.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class Sample(NamedTuple):
     weight: Float[Array, "S"]  # how often each one counts; 0 pads a small tensor
     lowest: Float[Array, ""]
     highest: Float[Array, ""]
-    finite: Bool[Array, ""]  # whether all elements are; on a CPU, extremes do not tell of a NaN, see docs/weights.md
+    strange: Bool[Array, ""]  # an element is not finite; on a CPU, extremes do not tell of a NaN, see docs/weights.md
 
 
 class Histogram(NamedTuple):
@@ -44,23 +45,37 @@ class Histogram(NamedTuple):
         return jnp.maximum(-self.lowest, self.highest)
 
 
-def draw_sample(x: Array, weight: Array | float = 1.0, examples: int | None = None) -> Sample:
+def draw_sample(x: Array, weight: Array | float = 1.0, examples: int | None = None, times: int = 1) -> Sample:
     """Takes evenly spaced elements of a tensor, each counted `weight` times (a scalar, or of the shape of `x`).
 
     Args:
       x: any shape, at least one element.
       examples: in `x`, one after the other: as many elements are taken of each, whatever the number beside it. None is
         one tensor as a whole.
+      times: that the tensor is sampled, such as in the turns of a loop: fewer elements each time.
 
     >>> draw_sample(jnp.array([0.5, -2.0])).values.tolist()
     [0.5, -2.0]
     """
     rows, most = (examples, SAMPLES) if examples and x.size % examples == 0 else (1, WEIGHT_SAMPLES)
-    stride = coprime_stride(x.size // rows, most)
+    stride = coprime_stride(x.size // rows, max(1, most // times))
     weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape)
-    taken, times = (part.reshape(rows, -1)[:, ::stride].reshape(-1) for part in (x, weights))
+    taken, counts = (part.reshape(rows, -1)[:, ::stride].reshape(-1) for part in (x, weights))
     lowest, highest = (end(x).astype(jnp.float32) for end in (jnp.min, jnp.max))
-    return Sample(taken.astype(jnp.float32), times, lowest, highest, jnp.isfinite(x).all())
+    return Sample(taken.astype(jnp.float32), counts, lowest, highest, ~jnp.isfinite(x).all())
+
+
+def join_samples(samples: Sequence[Sample]) -> Sample:
+    """Joins samples of one tensor, each with any number of axes in front.
+
+    >>> once = draw_sample(jnp.array([0.5, -2.0]))
+    >>> join_samples([once, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), once)]).values.shape
+    (6,)
+    """
+    columns = zip(*samples, strict=True)
+    joined = Sample(*(jnp.concatenate([jnp.reshape(part, -1) for part in column]) for column in columns))
+    ends = joined.lowest.min(), joined.highest.max(), joined.strange.any()
+    return Sample(joined.values, joined.weight, *ends)
 
 
 def stack_samples(samples: tuple[Sample, ...]) -> Sample:
@@ -97,7 +112,7 @@ def add_samples(histogram: Histogram, samples: Sample) -> Histogram:
         histogram.negative + counts[:, BINS:],
         jnp.minimum(histogram.lowest, samples.lowest),
         jnp.maximum(histogram.highest, samples.highest),
-        histogram.finite & samples.finite,
+        histogram.finite & ~samples.strange,
     )
 
 

@@ -33,7 +33,7 @@ def parts(inputs: int) -> int:
 
 
 def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: bool) -> tuple[Moments, ...]:
-    """Makes sums over no rows, one entry a layer, on the host: a fill of each shape would be a program of its own."""
+    """Makes sums over no rows, one entry a use of a layer, on the host: each fill would be a program of its own."""
 
     def empty(layer: Layer, weight: AnyArray) -> Moments:
         groups, inputs, _ = to_matrix(layer, weight).shape
@@ -45,16 +45,16 @@ def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: b
     return tuple(empty(*row) for row in rows)
 
 
-def add_moments(so_far: Moments, layer: Layer, activation: Array, most: int) -> Moments:
-    """Adds `most` rows of one batch at most."""
-    if so_far.first is None and so_far.second is None:
-        return so_far
+def find_moments(layer: Layer, activation: Array, most: int, second: bool, first: bool) -> Moments:
+    """Sums over `most` rows of one batch at most."""
+    if not first and not second:
+        return Moments(jnp.zeros(()), None, None)
     rows = take_rows(layer, activation, most).astype(jnp.float32)
     groups, count, inputs = rows.shape
-    first = None if so_far.first is None else so_far.first + rows.sum(1)
-    if so_far.second is None:
-        return Moments(so_far.total + count, first, None)
+    total, means = jnp.float32(count), rows.sum(1) if first else None
+    if not second:
+        return Moments(total, means, None)
     cut = parts(inputs)
     pieces = rows.reshape(groups, count, cut, inputs // cut).transpose(0, 2, 1, 3).reshape(groups * cut, count, -1)
-    second = jnp.einsum("gnd,gne->gde", pieces, pieces, precision=jax.lax.Precision.HIGHEST)
-    return Moments(so_far.total + count, first, so_far.second + second)
+    pairs = jnp.einsum("gnd,gne->gde", pieces, pieces, precision=jax.lax.Precision.HIGHEST)
+    return Moments(total, means, pairs)

@@ -48,30 +48,37 @@ class Operands(NamedTuple):
     bias: Float[Array, "C"] | None  # that corrects the means of the outputs
 
 
+LayerOperands = tuple[tuple[Operands, ...], ...]  # by layer, then by use
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """The operands of all layers under a policy, those of one number each in vectors."""
 
-    weights: tuple[Weights, ...]
+    weights: tuple[Weights, ...]  # one a use, as the biases
     grids: Grid  # [L]
     signed: Bool[Array, "L"]
     whole: Bool[Array, "L"]
     scales: Float[Array, "sum_C"]
     biases: tuple[Float[Array, "C"], ...] | None
-    channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each layer's output
+    channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each use's output
+    layer_of: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each use
 
-    def operands(self) -> tuple[Operands, ...]:
-        """Cuts them into layers: where they are read, since each piece alone would be a kernel of its own."""
+    def operands(self) -> LayerOperands:
+        """Cuts them into uses: where they are read, since each piece alone would be a kernel of its own."""
         ends = np.cumsum(self.channels).tolist()
 
-        def cut(at: int) -> Operands:
+        def cut(place: int, at: int) -> Operands:
             grid = jax.tree.map(lambda leaf: leaf[at], self.grids)
-            scale = self.scales[ends[at] - self.channels[at] : ends[at]]
-            bias = None if self.biases is None else self.biases[at]
-            return Operands(self.weights[at], grid, self.signed[at], self.whole[at], scale, bias)
+            scale = self.scales[ends[place] - self.channels[place] : ends[place]]
+            bias = None if self.biases is None else self.biases[place]
+            return Operands(self.weights[place], grid, self.signed[at], self.whole[at], scale, bias)
 
-        return tuple(cut(at) for at in range(len(self.weights)))
+        uses: list[list[Operands]] = [[] for _ in range(self.signed.shape[-1])]
+        for place, at in enumerate(self.layer_of):
+            uses[at].append(cut(place, at))
+        return tuple(map(tuple, uses))
 
 
 def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]:
@@ -157,39 +164,42 @@ def prepare_layers(
     """
     encoded = encode_weights(apply, params, x, policy, ranges) if encoded is None else encoded
     grids, signed = activation_grids(policy, ranges), signs_at(policy, ranges)
-    channels = tuple(len(weight.step) for weight in encoded)
-    layer_of = np.repeat(np.arange(len(encoded)), channels)
 
-    def ready(layer: Layer, weight: Array) -> Weights:
-        form = _arithmetic_of(layer, arithmetic).form
-        return ready_weights(layer, encoded[layer.index].code, signed[layer.index], form)
+    def ready(layer: Layer, weight: Array) -> tuple[int, Weights, Array]:
+        form, mine = _arithmetic_of(layer, arithmetic).form, encoded[layer.index]
+        ready_to_use = ready_weights(layer, layer.arrange(mine.code), signed[layer.index], form)
+        return layer.index, ready_to_use, layer.arrange_channels(mine.step)
 
+    layer_of, weights, steps = zip(*map_weights(ready, apply, params, x, each_use=True), strict=True)
+    channels = tuple(len(step) for step in steps)
     return Prepared(
-        map_weights(ready, apply, params, x),
+        weights,
         grids,
         signed,
         jnp.stack([weight.whole for weight in encoded]) & ~grids.identity,
-        jnp.concatenate([weight.step for weight in encoded]) * scale_of(grids)[layer_of],
+        jnp.concatenate(steps) * scale_of(grids)[np.repeat(layer_of, channels)],
         output_biases(apply, params, tuple(weight.value for weight in encoded), x, ranges),
         channels,
+        layer_of,
     )
 
 
 def with_operands(
-    apply: Apply, operands: Sequence[Operands], ranges: Ranges, arithmetic: Sequence[Arithmetic] | None = None
+    apply: Apply,
+    operands: LayerOperands,
+    ranges: Ranges,
+    arithmetic: Sequence[Arithmetic] | None = None,
 ) -> Apply:
-    """Returns `apply` with its layers computed on such operands, one a layer, prepared for the same arithmetic."""
+    """Returns `apply` with its layers computed on such operands, prepared for the same arithmetic."""
     zero = hidden_zero(ranges)
     return with_hook(apply, hook_with(operands, zero, arithmetic), rounds_products(zero))
 
 
-def hook_with(
-    operands: Sequence[Operands], zero: Int[Array, ""], arithmetic: Sequence[Arithmetic] | None = None
-) -> Hook:
+def hook_with(operands: LayerOperands, zero: Int[Array, ""], arithmetic: Sequence[Arithmetic] | None = None) -> Hook:
     """Makes the hook of `with_operands`; `zero` is from `hidden_zero`."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-        return _compute(layer, activation, operands[layer.index], zero, _arithmetic_of(layer, arithmetic))
+        return _compute(layer, activation, operands[layer.index][layer.use], zero, _arithmetic_of(layer, arithmetic))
 
     return hook
 
@@ -210,11 +220,11 @@ def _compute(layer: Layer, activation: Array, mine: Operands, zero: Int[Array, "
     return y.astype(dtype_of(layer.equation.outvars[0]))
 
 
-def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array], zero: Int[Array, ""]) -> Hook:
+def _differentiable_hook(operands: LayerOperands, values: Sequence[Array], zero: Int[Array, ""]) -> Hook:
     """Makes the hook whose gradient is that of the layer on the values of the codes; `values` are the weights'."""
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
-        mine = operands[layer.index]
+        mine = operands[layer.index][layer.use]
 
         @jax.custom_jvp
         def exact(values: tuple[Array, Array], activation: Array, mine: Operands, zero: Array) -> Array:
@@ -227,7 +237,7 @@ def _differentiable_hook(operands: Sequence[Operands], values: Sequence[Array], 
 
             return exact(*primals), jax.jvp(plain, primals[0], tangents[0])[1]
 
-        return exact((snap(activation, mine.grid), values[layer.index]), activation, mine, zero)
+        return exact((snap(activation, mine.grid), layer.arrange(values[layer.index])), activation, mine, zero)
 
     return hook
 

@@ -11,10 +11,11 @@ from haqjax.tracing.jaxpr import Layer
 
 
 def channel_maximum(layer: Layer, weight: Array) -> Float[Array, "C"]:
-    """Finds the largest magnitude of each output channel, flat."""
+    """Finds the largest magnitude of each output channel, flat; of the weight where it has one scale."""
     channels = sorted(layer.channel_axes)
     summed = tuple(axis for axis in range(weight.ndim) if axis not in channels)
-    return jnp.max(jnp.abs(widen(weight)), axis=summed).reshape(-1)
+    largest = jnp.max(jnp.abs(widen(weight)), axis=summed).reshape(-1)
+    return jnp.full_like(largest, largest.max()) if layer.one_scale else largest
 
 
 def broadcast_channels(layer: Layer, values: Float[Array, "C"]) -> Array:
@@ -39,7 +40,7 @@ def host_ratios(layer: Layer, weight: np.ndarray) -> Float[np.ndarray, "C"]:
     summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
     largest = np.abs(weight).max(axis=summed).reshape(-1)
     ratio = largest / (largest.max() or 1)
-    return np.where(ratio > 0, ratio, 1)
+    return np.where((ratio > 0) & (not layer.one_scale), ratio, 1)
 
 
 def broadcast_outputs(layer: Layer, values: Float[Array, "C"]) -> Array:

@@ -5,6 +5,7 @@ forward pass rounds as it always does.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,21 +39,39 @@ def make_rounding(
     Levels are kept as offsets and clip factors relative to nearest rounding.
 
     Args:
-      rows: each layer with its weight, in order of execution.
+      rows: each use of a layer with its weight, in order of execution.
       clip: of the weights, as in `Ranges.clip`, scaled to each channel.
-      moments: sums over the calibration images, one entry a layer.
+      moments: sums over the calibration images, one entry a use.
     """
-    layers, sums = [layer for layer, _ in rows], jax.tree.map(np.asarray, moments)
-    weights = tuple(np.asarray(weight, np.float32) for _, weight in rows)
-    means = tuple(map(mean_inputs, layers, weights, sums)) if sums[0].first is not None else None
+    uses, sums = [use for use, _ in rows], jax.tree.map(np.asarray, moments)
+    every = [np.asarray(weight, np.float32) for _, weight in rows]
+    means = tuple(map(mean_inputs, uses, every, sums)) if sums[0].first is not None else None
     if sums[0].second is None:
         return Rounding(None, None, means, None)
+    layers, weights = zip(
+        *((use, weight) for use, weight in zip(uses, every, strict=True) if use.use == 0), strict=True
+    )
+    sums = _add_uses(uses, sums)
     # Layers side by side, and each product in one thread: products as small as these wait longer for threads of the
     # library of linear algebra than they take.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(_round, layers, weights, sums, [clip[layer.index] for layer in layers])
         offsets, factors = zip(*found, strict=True)
     return Rounding(offsets, np.concatenate(factors, axis=1), means, weights)
+
+
+def _add_uses(uses: Sequence[Layer], sums: Sequence[Moments]) -> list[Moments]:
+    """Adds up the second moments of a layer's uses, one entry a layer; none where they sum over other axes."""
+    total: dict[int, Moments] = {}
+    for use, mine in zip(uses, sums, strict=True):
+        known = total.get(use.index)
+        if known is None:
+            total[use.index] = mine._replace(second=None) if use.one_scale else mine
+        elif known.second is not None:
+            alike = use.order is None and mine.second is not None
+            second = np.asarray(known.second) + np.asarray(mine.second) if alike else None
+            total[use.index] = Moments(known.total + mine.total, None, second)
+    return list(total.values())
 
 
 def to_nearest(ranges: Ranges) -> Ranges:
@@ -122,9 +141,14 @@ def _straight_through(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def _round(
     layer: Layer, weight: np.ndarray, sums: Moments, clip: Float[np.ndarray, "8"]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds one layer by COMQ at every width: offsets [8, *weight] and clip factors [8, C]."""
+    """Rounds one layer by COMQ at every width: offsets [8, *weight] and clip factors [8, C].
+
+    To the nearest levels where no moments tell more.
+    """
+    if sums.second is None or not sums.total:
+        channels = math.prod(weight.shape[axis] for axis in layer.channel_axes)
+        return np.zeros((WIDTHS, *weight.shape), np.int8), np.ones((WIDTHS, channels), np.float32)
     matrix = np.asarray(to_matrix(layer, weight))
-    assert sums.second is not None
     levels = round_levels(matrix, np.asarray(sums.second) / sums.total)
     steps = np.stack([_by_channel(layer, step, matrix.shape) for step in levels.step])  # [8, C]
     factor = (steps * SIDES / (clip[:, None] * host_ratios(layer, weight))).astype(np.float32)

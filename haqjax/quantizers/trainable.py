@@ -133,10 +133,11 @@ def quantize_learned(
 
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)
-            y = hook(layer, snap(activation, grid), weights[layer.index], compute)
+            rounded = layer.arrange(weights[layer.index])
+            y = hook(layer, snap(activation, grid), rounded, compute)
             if not corrects_bias(ranges):
                 return y
-            bias = output_bias(layer, weight, weights[layer.index], ranges)
+            bias = output_bias(layer, weight, rounded, ranges)
             return y + broadcast_outputs(layer, bias).astype(y.dtype)
 
         y = with_hook(apply, on_layer)(learned.params, x)

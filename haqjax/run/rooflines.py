@@ -3,7 +3,7 @@
 import numpy as np
 
 from haqjax.hardware import Machine
-from haqjax.hardware.machines import MODELS
+from haqjax.hardware.machines import estimate_usage
 from haqjax.hardware.usage import LIMITS, Usage
 from haqjax.policies.cost import layer_costs
 from haqjax.report.run_data import ROOF_BITS, LayerSpeeds, Rooflines
@@ -17,7 +17,7 @@ def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> 
     """
     if machine.model == "measured" or (policy == FULL_PRECISION).any():
         return None
-    usage = MODELS[machine.model].estimate(machine.spec, layers)
+    usage = estimate_usage(machine, layers)
     operations = 2.0 * machine.spec.batch * layers.macs
     timed = [moved for moved, time in zip(usage.moved, usage.transfers, strict=True) if np.any(time > 0)]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)

@@ -1,9 +1,8 @@
-"""Finder: what the walk over a program collects, and the checks that each weight belongs to one layer."""
+"""Finder: what the walk over a program collects."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from jax.extend.core import JaxprEqn
 
@@ -21,14 +20,8 @@ LATEST = -7  # and below: the layers that a value comes from with no other layer
 Sources = frozenset[int]
 
 
-class Loop(NamedTuple):
-    """A loop or a branch around an equation that is not unrolled."""
-
-    name: str
-    turns: int  # 1 where they are not known
-
-
-Loops = tuple[Loop, ...]  # from the outermost to the innermost
+# The turns of the loops around an equation that stay loops; None where the program does not tell.
+Surroundings = tuple[int | None, ...]
 
 
 @dataclasses.dataclass
@@ -37,48 +30,55 @@ class Finder:
 
     leaves: Leaves
     layers: list[Layer] = dataclasses.field(default_factory=list)
-    used: set[int] = dataclasses.field(default_factory=set)  # leaves that layers have their weights from
+    numbers: list[frozenset[int]] = dataclasses.field(default_factory=list)  # leaves that each weight is computed from
     products: list[Product] = dataclasses.field(default_factory=list)
 
-    def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> Layer | None:
-        """Adds a layer.
-
-        Raises:
-          ValueError: its weight is another layer's, too, or it stands in a loop or a branch.
-        """
+    def add(
+        self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], around: Surroundings
+    ) -> Layer | None:
+        """Adds one use of a layer."""
         activation, weight = operands[1 - weight_at], operands[weight_at]
         whole = self.leaves[self.leaves.largest(weight)]
-        if loops:
-            raise ValueError(
-                f"weight {whole.name!r} belongs to a layer inside `{loops[0].name}`, which runs one layer "
-                "several times or not at all: write the layers one after another, or stack their weights along the "
-                "first axis and scan over it, so that each can have bits of its own; a network that went through "
-                "`use_cpu_kernels` is hooked before that"
-            )
-        mine = {number for number in weight if number >= 0 and self.leaves[number].root == whole.root}
-        if any(self.leaves.overlap(number, other) for number in mine for other in self.used):
-            raise ValueError(
-                f"weight {whole.name!r} is used by two layers: give each layer a parameter of its own, "
-                "so that each can have bits of its own"
-            )
-        self.used |= mine
-        stored = self.leaves.count(mine)
-        marks = dict(reads_input=BEHIND not in activation, batched=BATCHED in activation)
-        self.layers.append(Layer(len(self.layers), whole.name, whole.root, weight_at, equation, stored, **marks))
-        return self.layers[-1]
+        mine = frozenset(number for number in weight if number >= 0 and self.leaves[number].root == whole.root)
+        self.numbers.append(mine)
+        layer = Layer(
+            index=len(self.layers),
+            place=len(self.layers),
+            name=whole.name,
+            leaf=whole.root,
+            weight_at=weight_at,
+            equation=equation,
+            stored=self.leaves.count(mine),
+            reads_input=BEHIND not in activation,
+            batched=BATCHED in activation,
+            turns=count_turns(around),
+            looped=bool(around),
+        )
+        self.layers.append(layer)
+        return layer
 
-    def note(self, equation: JaxprEqn, loops: Loops) -> None:
+    def note(self, equation: JaxprEqn, around: Surroundings) -> None:
         """Notes a product that is no layer."""
-        self.products.append(Product(equation, math.prod(loop.turns for loop in loops)))
+        self.products.append(Product(equation, count_turns(around)))
+
+
+def count_turns(around: Surroundings) -> int | None:
+    """Counts how often an equation runs; None where a loop around it does not tell.
+
+    >>> count_turns((2, 3)), count_turns((2, None))
+    (6, None)
+    """
+    known = [turns for turns in around if turns is not None]
+    return math.prod(known) if len(known) == len(around) else None
 
 
 class Weights(Finder):
-    """Only collects the sources of weights; None for one inside a loop that is not unrolled."""
+    """Only collects the sources of weights."""
 
     def __init__(self, leaves: Leaves):
         super().__init__(leaves)
-        self.sources: list[Sources | None] = []
+        self.sources: list[Sources] = []
 
-    def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], loops: Loops) -> None:
+    def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], around: Surroundings) -> None:
         """Collects the sources."""
-        self.sources.append(None if loops else operands[weight_at])
+        self.sources.append(operands[weight_at])

@@ -11,26 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns
+from haqjax.tracing.interpreter import UNKNOWN, After, Compute, make_compute, run_plan
+from haqjax.tracing.jaxpr import Layer, Plan
 from haqjax.tracing.names import make_names
 from haqjax.tracing.plan import make_plan
 
 Apply = Callable[..., PyTree]
-Compute = Callable[[Array, Array], Array]  # (activation, weight) -> output of the layer
 Hook = Callable[[Layer, Any, Array, Compute], Any]  # (layer, activation, weight, compute) -> output
-After = Callable[[JaxprEqn, Sequence[Any]], Sequence[Any]]  # (equation, its outputs) -> outputs
-
-
-class _Unknown:
-    """Placeholder for every value that depends on the input when only the parameters are at hand."""
-
-
-UNKNOWN = _Unknown()
 
 
 class Program(NamedTuple):
@@ -66,25 +56,32 @@ def with_hook(apply: Apply, hook: Hook, after: After | None = None) -> Apply:
 def with_records(
     apply: Apply, hook: Callable[..., tuple[Any, PyTree]], after: After | None = None
 ) -> Callable[..., tuple[PyTree, tuple]]:
-    """Returns `apply` as `with_hook` does, for a hook that returns `(output, record)`; it also returns all records."""
+    """Returns `apply` as `with_hook` does, for a hook that returns `(output, record)`; it also returns all records.
+
+    One record for each use of a layer, in order of execution. In a loop that stays one it has an axis of turns in
+    front; in a branch that is not taken it is zero.
+    """
 
     def recorded(params: PyTree, *inputs: PyTree) -> tuple[PyTree, tuple]:
         program = trace(apply, params, inputs)
         arguments = [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)] + jax.tree.leaves(inputs)
-        values, records = _run(program.plan, arguments, hook, after)
+        values, records = run_plan(program.plan, arguments, hook, after)
         return jax.tree.unflatten(jax.tree.structure(program.output), values), records
 
     return recorded
 
 
-def map_weights(function: Callable[[Layer, Array], PyTree], apply: Apply, params: PyTree, x: PyTree) -> tuple:
+def map_weights(
+    function: Callable[[Layer, Array], PyTree], apply: Apply, params: PyTree, x: PyTree, *, each_use: bool = False
+) -> tuple:
     """Calls `function(layer, weight)` on each layer; weights are computed from the parameters alone.
 
     Args:
       function: gets the layer and its weight operand as the layer uses it.
       x: only shapes are read.
+      each_use: call it on every use of a weight, not on the first alone.
     Returns:
-      What `function` returned, one entry a layer, in order of execution.
+      What `function` returned, one entry a layer, or a use, in order of execution.
 
     >>> apply = lambda params, x: x @ (2 * params["w"])
     >>> x = jax.ShapeDtypeStruct((5, 1), "float32")
@@ -95,10 +92,11 @@ def map_weights(function: Callable[[Layer, Array], PyTree], apply: Apply, params
     inputs = [UNKNOWN] * len(jax.tree.leaves(x))
 
     def hook(layer: Layer, activation: Any, weight: Array, compute: Compute) -> tuple[Any, PyTree]:
-        return UNKNOWN, function(layer, weight)
+        return UNKNOWN, (layer, function(layer, weight) if layer.use == 0 or each_use else None)
 
     given = [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
-    return _run(plan, [*given, *inputs], hook)[1]
+    found = run_plan(plan, [*given, *inputs], hook)[1]
+    return tuple(value for layer, value in found if layer.use == 0 or each_use)
 
 
 def trace(
@@ -158,79 +156,7 @@ def is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _run(plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | None = None) -> tuple[list[Any], tuple]:
-    """Runs a plan; where an argument is `UNKNOWN`, so is all that depends on it."""
-    values = dict(zip(plan.jaxpr.invars, arguments, strict=True))
-    values.update(zip(plan.jaxpr.constvars, plan.consts, strict=True))
-    records: tuple = ()
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, Literal) else values[atom]
-
-    for equation, step in zip(plan.jaxpr.eqns, plan.steps, strict=True):
-        operands = [read(atom) for atom in equation.invars]
-        unknown = any(operand is UNKNOWN for operand in operands)
-        if isinstance(step, Layer):
-            output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], _make_compute(step))
-            outputs, records = [output], (*records, record)
-        elif isinstance(step, Plan) and (step.has_layers or unknown):
-            outputs, inner = _call(equation, step, operands, hook, after)
-            records = (*records, *inner)
-        elif isinstance(step, Turns):
-            outputs, inner = _run_turns(step, operands, hook, after)
-            records = (*records, *inner)
-        elif unknown:
-            outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
-        else:
-            outputs = run_equation(equation, operands)
-            outputs = outputs if after is None else [*after(equation, outputs)]
-        values.update(zip(equation.outvars, outputs, strict=True))
-    return [read(atom) for atom in plan.jaxpr.outvars], records
-
-
-def _run_turns(turns: Turns, operands: list[Any], hook: Callable, after: After | None) -> tuple[list[Any], tuple]:
-    """Runs a scan turn by turn, and stacks what they put out."""
-    first = turns.consts + turns.carried
-    consts, carry, scanned = operands[: turns.consts], operands[turns.consts : first], operands[first:]
-    rows: dict[int, list[Any]] = {}
-    records: tuple = ()
-    for plan, at in zip(turns.plans, turns.order, strict=True):
-        entries = [UNKNOWN if whole is UNKNOWN else whole[at] for whole in scanned]
-        values, inner = _run(plan, [*consts, *carry, *entries], hook, after)
-        carry, rows[at], records = values[: turns.carried], values[turns.carried :], (*records, *inner)
-    columns = zip(*(rows[at] for at in sorted(rows)), strict=True)
-    stacked = [UNKNOWN if any(entry is UNKNOWN for entry in column) else jnp.stack(column) for column in columns]
-    return [*carry, *stacked], records
-
-
-def _call(
-    equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable, after: After | None
-) -> tuple[list[Any], tuple]:
-    """Runs a call in place; rematerialisation stays, since it bounds memory."""
-    if "policy" not in equation.params or any(operand is UNKNOWN for operand in operands):
-        return _run(plan, operands, hook, after)
-    keep = {name: equation.params[name] for name in ("policy", "prevent_cse")}
-    return jax.checkpoint(lambda *arguments: _run(plan, arguments, hook, after), **keep)(*operands)
-
-
-def _make_compute(layer: Layer) -> Compute:
-    def compute(activation: Array, weight: Array) -> Array:
-        operands = [weight, activation] if layer.weight_at == 0 else [activation, weight]
-        return run_equation(layer.equation, operands)[0]
-
-    return compute
-
-
 def compute_in(layer: Layer, sum_type: Any) -> Compute:
     """Returns a layer as a function of its operands, of any type, that adds up products in `sum_type`."""
     typed = layer.equation.replace(params={**layer.equation.params, "preferred_element_type": np.dtype(sum_type)})
-    return _make_compute(dataclasses.replace(layer, equation=typed))
-
-
-def run_equation(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:
-    """Runs one equation of a jaxpr: the only place that depends on how this version of JAX binds primitives."""
-    bound = equation.primitive.get_bind_params(equation.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)
-    with equation.ctx.manager:
-        output = equation.primitive.bind(*functions, *operands, **params)
-    return list(output) if equation.primitive.multiple_results else [output]
+    return make_compute(dataclasses.replace(layer, equation=typed))

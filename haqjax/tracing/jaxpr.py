@@ -1,7 +1,7 @@
 """The layers of a program, and the plan of where they stand in it."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ BARRIER = "optimization_barrier"
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer: its place in the network and the equation that computes it."""
+    """One use of a layer: its place in the network and the equation that computes it.
 
-    index: int  # in order of execution
+    A weight that is read at several places, or in several turns of a loop, is one layer of several uses.
+    """
+
+    index: int  # of the layer: in order of execution, by its first use
     name: str  # path of the weight in the parameters, without a last `kernel`, `weight` or `w`
     leaf: int  # the weight's place among the leaves of the parameters
     weight_at: int  # which operand of the equation is the weight: 0 or 1
@@ -22,6 +25,14 @@ class Layer:
     stored: int = 0  # elements of the leaf that are the weight's
     reads_input: bool = False  # none of its activation has come through another layer, or a lookup
     batched: bool = True  # each example has an activation of its own
+    place: int = 0  # of the use: in order of execution
+    use: int = 0  # of the layer's uses, in order of execution
+    turns: int | None = 1  # of the loops around it; None where the program does not tell
+    looped: bool = False  # in a loop that stays one
+    # How the axes of the weight lie in that of the first use; None: alike.
+    order: tuple[int, ...] | None = None
+    # Another use of the weight sums over other axes: a scale for each output channel of one is none of the other's.
+    one_scale: bool = False
 
     @property
     def dense(self) -> bool:
@@ -55,13 +66,30 @@ class Layer:
             return tuple(axis for axis in range(len(self.weight_shape)) if axis not in contract)
         return (self.equation.params["dimension_numbers"].rhs_spec[0],)
 
+    def arrange(self, weight: Any) -> Any:
+        """Returns what is laid out as the weight of the first use as this one has it."""
+        return weight if self.order is None else weight.transpose(self.order)
+
+    def arrange_channels(self, values: Any) -> Any:
+        """Returns one value for each output channel of the first use, flat, as this one has them."""
+        if self.order is None:
+            return values
+        if self.one_scale:
+            return values[:1].repeat(elements(self.weight_shape, self.channel_axes))
+        mine = [self.order[axis] for axis in sorted(self.channel_axes)]
+        sizes = {self.order[axis]: self.weight_shape[axis] for axis in self.channel_axes}
+        first = sorted(mine)
+        return (
+            values.reshape([sizes[axis] for axis in first]).transpose([first.index(axis) for axis in mine]).reshape(-1)
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Product:
     """A product that is no layer: of two activations, of complex numbers, or with a product of parameters."""
 
     equation: JaxprEqn = dataclasses.field(repr=False)
-    times: int  # that it is computed: turns of the loops around it
+    turns: int | None  # of the loops around it; None where the program does not tell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +101,31 @@ class Turns:
     consts: int  # operands that are the same in every turn
     carried: int  # operands that a turn gets from the one before
 
-    def layers(self) -> Iterator[Layer]:
-        """Yields the layers of all turns."""
-        for plan in self.plans:
-            yield from plan.layers()
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A scan or a while whose layers are the same in every turn: it stays a loop."""
+
+    plans: tuple["Plan"]  # of the body
+    condition: int  # operands that the condition of a while reads before all others
+    consts: int
+    carried: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """The branches of a `cond` or `switch`, with layers in some of them."""
+
+    plans: tuple["Plan", ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One entry an equation: a layer, the plan of a call or of turns with layers, or None for one run as it is."""
+    """One entry an equation: a layer, the plan of a call, of loops or branches with layers, or None: run as it is."""
 
     jaxpr: Jaxpr
     consts: Sequence[Any]
-    steps: tuple["Layer | Plan | Turns | None", ...]
+    steps: tuple["Step", ...]
     # Of the whole program, at its outermost plan:
     products: tuple[Product, ...] = ()
     reached: tuple[bool, ...] = ()  # arguments that an output depends on
@@ -93,14 +133,36 @@ class Plan:
 
     @property
     def has_layers(self) -> bool:
-        return any(True for _ in self.layers())
+        return any(True for _ in self.uses())
 
-    def layers(self) -> Iterator[Layer]:
+    def uses(self) -> Iterator[Layer]:
+        """Yields the uses of layers in order of execution; each turn of a loop that stays one is the same use."""
         for step in self.steps:
             if isinstance(step, Layer):
                 yield step
+            elif isinstance(step, Plan):
+                yield from step.uses()
             elif step is not None:
-                yield from step.layers()
+                for plan in step.plans:
+                    yield from plan.uses()
+
+    def replace_layers(self, change: Callable[[Layer], Layer]) -> "Plan":
+        """Returns the same plan with other records of its layers."""
+
+        def replace(step: "Step") -> "Step":
+            if isinstance(step, Layer):
+                return change(step)
+            if isinstance(step, Plan):
+                return step.replace_layers(change)
+            if step is None:
+                return None
+            plans: Any = tuple(plan.replace_layers(change) for plan in step.plans)
+            return dataclasses.replace(step, plans=plans)
+
+        return dataclasses.replace(self, steps=tuple(map(replace, self.steps)))
+
+
+Step = Layer | Plan | Turns | Loop | Branches | None
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 from jaxtyping import Array, PyTree
 
-from haqjax.tracing.hooks import run_equation
+from haqjax.tracing.interpreter import run_equation
 
 COMMON, FIRST, REST = range(3)  # what a value depends on
 

@@ -10,11 +10,10 @@ places with different weights. What no output needs is left out beforehand.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.interpreters import partial_eval
 
@@ -27,13 +26,14 @@ from haqjax.tracing.finder import (
     MOVED,
     PRODUCT,
     Finder,
-    Loop,
-    Loops,
     Sources,
+    Surroundings,
     Weights,
 )
-from haqjax.tracing.jaxpr import BARRIER, Layer, Plan, Turns, dtype_of, shape_of
-from haqjax.tracing.leaves import Cut, Leaves
+from haqjax.tracing.jaxpr import BARRIER, Branches, Loop, Plan, Step, Turns, dtype_of, shape_of
+from haqjax.tracing.leaves import Leaves
+from haqjax.tracing.scans import find_slices, inner_bodies, open_body, scan_counts, take_turn
+from haqjax.tracing.uses import join_uses
 
 SLICES = ("slice", "split")
 COPIES = ("broadcast_in_dim", "gather", "concatenate", "dynamic_slice", "dynamic_update_slice", "pad")
@@ -65,7 +65,8 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], b
       sizes: elements of each parameter leaf; a weight computed from several is named after the largest.
       batched: whether each example has its own, for each leaf of the network's input.
     Raises:
-      ValueError: no layer; a weight of two layers; a layer inside control flow. Each names the parameter.
+      ValueError: no layer; a weight that is read in two forms; a layer in the condition of a `while`, or with a weight
+        that changes from turn to turn. Each names the parameter.
     """
     finder = Finder(Leaves(names, sizes))
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True)
@@ -80,146 +81,162 @@ def make_plan(closed: ClosedJaxpr, names: Sequence[str], sizes: Sequence[int], b
             "no layer found: no convolution or matrix product has one operand computed from `params` alone. "
             "Pass the weights as the first argument of `apply`, not through a closure"
         )
-    last = {LATEST - source for source in frozenset[int]().union(*outputs) if source <= LATEST}
+    plan, layer_of = join_uses(plan, finder.layers, finder.numbers, finder.leaves, len(names))
+    last = {layer_of[LATEST - source] for source in frozenset[int]().union(*outputs) if source <= LATEST}
     products = tuple(finder.products)
     return dataclasses.replace(plan, products=products, reached=reached, last=tuple(sorted(last)))
 
 
 def _walk(
-    jaxpr: Jaxpr, consts: Sequence[Any], sources: Sequence[Sources], finder: Finder, loops: Loops
+    jaxpr: Jaxpr, consts: Sequence[Any], sources: Sequence[Sources], finder: Finder, around: Surroundings
 ) -> tuple[Plan, list[Sources]]:
     known = dict(zip(jaxpr.invars, sources, strict=True))
 
     def read(atom: Any) -> Sources:
         return frozenset() if isinstance(atom, Literal) else known.get(atom, frozenset())
 
-    steps: list[Layer | Plan | Turns | None] = []
+    steps: list[Step] = []
     for equation in jaxpr.eqns:
         operands = [read(atom) for atom in equation.invars]
-        step, outputs = _step(equation, operands, finder, loops)
+        step, outputs = _step(equation, operands, finder, around)
         steps.append(step)
         known.update(zip(equation.outvars, outputs, strict=True))
     return Plan(jaxpr, consts, tuple(steps)), [read(atom) for atom in jaxpr.outvars]
 
 
 def _step(
-    equation: JaxprEqn, operands: list[Sources], finder: Finder, loops: Loops
-) -> tuple[Layer | Plan | Turns | None, list[Sources]]:
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Step, list[Sources]]:
     name, together = equation.primitive.name, frozenset[int]().union(*operands)
     if name in CONTRACTIONS and _contracts(equation):
         weight_at = _weight_operand(equation, operands)
         if weight_at is not None:
-            layer = finder.add(equation, weight_at, operands, loops)
-            marks = {INPUT, BEHIND} | (together & {BATCHED}) | ({LATEST - layer.index} if layer else set())
+            layer = finder.add(equation, weight_at, operands, around)
+            marks = {INPUT, BEHIND} | (together & {BATCHED}) | ({LATEST - layer.place} if layer else set())
             return layer, [frozenset(marks)]
         if INPUT in together:
-            finder.note(equation, loops)
+            finder.note(equation, around)
         return None, [together | ({PRODUCT} if all(operands) else set())]
     if name in INLINED:
-        body, consts = _open(equation.params[INLINED[name]])
+        body, consts = open_body(equation.params[INLINED[name]])
         known = len(finder.products)
-        plan, outputs = _walk(body, consts, operands, finder, loops)
+        plan, outputs = _walk(body, consts, operands, finder, around)
         # A call is opened too where some of what it gives depends on the parameters alone: it may be a weight.
         mixed = len({INPUT in output for output in outputs}) > 1
         return (plan if plan.has_layers or mixed or len(finder.products) > known else None), outputs
     if name == BARRIER:
         return None, operands  # each output is the operand of its place
     if name in SLICES and len(operands[0]) == 1:
-        return None, _slice(equation, operands[0], finder.leaves)
-    if name == "scan" and _has_stacked_weights(equation, operands, finder.leaves):
-        return _unroll(equation, operands, finder, loops)
+        return None, find_slices(equation, operands[0], finder.leaves)
     if name == "gather" and operands[0] and INPUT in together - operands[0]:
         return None, [together | {BEHIND}]
+    if name in CONTROL_FLOW:
+        found = CONTROL_FLOW[name](equation, operands, finder, around)
+        if found is not None:
+            return found
     if name in SUMS:  # of a sum with a residual, the last layer is the latest
         latest = min(together, default=INPUT)
         together = frozenset(source for source in together if source > LATEST or source == latest)
-    inner = (*loops, Loop(name, equation.params.get("length", 1)))
-    for body, body_sources in _control_flow(equation, operands, finder.leaves):
-        _walk(*_open(body), body_sources, finder, inner)
+    for body in inner_bodies(equation.params.values()):  # of a primitive that is not known here
+        if name not in CONTROL_FLOW and len(open_body(body)[0].invars) == len(operands):
+            _refuse_layers(body, operands, finder, f"inside `{name}`")
     if together and INPUT not in together:
         together |= {COPIED, MOVED} if name in COPIES else set() if name in AS_IT_IS else {MOVED}
     return None, [_clear_marks(var, equation, operands, together, finder.leaves) for var in equation.outvars]
 
 
-def _slice(equation: JaxprEqn, sources: Sources, leaves: Leaves) -> list[Sources]:
-    """Finds the slices that are taken of a whole leaf; of anything else the sources stay."""
-    (number,), shape = sources, shape_of(equation.invars[0])
-    if number < 0 or math.prod(shape) != leaves[number].size:
-        return [sources] * len(equation.outvars)
+def _plan_scan(
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Step, list[Sources]] | None:
+    """Plans a scan: turn by turn where layers have weights of their own in each, else as a loop."""
+    body, length, (start, carried) = equation.params["jaxpr"], equation.params["length"], scan_counts(equation)
+    if not length:
+        return None
+    if _has_stacked_weights(equation, operands, finder.leaves):
+        return _unroll(equation, operands, finder, around)
+    sources = _fixed_point(body, operands, start, carried, finder.leaves)
+    plan, outputs = _walk(*open_body(body), sources, finder, (*around, length))
+    return (Loop((plan,), 0, start, carried), outputs) if plan.has_layers else None
+
+
+def _plan_while(
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Step, list[Sources]] | None:
+    """Plans a `while`, which may take no turn."""
     params = equation.params
-    if equation.primitive.name == "split":
-        axis, ends = params["axis"], np.cumsum(params["sizes"]).tolist()
-        place = _place(shape, axis)
-        cuts = [Cut(place, end - size, end) for end, size in zip(ends, map(int, params["sizes"]), strict=True)]
-        return [frozenset({leaves.cut(number, cut, shape[axis])}) for cut in cuts]
-    if any(step != 1 for step in params["strides"] or ()):
-        return [sources]
-    left = list(shape)
-    for axis, (start, stop) in enumerate(zip(params["start_indices"], params["limit_indices"], strict=True)):
-        number = leaves.cut(number, Cut(_place(left, axis), int(start), int(stop)), shape[axis])
-        left[axis] = int(stop) - int(start)
-    return [frozenset({number})]
+    in_condition, start = params["cond_nconsts"], params["body_nconsts"]
+    carried = len(operands) - in_condition - start
+    sources = _fixed_point(params["body_jaxpr"], operands[in_condition:], start, carried, finder.leaves)
+    condition = [*operands[:in_condition], *sources[start:]]
+    _refuse_layers(params["cond_jaxpr"], condition, finder, "in the condition of a `while`")
+    plan, outputs = _walk(*open_body(params["body_jaxpr"]), sources, finder, (*around, None))
+    if not plan.has_layers:
+        return None
+    ends = [before | after for before, after in zip(operands[in_condition + start :], outputs, strict=True)]
+    return Loop((plan,), in_condition, start, carried), ends
 
 
-def _place(shape: Sequence[int], axis: int) -> int:
-    """Counts the axes before one that have more than one entry: squeezing others away does not change it."""
-    return sum(size > 1 for size in shape[:axis])
+def _plan_branches(
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Step, list[Sources]] | None:
+    """Plans the branches of a `cond`, all of them as if each was taken."""
+    found = [_walk(*open_body(body), operands[1:], finder, around) for body in equation.params["branches"]]
+    plans = tuple(plan for plan, _ in found)
+    if not any(plan.has_layers for plan in plans):
+        return None
+    ends = [operands[0].union(*sources) for sources in zip(*(outputs for _, outputs in found), strict=True)]
+    return Branches(plans), ends
 
 
-def _take_turn(equation: JaxprEqn, operands: list[Sources], leaves: Leaves, turn: int) -> list[Sources]:
-    """Finds the sources of what one turn of a scan gets: a slice of each leaf that is scanned over."""
-    length, stacked = equation.params["length"], _scanned(equation, operands)
-    same = len(operands) - len(stacked)
-
-    def cut(sources: Sources, size: int) -> Sources:
-        if COPIED in sources or INPUT in sources or not any(source >= 0 for source in sources):
-            return sources
-        if leaves[leaves.largest(sources)].size != size:
-            return sources
-        entry = Cut(-1 if MOVED in sources else 0, turn, turn + 1)
-        whole = [source for source in sources if source < 0 or leaves[source].size % length]
-        return frozenset(whole) | {leaves.cut(source, entry, length) for source in sources.difference(whole)}
-
-    sizes = [math.prod(shape_of(atom)) for atom in equation.invars[same:]]
-    return operands[:same] + [cut(sources, size) for sources, size in zip(stacked, sizes, strict=True)]
+CONTROL_FLOW = {"scan": _plan_scan, "while": _plan_while, "cond": _plan_branches}
 
 
-def _scanned(equation: JaxprEqn, operands: list[Sources]) -> list[Sources]:
-    """Picks the operands of a scan that each turn gets an entry of."""
-    start, carried = _scan_counts(equation)
-    return operands[start + carried :]
+def _refuse_layers(body: Any, sources: list[Sources], finder: Finder, where: str) -> None:
+    weights = Weights(finder.leaves)
+    _walk(*open_body(body), sources, weights, ())
+    if weights.sources:
+        name = finder.leaves[finder.leaves.largest(weights.sources[0])].name
+        raise ValueError(
+            f"weight {name!r} belongs to a layer {where}, where no bits can be given to it: write the layer outside"
+        )
 
 
 def _has_stacked_weights(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> bool:
-    """Tells a scan whose layers have a weight of their own in every turn."""
-    if not equation.params["length"]:
-        return False
-    body, first = equation.params["jaxpr"], _take_turn(equation, operands, leaves, 0)
+    """Tells a scan in which a layer has a weight of its own in every turn."""
+    body, first = equation.params["jaxpr"], take_turn(equation, operands, leaves, 0)
     weights = Weights(leaves)
-    _walk(*_open(body), _fixed_point(body, first, *_scan_counts(equation), leaves), weights, ())
-    other = _take_turn(equation, operands, leaves, 1) if equation.params["length"] > 1 else []
+    _walk(*open_body(body), _fixed_point(body, first, *scan_counts(equation), leaves), weights, ())
+    other = take_turn(equation, operands, leaves, 1) if equation.params["length"] > 1 else []
     given = frozenset[int]().union(*first) - frozenset[int]().union(*other)  # what this turn alone has
-
-    def is_own(sources: Sources | None) -> bool:
-        return any(leaves.within(source, mine) for source in sources or () for mine in given if min(source, mine) >= 0)
-
-    return bool(weights.sources) and all(map(is_own, weights.sources))
+    mine = {number for number in given if number >= 0}
+    found = {source for sources in weights.sources for source in sources if source >= 0}
+    return any(leaves.within(source, own) for source in found for own in mine)
 
 
-def _unroll(equation: JaxprEqn, operands: list[Sources], finder: Finder, loops: Loops) -> tuple[Turns, list[Sources]]:
+def _unroll(
+    equation: JaxprEqn, operands: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Turns, list[Sources]]:
     """Plans each turn of a scan by itself, in the order in which they run."""
-    (start, carried), length = _scan_counts(equation), equation.params["length"]
+    (start, carried), length = scan_counts(equation), equation.params["length"]
     carry, plans = operands[start : start + carried], []
     stacked = [frozenset[int]()] * (len(equation.outvars) - carried)
     order = range(length)[:: -1 if equation.params["reverse"] else 1]
     for turn in order:
-        given = _take_turn(equation, operands, finder.leaves, turn)
+        given = take_turn(equation, operands, finder.leaves, turn)
         given[start : start + carried] = carry
-        plan, outputs = _walk(*_open(equation.params["jaxpr"]), given, finder, loops)
+        plan, outputs = _walk(*open_body(equation.params["jaxpr"]), given, finder, around)
         plans.append(plan)
         carry = outputs[:carried]
         stacked = [old | new for old, new in zip(stacked, outputs[carried:], strict=True)]
     return Turns(tuple(plans), tuple(order), start, carried), carry + stacked
+
+
+def _fixed_point(body: Any, operands: list[Sources], start: int, count: int, leaves: Leaves) -> list[Sources]:
+    """Finds the sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
+    _, outputs = _walk(*open_body(body), operands, Weights(leaves), ())
+    carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
+    grown = [*operands[:start], *carried, *operands[start + count :]]
+    return operands if grown == operands else _fixed_point(body, grown, start, count, leaves)
 
 
 def _clear_marks(var: Any, equation: JaxprEqn, operands: list[Sources], together: Sources, leaves: Leaves) -> Sources:
@@ -253,54 +270,3 @@ def _weight_operand(equation: JaxprEqn, operands: list[Sources]) -> int | None:
             copied = dense and COPIED in weight and bool(equation.params["dimension_numbers"][1][at])
             return None if copied else at
     return None
-
-
-def _control_flow(equation: JaxprEqn, operands: list[Sources], leaves: Leaves) -> Iterator[tuple[Any, list[Sources]]]:
-    """Yields the bodies of loops and branches with the sources of their arguments."""
-    name, params = equation.primitive.name, equation.params
-    if name == "scan":
-        yield params["jaxpr"], _fixed_point(params["jaxpr"], operands, *_scan_counts(equation), leaves)
-    elif name == "while":
-        in_cond, in_body = params["cond_nconsts"], params["body_nconsts"]
-        carried = len(operands) - in_cond - in_body
-        looped = _fixed_point(params["body_jaxpr"], operands[in_cond:], in_body, carried, leaves)
-        yield params["cond_jaxpr"], operands[:in_cond] + looped[in_body:]
-        yield params["body_jaxpr"], looped
-    elif name == "cond":
-        for branch in params["branches"]:
-            yield branch, operands[1:]
-    else:
-        for body in _bodies(params.values()):
-            if len(_open(body)[0].invars) == len(operands):
-                yield body, operands
-
-
-def _scan_counts(equation: JaxprEqn) -> tuple[int, int]:
-    """Counts the constants and carried values of a scan by shapes: what is scanned over has one axis more outside.
-
-    The parameters that hold these counts have other names in other versions of JAX.
-    """
-    body, _ = _open(equation.params["jaxpr"])
-    scanned = sum(shape_of(a) != shape_of(b) for a, b in zip(equation.invars, body.invars, strict=True))
-    carried = sum(shape_of(a) == shape_of(b) for a, b in zip(equation.outvars, body.outvars, strict=True))
-    return len(equation.invars) - carried - scanned, carried
-
-
-def _fixed_point(body: Any, operands: list[Sources], start: int, count: int, leaves: Leaves) -> list[Sources]:
-    """Finds the sources of a loop body's arguments after any number of turns: each turn adds to what is carried."""
-    _, outputs = _walk(*_open(body), operands, Weights(leaves), ())
-    carried = [old | new for old, new in zip(operands[start : start + count], outputs[:count], strict=True)]
-    grown = [*operands[:start], *carried, *operands[start + count :]]
-    return operands if grown == operands else _fixed_point(body, grown, start, count, leaves)
-
-
-def _bodies(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, Jaxpr | ClosedJaxpr):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _bodies(value)
-
-
-def _open(body: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (body.jaxpr, body.consts) if isinstance(body, ClosedJaxpr) else (body, ())

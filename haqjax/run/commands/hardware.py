@@ -10,7 +10,7 @@ from rich.text import Text
 
 from haqjax.files import new_folder
 from haqjax.hardware import Machine, cost_table, find_limits, machine
-from haqjax.hardware.machines import MODELS
+from haqjax.hardware.machines import estimate_usage
 from haqjax.hardware.usage import LIMITS
 from haqjax.report import as_text, save
 from haqjax.report.names import as_cell, name_apart
@@ -88,7 +88,7 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
 
 
 def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: str) -> dict:
-    usage = MODELS[accelerator.model].estimate(accelerator.spec, table_of)
+    usage = estimate_usage(accelerator, table_of)
     kinds = table_of.depthwise, table_of.pointwise
     figures = {
         "latency": latency_figure(
