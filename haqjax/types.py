@@ -68,6 +68,9 @@ class LayerTable:
     # Products that carry no weight, such as attention's, as dense layers of one example: no policy has bits for them.
     products: "LayerTable | None" = None
     outer: Bool[np.ndarray, "L"] | None = None  # layers that read the input or write an output; None: first and last
+    # Tables of which entries are picked, such as embeddings: of `in_channels` entries with `out_channels` numbers each,
+    # `out_size` are read for an example. Nothing is multiplied. None: there is none.
+    lookup: Bool[np.ndarray, "L"] | None = None
     # How often a layer runs for one example, such as in a loop; None: once.
     repeats: Int[np.ndarray, "L"] | None = None
     # Uses of the layers' weights on inputs of other sizes, stored once with the layer; None: there is none.
@@ -97,6 +100,8 @@ class LayerTable:
         """Multiply-accumulates of each layer for one image, all its uses together."""
         often = 1 if self.repeats is None else np.asarray(self.repeats, np.int64)
         found = self.weights * np.prod(self.places, axis=-1) * often
+        if self.lookup is not None:
+            found = np.where(self.lookup, 0, found)
         if self.further is not None and self.further_of is not None:
             np.add.at(found, self.further_of, self.further.macs)
         return found
@@ -211,7 +216,9 @@ class Rounding(NamedTuple):
 
     offsets: tuple[Int8[AnyArray, "8 *shape"], ...] | None  # one array a layer, [bits - 1, *shape of the weight]
     factor: Float[AnyArray, "8 C"] | None  # output channels of all layers in one row
-    means: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a use of a layer, which broadcasts to its weight
+    means: (
+        tuple[Float[AnyArray, "*shape"] | None, ...] | None
+    )  # one array a use of a layer, which broadcasts to its weight
     origin: tuple[Float[AnyArray, "*shape"], ...] | None  # one array a layer
 
 

@@ -91,7 +91,7 @@ def _find_forms(
     for layer, one in zip(layers, arithmetic, strict=True):
         name = _describe(layer)
         if name not in found:
-            tried = len(worth) > 1 and name in busy
+            tried = len(worth) > 1 and name in busy and not layer.lookup
             times: dict[Form, float] = measure(layer, one.parts, worth) if tried else {"float32": 0.0}
             found[name] = min(times, key=times.__getitem__)
     return [found[_describe(layer)] for layer in layers]
@@ -101,7 +101,7 @@ def _busy(layers: Sequence[Layer]) -> set[str]:
     """Finds the fewest kinds of layers that do `MOST` of the multiply-accumulates."""
     work: dict[str, float] = {}
     for layer in layers:
-        macs = math.prod(shape_of(layer.equation.outvars[0])) * count_summed(layer)
+        macs = 0 if layer.lookup else math.prod(shape_of(layer.equation.outvars[0])) * count_summed(layer)
         work[_describe(layer)] = work.get(_describe(layer), 0) + macs
     names = sorted(work, key=lambda name: -work[name])
     before = np.cumsum([0, *(work[name] for name in names[:-1])])

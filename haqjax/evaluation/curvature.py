@@ -15,7 +15,7 @@ from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, map_weights, with_records
-from haqjax.tracing.jaxpr import Layer
+from haqjax.tracing.jaxpr import Layer, dtype_of, shape_of
 from haqjax.types import ACTIVATION, WEIGHT, WIDTHS, Ranges
 
 
@@ -179,6 +179,8 @@ def shift_network(
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, Array]:
         by_weight, by_activation = layer.arrange(shifts.weights[layer.index]), shifts.activations[layer.place]
+        if layer.lookup:  # which has no activation: a number stands in its place
+            return compute(activation, weight + by_weight), jnp.zeros(1)
         return use_cpu_kernels(layer, activation + by_activation, weight + by_weight, compute), activation
 
     logits, activations = with_records(apply, hook)(params, images)
@@ -201,8 +203,12 @@ def make_shifts(apply: Apply, params: PyTree, images: Array) -> Shifts:
             "probes"
         )
     weights = tuple(jnp.zeros(weight.shape, weight.dtype) for layer, weight in uses if layer.use == 0)
-    operands = [layer.equation.invars[1 - layer.weight_at].aval for layer, _ in uses]
-    return Shifts(weights, tuple(jnp.zeros(operand.shape, operand.dtype) for operand in operands))
+    operands = [layer.equation.invars[1 - layer.weight_at] for layer, _ in uses]
+    activations = [
+        jnp.zeros(1) if layer.lookup else jnp.zeros(shape_of(operand), dtype_of(operand))
+        for (layer, _), operand in zip(uses, operands, strict=True)
+    ]
+    return Shifts(weights, tuple(activations))
 
 
 def _activation_errors(index: int, activation: Array, ranges: Ranges, importance: Array) -> Float[Array, "8"]:

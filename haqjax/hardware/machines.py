@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from haqjax.hardware import bismo, bitfusion, measured, roofline
+from haqjax.hardware.lookups import blank_lookups, price_lookups
 from haqjax.hardware.spec import read_fields
 from haqjax.hardware.table_files import SUFFIXES, load_table
 from haqjax.hardware.usage import Usage
@@ -94,10 +95,10 @@ def estimate_usage(machine: Machine, layers: LayerTable) -> Usage:
     A layer that runs several times, such as in a loop, takes so many times what one run takes; uses of its weight on
     inputs of other sizes are added. A measured table has the whole of it.
     """
-    once = dataclasses.replace(layers, repeats=None, further=None, further_of=None)
-    usage = MODELS[machine.model].estimate(machine.spec, once)
+    once = dataclasses.replace(layers, lookup=None, repeats=None, further=None, further_of=None)
     if machine.model == "measured":
-        return usage
+        return MODELS[machine.model].estimate(machine.spec, once)
+    usage = _estimate_once(machine, once, layers.lookup)
     if layers.repeats is not None:
         often = np.asarray(layers.repeats, np.float64)[:, None, None]
         usage = jax.tree.map(lambda values: values * often, usage)
@@ -112,6 +113,15 @@ def estimate_usage(machine: Machine, layers: LayerTable) -> Usage:
         return total
 
     return jax.tree.map(add, usage, estimate_usage(machine, layers.further))
+
+
+def _estimate_once(machine: Machine, layers: LayerTable, lookup: np.ndarray | None) -> Usage:
+    """Estimates one run of every layer."""
+    model, spec = MODELS[machine.model], machine.spec
+    if lookup is None:
+        return model.estimate(spec, layers)
+    port_bits = spec.port_bits if machine.model == "bismo" else spec.dram_bits
+    return price_lookups(model.estimate(spec, blank_lookups(layers, lookup)), spec, port_bits, layers, lookup)
 
 
 def _is_there(path: Path) -> bool:

@@ -86,7 +86,7 @@ def _walk(plan: Plan, arguments: list[int | None], elements: list[int], steps: l
             outputs = [next(iter(_tensors(operands)), None)] * len(equation.outvars)
         else:
             written = tuple(_add(elements, var) for var in equation.outvars)
-            layer = step.index if isinstance(step, Layer) else None
+            layer = step.index if isinstance(step, Layer) and not step.lookup else None
             steps.append(_Step(_tensors(operands), written, layer, equation.primitive.name in PRODUCTS))
             outputs = list(written)
         known.update(zip(equation.outvars, outputs, strict=True))

@@ -1,7 +1,7 @@
 """Proxy costs, which know no machine: bit operations (BOPs) of a network, bytes of its stored weights."""
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from haqjax.types import WIDTHS, LayerTable
 
@@ -45,13 +45,18 @@ def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndar
     return layers.macs[:, None, None] * of_each
 
 
+def _is_lookup(layers: LayerTable) -> Bool[np.ndarray, "L"]:
+    return np.zeros(len(layers), bool) if layers.lookup is None else layers.lookup
+
+
 def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, "L 8 8"]:
     """Counts the bytes of every layer's weights at every pair of bit-widths, bits packed without gaps.
 
     Args:
       layers: the network, L layers.
       storage: "plain" counts the weights alone, as HAQ's published sizes do; "scales" adds a 32-bit scale for each
-        output channel (linear quantisation); "codebook" adds 2**w shared values of 32 bits (k-means).
+        output channel, or entry of a table that is looked up in (linear quantisation); "codebook" adds 2**w shared
+        values of 32 bits (k-means).
 
     Returns:
       Bytes, indexed `[layer, weight_bits - 1, activation_bits - 1]`; activations do not matter.
@@ -69,7 +74,7 @@ def size_table(layers: LayerTable, storage: str = "plain") -> Float[np.ndarray, 
     bits = np.arange(1, WIDTHS + 1)
     extra = {
         "plain": np.zeros((1, 1)),
-        "scales": np.asarray(layers.out_channels)[:, None],
+        "scales": np.where(_is_lookup(layers), layers.in_channels, layers.out_channels)[:, None],
         "codebook": 2 ** bits[None, :],
     }[storage]
     size = layers.weights[:, None] * bits[None, :] / 8 + PARAMETER_BYTES * extra

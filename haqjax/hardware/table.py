@@ -77,7 +77,10 @@ def _price_products(machine: Machine, products: LayerTable | None) -> tuple[floa
 def _check_costs(machine: Machine, layers: LayerTable, costs: Mapping[str, Float[np.ndarray, "L 8 8"]]) -> None:
     """Checks that costs are numbers above 0, in the range of the 32 bits in which policies are compared."""
     for resource, values in costs.items():
-        bad = ~((values >= SMALLEST) & (values <= LARGEST))
+        least = np.full((len(layers), 1, 1), SMALLEST)
+        if resource == "bops" and layers.lookup is not None:
+            least[layers.lookup] = 0.0
+        bad = ~((values >= least) & (values <= LARGEST))
         if resource == "energy" and np.isnan(values).all():
             continue
         if bad.any():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from haqjax.types import WIDTHS, Bounds, LayerTable
+from haqjax.types import ACTIVATION, WIDTHS, Bounds, LayerTable
 
 
 def find_outer(layers: LayerTable | int) -> tuple[int, ...]:
@@ -61,6 +61,8 @@ def make_bounds(
     for index, bits in (dict.fromkeys(outer, WIDTHS) if pinned is None else pinned).items():
         _check_layer("pinned", index, count)
         least[index] = most[index] = bits
+    if not isinstance(layers, int) and layers.lookup is not None:  # what is picked has no bits of its own
+        least[layers.lookup, ACTIVATION] = most[layers.lookup, ACTIVATION] = WIDTHS
     if least.min() < 1 or most.max() > WIDTHS or np.any(least > most):
         raise ValueError(f"bits must satisfy 1 <= low <= high <= {WIDTHS}, got low={low}, high={high}, pinned={pinned}")
     if allowed is None and not tied:

@@ -78,7 +78,7 @@ def set_forms(arithmetic: Sequence[Arithmetic], forms: Sequence[Form], ranges: R
 
 
 def _count_parts(layer: Layer, weight: Array, ranges: Ranges, mine: slice, turned: bool) -> int:
-    safe = safe_arithmetic(layer).parts
+    safe = 1 if layer.lookup else safe_arithmetic(layer).parts
     if safe == 1 or ranges.codebook is not None:  # the values of codebooks are no codes
         return 1
     if turned:

@@ -16,11 +16,13 @@ from haqjax.tracing.jaxpr import Layer
 from haqjax.types import Ranges
 
 
-def mean_inputs(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
-    """Returns the mean of each input, at the place of the weights that read it.
+def mean_inputs(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray | None:
+    """Returns the mean of each input, at the place of the weights that read it; None of a lookup.
 
     Axes of outputs that read the same inputs have size one.
     """
+    if layer.lookup:
+        return None
     mean = np.asarray(sums.first) / np.maximum(np.asarray(sums.total), 1)
     whole = from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape))
     if layer.dense:
@@ -49,12 +51,14 @@ def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -
 
 def output_biases(
     apply: Apply, params: PyTree, weights: tuple[Array, ...], x: PyTree, ranges: Ranges
-) -> tuple[Float[Array, "C"], ...] | None:
+) -> tuple[Float[Array, "C"] | None, ...] | None:
     """Computes `output_bias` for every use of a layer; None where the ranges correct nothing."""
     if not corrects_bias(ranges):
         return None
 
-    def bias(layer: Layer, weight: Array) -> Float[Array, "C"]:
+    def bias(layer: Layer, weight: Array) -> Float[Array, "C"] | None:
+        if layer.lookup:
+            return None
         return output_bias(layer, weight, layer.arrange(weights[layer.index]), ranges)
 
     return map_weights(bias, apply, params, x, each_use=True)

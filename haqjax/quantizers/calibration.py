@@ -123,6 +123,8 @@ def _count_activations(
     layer_of: tuple[int, ...],
 ) -> tuple[Histogram, tuple[Moments, ...]]:
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
+        if layer.lookup:
+            return compute(activation, weight), (None, sums[layer.place])
         energy, times = input_energy(layer, weight) if weighted else 1.0, layer.turns or 1
         known = sums[layer.place]
         asked = known.second is not None, known.first is not None

@@ -36,6 +36,13 @@ def check_policy(apply: Apply, params: PyTree, x: PyTree, policy: Policy, ranges
     check_widths(policy, ranges.least_widths, lambda: map_weights(lambda layer, weight: layer.name, apply, params, x))
 
 
+def repeat_row(policy: Policy, ranges: Ranges) -> Policy:
+    """Gives every layer the bits of a policy of one row; any other stays."""
+    if not isinstance(ranges, Ranges) or jnp.shape(policy) != (1, 2):
+        return policy
+    return jnp.broadcast_to(jnp.asarray(policy), (jnp.shape(ranges.clip)[0], 2))
+
+
 def where_valid(valid: Bool[Array, ""], y: PyTree) -> PyTree:
     """Replaces an output by NaN, or by the least number of its type, where its policy is none."""
 

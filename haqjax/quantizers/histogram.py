@@ -65,14 +65,17 @@ def draw_sample(x: Array, weight: Array | float = 1.0, examples: int | None = No
     return Sample(taken.astype(jnp.float32), counts, lowest, highest, ~jnp.isfinite(x).all())
 
 
-def join_samples(samples: Sequence[Sample]) -> Sample:
+def join_samples(samples: Sequence[Sample | None]) -> Sample:
     """Joins samples of one tensor, each with any number of axes in front.
+
+    None is of what has no activation; where there is nothing else, it is a sample of a single one.
 
     >>> once = draw_sample(jnp.array([0.5, -2.0]))
     >>> join_samples([once, jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), once)]).values.shape
     (6,)
     """
-    columns = zip(*samples, strict=True)
+    given = [sample for sample in samples if sample is not None]
+    columns = zip(*(given or [draw_sample(jnp.ones(1))]), strict=True)
     joined = Sample(*(jnp.concatenate([jnp.reshape(part, -1) for part in column]) for column in columns))
     ends = joined.lowest.min(), joined.highest.max(), joined.strange.any()
     return Sample(joined.values, joined.weight, *ends)

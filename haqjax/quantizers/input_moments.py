@@ -36,6 +36,8 @@ def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: b
     """Makes sums over no rows, one entry a use of a layer, on the host: each fill would be a program of its own."""
 
     def empty(layer: Layer, weight: AnyArray) -> Moments:
+        if layer.lookup:
+            return Moments(np.zeros((), np.float32), None, None)
         groups, inputs, _ = to_matrix(layer, weight).shape
         cut = parts(inputs)
         pairs = (groups * cut, inputs // cut, inputs // cut)
@@ -47,7 +49,7 @@ def empty_moments(rows: Sequence[tuple[Layer, AnyArray]], second: bool, first: b
 
 def find_moments(layer: Layer, activation: Array, most: int, second: bool, first: bool) -> Moments:
     """Sums over `most` rows of one batch at most."""
-    if not first and not second:
+    if layer.lookup or not (first or second):
         return Moments(jnp.zeros(()), None, None)
     rows = take_rows(layer, activation, most).astype(jnp.float32)
     groups, count, inputs = rows.shape

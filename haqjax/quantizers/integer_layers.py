@@ -21,6 +21,7 @@ from haqjax.quantizers.fake_quantize import (
     activation_grids,
     check_policy,
     encode_weights,
+    repeat_row,
     signs_at,
     where_valid,
 )
@@ -29,6 +30,7 @@ from haqjax.quantizers.per_channel import broadcast_outputs
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.integer_products import Arithmetic, Weights, multiply, ready_weights, safe_arithmetic
+from haqjax.tracing.interpreter import make_compute
 from haqjax.tracing.jaxpr import Layer, dtype_of
 from haqjax.tracing.rounded_products import opaque_zero, round_product, rounds_products
 from haqjax.types import WEIGHT, Ranges
@@ -40,7 +42,7 @@ Policy = Int[Array, "L 2"]
 class Operands(NamedTuple):
     """What one layer is computed with under a policy, for any number of batches."""
 
-    weights: Weights  # codes
+    weights: Weights  # codes; of a lookup the values of the table
     grid: Grid  # of the activation, scalars
     signed: Bool[Array, ""]  # the activation's codes
     whole: Bool[Array, ""]  # both operands are codes
@@ -61,7 +63,7 @@ class Prepared:
     signed: Bool[Array, "L"]
     whole: Bool[Array, "L"]
     scales: Float[Array, "sum_C"]
-    biases: tuple[Float[Array, "C"], ...] | None
+    biases: tuple[Float[Array, "C"] | None, ...] | None
     channels: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each use's output
     layer_of: tuple[int, ...] = dataclasses.field(metadata={"static": True})  # of each use
 
@@ -90,10 +92,10 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     Args:
       apply: pure function `apply(params, x)`.
     Returns:
-      `qapply(params, x, policy, ranges)` with the output of `apply`: `policy` int32 [L, 2] holds weight and activation
-      bits, 2..8 (weights 1..8 with a codebook), or 32 to leave a tensor as it is; `ranges` come from `calibrate`. Works
-      under `jit`, `vmap`, `grad`. There the bits are not known while the program is made: with any others the whole
-      output is NaN, and the least number of its type where it is of integers.
+      `qapply(params, x, policy, ranges)` with the output of `apply`: `policy` int32 [L, 2], or [1, 2] for all layers
+      alike, holds weight and activation bits, 2..8 (weights 1..8 with a codebook), or 32 to leave a tensor as it is;
+      `ranges` come from `calibrate`. Works under `jit`, `vmap`, `grad`. There the bits are not known while the program
+      is made: with any others the whole output is NaN, and the least number of its type where it is of integers.
     Raises:
       ValueError: a policy or ranges of another number of layers than the network's; bits that are none, outside of
         `jit`; names the layer.
@@ -107,6 +109,7 @@ def quantize(apply: Apply) -> Callable[[PyTree, PyTree, Policy, Ranges], PyTree]
     """
 
     def qapply(params: PyTree, x: PyTree, policy: Policy, ranges: Ranges) -> PyTree:
+        policy = repeat_row(policy, ranges)
         check_policy(apply, params, x, policy, ranges)
         encoded = encode_weights(apply, params, x, policy, ranges)
         operands = prepare_layers(apply, params, x, policy, ranges, encoded=encoded).operands()
@@ -167,6 +170,8 @@ def prepare_layers(
 
     def ready(layer: Layer, weight: Array) -> tuple[int, Weights, Array]:
         form, mine = _arithmetic_of(layer, arithmetic).form, encoded[layer.index]
+        if layer.lookup:
+            return layer.index, Weights(layer.arrange(mine.value), None), layer.arrange_channels(mine.step)
         ready_to_use = ready_weights(layer, layer.arrange(mine.code), signed[layer.index], form)
         return layer.index, ready_to_use, layer.arrange_channels(mine.step)
 
@@ -213,7 +218,9 @@ def hidden_zero(ranges: Ranges) -> Int[Array, ""]:
 
 
 def _compute(layer: Layer, activation: Array, mine: Operands, zero: Int[Array, ""], arithmetic: Arithmetic) -> Array:
-    """Computes one layer: codes, their exact sums, and one multiplication."""
+    """Computes one layer: codes, their exact sums, and one multiplication; or picks entries of a table of values."""
+    if layer.lookup:
+        return make_compute(layer)(activation, mine.weights.integers)
     sums = multiply(layer, encode(activation, mine.grid), mine.weights, arithmetic, mine.signed, mine.whole)
     y = round_product(sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype), zero)
     y = y if mine.bias is None else y + broadcast_outputs(layer, mine.bias).astype(sums.dtype)
@@ -225,6 +232,8 @@ def _differentiable_hook(operands: LayerOperands, values: Sequence[Array], zero:
 
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
         mine = operands[layer.index][layer.use]
+        if layer.lookup:
+            return compute(activation, layer.arrange(values[layer.index]))
 
         @jax.custom_jvp
         def exact(values: tuple[Array, Array], activation: Array, mine: Operands, zero: Array) -> Array:

@@ -45,8 +45,9 @@ def make_rounding(
     """
     uses, sums = [use for use, _ in rows], jax.tree.map(np.asarray, moments)
     every = [np.asarray(weight, np.float32) for _, weight in rows]
-    means = tuple(map(mean_inputs, uses, every, sums)) if sums[0].first is not None else None
-    if sums[0].second is None:
+    products = [mine for use, mine in zip(uses, sums, strict=True) if not use.lookup]
+    means = tuple(map(mean_inputs, uses, every, sums)) if any(mine.first is not None for mine in products) else None
+    if all(mine.second is None for mine in products):
         return Rounding(None, None, means, None)
     layers, weights = zip(
         *((use, weight) for use, weight in zip(uses, every, strict=True) if use.use == 0), strict=True

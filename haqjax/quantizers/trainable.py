@@ -134,6 +134,8 @@ def quantize_learned(
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             grid = jax.tree.map(lambda leaf: leaf[layer.index], grids)
             rounded = layer.arrange(weights[layer.index])
+            if layer.lookup:
+                return compute(activation, rounded)
             y = hook(layer, snap(activation, grid), rounded, compute)
             if not corrects_bias(ranges):
                 return y

@@ -44,7 +44,7 @@ def use_training_kernels(layer: Layer, activation: Array, weight: Array, compute
 
 def _is_plain(layer: Layer) -> bool:
     """Returns True for a dense convolution of two axes in the usual order, with nothing but stride and padding."""
-    if layer.dense or len(layer.weight_shape) != 4:
+    if layer.dense or layer.lookup or len(layer.weight_shape) != 4:
         return False
     params = layer.equation.params
     usual = lax.conv_dimension_numbers(layer.activation_shape, layer.weight_shape, LAST)

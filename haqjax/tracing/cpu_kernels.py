@@ -78,7 +78,7 @@ def _choose(layer: Layer, half_precision: bool) -> Callable[[Array, Array, _Conv
     Args:
       half_precision: whether operands are bfloat16, and summed in a wider type.
     """
-    if layer.dense or layer.equation.params["batch_group_count"] != 1:
+    if layer.dense or layer.lookup or layer.equation.params["batch_group_count"] != 1:
         return None
     if any(step != 1 for step in layer.equation.params["lhs_dilation"]):
         return None

@@ -39,6 +39,11 @@ class Layer:
         return self.equation.primitive.name == "dot_general"
 
     @property
+    def lookup(self) -> bool:
+        """Whether the weight is a table of which entries are picked: the activation are their numbers."""
+        return self.equation.primitive.name == "gather"
+
+    @property
     def activation_shape(self) -> tuple[int, ...]:
         return shape_of(self.equation.invars[1 - self.weight_at])
 
@@ -64,6 +69,9 @@ class Layer:
         if self.dense:
             contract, _ = self.dot_axes
             return tuple(axis for axis in range(len(self.weight_shape)) if axis not in contract)
+        if self.lookup:  # an entry is what is stored with one scale
+            numbers, sizes = self.equation.params["dimension_numbers"], self.equation.params["slice_sizes"]
+            return tuple(axis for axis in numbers.start_index_map if sizes[axis] < self.weight_shape[axis])
         return (self.equation.params["dimension_numbers"].rhs_spec[0],)
 
     def arrange(self, weight: Any) -> Any:

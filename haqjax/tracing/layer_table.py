@@ -14,7 +14,7 @@ from haqjax.tracing.batch_axes import count_examples, fill_prefix, list_leaves, 
 from haqjax.tracing.hooks import Apply, is_array, only_arrays, trace
 from haqjax.tracing.jaxpr import Layer, Product
 from haqjax.tracing.names import is_statistic, make_names, parts_of
-from haqjax.tracing.rows import columns, read_convolution, read_dense, read_product
+from haqjax.tracing.rows import columns, read_convolution, read_dense, read_lookup, read_product
 from haqjax.types import LayerTable
 
 IsState = Any  # a predicate on paths, or a tree of booleans
@@ -33,7 +33,8 @@ def layers(
 ) -> LayerTable:
     """Reads the layer table of a network off its jaxpr; nothing is computed.
 
-    Layers are products of a parameter with what is computed from the input, as far as an output needs them. Products
+    Layers are products of a parameter with what is computed from the input, and lookups in a parameter by what is
+    computed from it, as far as an output needs them. Products
     that carry no weight, such as those of attention, stand in `products` of the table.
 
     Args:
@@ -72,7 +73,7 @@ def layers(
     plan = trace(apply, arrays, (x,), _name_leaves(params, arrays, names), batched).plan
     found = tuple(plan.uses())
     _check_turns([*found, *plan.products], turns)
-    rows = [(read_dense if use.dense else read_convolution)(use, batch if use.batched else 1) for use in found]
+    rows = [_read_row(use, batch if use.batched else 1) for use in found]
     repeats = [int(turns or 1) if use.turns is None else use.turns for use in found]
     first, further = _join_rows(found, rows, repeats)
     outer = np.zeros(len(first), bool)
@@ -85,6 +86,11 @@ def layers(
         further=_make_table(found, rows, repeats, further) if further else None,
         further_of=np.array([found[place].index for place in further]) if further else None,
     )
+
+
+def _read_row(use: Layer, batch: int) -> dict[str, Any]:
+    read = read_dense if use.dense else read_lookup if use.lookup else read_convolution
+    return read(use, batch) | {"lookup": use.lookup}
 
 
 def _check_turns(runs: Sequence[Layer | Product], turns: int | None) -> None:
@@ -111,7 +117,8 @@ def _join_rows(
             mine.append(place)
         else:
             repeats[alike] += repeats[place]
-    places = [kept[index] for index in sorted(kept)]
+    # Of a table that is looked up in and multiplied with, the product comes first.
+    places = [sorted(kept[index], key=lambda place: found[place].lookup) for index in sorted(kept)]
     return [first for first, *_ in places], [place for _, *others in places for place in others]
 
 
@@ -121,11 +128,17 @@ def _make_table(
     often = np.array([repeats[place] for place in places], np.int64)
     return LayerTable(
         names=tuple(found[place].name for place in places),
-        dense=np.array([found[place].dense for place in places]),
+        dense=np.array([found[place].dense or found[place].lookup for place in places]),
         other_parameters=np.array(0),
         repeats=None if (often == 1).all() else often,
-        **columns([rows[place] for place in places]),
+        **_table_columns([rows[place] for place in places]),
     )
+
+
+def _table_columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = columns(rows)
+    lookup = found.pop("lookup").astype(bool)
+    return found | {"lookup": lookup if lookup.any() else None}
 
 
 def _name_leaves(params: PyTree, arrays: PyTree, names: Names | None) -> list[str]:

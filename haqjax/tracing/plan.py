@@ -129,7 +129,12 @@ def _step(
     if name in SLICES and len(operands[0]) == 1:
         return None, find_slices(equation, operands[0], finder.leaves)
     if name == "gather" and operands[0] and INPUT in together - operands[0]:
-        return None, [together | {BEHIND}]
+        if not _picks_entries(equation, operands[0]):
+            return None, [together | {BEHIND}]
+        layer = finder.add(equation, 0, operands, around)
+        return layer, [
+            frozenset({INPUT, BEHIND} | (together & {BATCHED}) | ({LATEST - layer.place} if layer else set()))
+        ]
     if name in CONTROL_FLOW:
         found = CONTROL_FLOW[name](equation, operands, finder, around)
         if found is not None:
@@ -257,6 +262,16 @@ def _clear_marks(var: Any, equation: JaxprEqn, operands: list[Sources], together
 def _contracts(equation: JaxprEqn) -> bool:
     """Returns False for a product that sums over nothing: it scales and broadcasts."""
     return equation.primitive.name != "dot_general" or bool(equation.params["dimension_numbers"][0][0])
+
+
+def _picks_entries(equation: JaxprEqn, table: Sources) -> bool:
+    """Tells a lookup of whole entries of a learned table, such as an embedding's."""
+    numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+    learned = not table & {INPUT, PRODUCT} and jnp.issubdtype(dtype_of(equation.invars[0]), jnp.floating)
+    extents = shape_of(equation.invars[0])
+    whole = all(size in (1, extent) for size, extent in zip(sizes, extents, strict=True))
+    several = 1 < math.prod(sizes) < math.prod(extents)
+    return learned and whole and several and not numbers.operand_batching_dims
 
 
 def _weight_operand(equation: JaxprEqn, operands: list[Sources]) -> int | None:

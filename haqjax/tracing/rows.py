@@ -40,6 +40,14 @@ def _matrix_product(rows: int, inputs: int, outputs: int, groups: int) -> dict[s
     )
 
 
+def read_lookup(layer: Layer, batch: int) -> dict[str, Any]:
+    """Reads a table of which entries are picked: out_size counts those of an example."""
+    *picks, _ = layer.activation_shape
+    entries = _per_example(math.prod(picks), batch, layer)
+    sizes = elements(layer.weight_shape, layer.channel_axes), math.prod(layer.weight_shape)
+    return _matrix_product(entries, sizes[0], sizes[1] // sizes[0], 1)
+
+
 def read_convolution(layer: Layer, batch: int) -> dict[str, Any]:
     """Reads a convolution with a weight."""
     params = layer.equation.params

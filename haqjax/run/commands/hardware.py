@@ -78,7 +78,13 @@ def _as_table(accelerator: Machine, table_of: LayerTable, parts: Parts, model: s
     for bits in WIDTHS:
         for heading in (f"{bits} bits", "limit", "op/B", "use"):
             table.add_column(heading, justify="left" if heading == "limit" else "right", no_wrap=True)
-    kinds = {"dense": table_of.dense, "depthwise": table_of.depthwise, "pointwise": table_of.pointwise}
+    lookup = np.zeros(len(table_of), bool) if table_of.lookup is None else table_of.lookup
+    kinds = {
+        "lookup": lookup,
+        "dense": table_of.dense,
+        "depthwise": table_of.depthwise,
+        "pointwise": table_of.pointwise,
+    }
     for at, name in enumerate(table_of.names):
         cells = [name, next((kind for kind, flags in kinds.items() if flags[at]), "conv")]
         for fraction, limit, intensity, utilisation in parts.values():

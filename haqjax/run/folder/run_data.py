@@ -122,7 +122,8 @@ def _describe(prepared: PreparedSearch | None, names: list[str]) -> Layers:
 
 
 def _shape(of: LayerTable, at: int) -> str:
-    kernel = "dense" if of.dense[at] else "×".join(str(n) for n in of.kernel[at])
+    lookup = of.lookup is not None and of.lookup[at]
+    kernel = "lookup" if lookup else "dense" if of.dense[at] else "×".join(str(n) for n in of.kernel[at])
     return f"{kernel}, {of.in_channels[at]} → {of.out_channels[at]}"
 
 
