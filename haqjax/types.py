@@ -255,7 +255,7 @@ class Evaluator:
 
     function: Callable[..., Evaluation] = dataclasses.field(metadata={"static": True})  # (evaluator, policies, least)
     params: PyTree
-    images: Float[Array, "m b *shape"] | None  # in micro-batches
+    images: PyTree  # in micro-batches [m, b, ...]; None where the function reads none
     labels: Int[Array, "m b"] | None  # below 0 where an image only completes the last micro-batch
     ranges: Ranges | None
     extra: PyTree = None  # what else the function reads: training images, activations kept at cuts, another evaluator

@@ -108,7 +108,8 @@ def test_no_layer_is_above_its_roof(world, name):
 
 
 def test_roofs_are_the_arithmetic_and_the_ports_of_the_machine():
-    table = layers(*find_network("resnet20", 10, 32))
+    apply, params, example, _ = find_network("resnet20", 10, 32)
+    table = layers(apply, params, example)
     found = find_rooflines(machine("edge"), table, np.full((len(table), 2), 4))
     at_1_bit = 2 * 8 * 8 * 256 * 200e6  # operations a second of 8 x 8 units of 256 products at 200 MHz
     assert found.peaks == pytest.approx({8: at_1_bit / 64, 4: at_1_bit / 16, 2: at_1_bit / 4})

@@ -77,11 +77,14 @@ def check_whole(name: str, labels: Any) -> None:
 def check_split(images: Any, labels: Any) -> None:
     """Raises a ValueError where labels are no whole numbers from 0 on, one an image; values that are traced pass."""
     check_whole("a split", labels)
-    shape = getattr(images, "shape", ())
-    if not shape or shape[0] != len(labels):
-        raise ValueError(f"a split of {shape[0] if shape else 'no'} images has {len(labels)} labels: give one an image")
-    if not np.issubdtype(images.dtype, np.number) and not jax.dtypes.issubdtype(images.dtype, np.number):
-        raise ValueError(f"images of a split must be numbers, not {one_line(images.dtype, 60)}")
+    for leaf in jax.tree.leaves(images) or [images]:
+        shape = getattr(leaf, "shape", ())
+        if not shape or shape[0] != len(labels):
+            many = shape[0] if shape else "no"
+            raise ValueError(f"a split of {many} images has {len(labels)} labels: give one an image")
+        kinds = (np.number, np.bool_)
+        if not any(np.issubdtype(leaf.dtype, kind) or jax.dtypes.issubdtype(leaf.dtype, kind) for kind in kinds):
+            raise ValueError(f"images of a split must be numbers, not {one_line(leaf.dtype, 60)}")
     if not isinstance(labels, jax.core.Tracer) and len(labels):
         check_range("", labels, 2**31)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Int, Real
 
@@ -40,6 +41,10 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def shaped(self, count: int) -> jax.ShapeDtypeStruct:
+        """Returns shape and type of a batch of so many images."""
+        return jax.ShapeDtypeStruct((count, *self.image_shape), np.float32)
 
     @property
     def bytes(self) -> int:

@@ -1,19 +1,22 @@
 """Splits: parts of a labelled data set, stratified by class."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from haqjax.data.labels import check_split
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images, on the host."""
+    """Labelled images, or other inputs of a network, on the host."""
 
-    images: Float[np.ndarray, "n H W 3"]  # float32
+    images: Any  # float32 [n, H, W, 3]; or any array, or tree of arrays, with n examples along the first axis
     labels: Int[np.ndarray, "n"]  # int32, 0 .. classes - 1
 
     def __post_init__(self) -> None:
@@ -29,9 +32,22 @@ class Split:
         _, height, width, channels = self.images.shape
         return height, width, channels
 
+    @property
+    def pixels(self) -> int:
+        """Returns the places of an example's largest input: height times width of an image."""
+        return max(math.prod(leaf.shape[1:3]) for leaf in jax.tree.leaves(self.images))
+
     def take(self, rows: Int[np.ndarray, "m"] | slice) -> "Split":
         """Makes the split of the given rows."""
-        return Split(self.images[rows], self.labels[rows])
+        return Split(jax.tree.map(lambda leaf: leaf[rows], self.images), self.labels[rows])
+
+    def first(self, count: int) -> Any:
+        """Returns the inputs of the first examples."""
+        return self.take(slice(count)).images
+
+    def shaped(self, count: int) -> Any:
+        """Returns shapes and types of a batch of so many examples."""
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype), self.images)
 
 
 def stratified(labels: Int[np.ndarray, "n"], sizes: Sequence[int], seed: int) -> list[Int[np.ndarray, "m"]]:

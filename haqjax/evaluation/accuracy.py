@@ -59,7 +59,11 @@ def _count_correct(apply: Callable, params: Any, images: Array, labels: Array) -
 
 def _batches(split: Split, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start in range(0, len(split), batch_size):
-        images, labels = split.images[start : start + batch_size], split.labels[start : start + batch_size]
-        missing = batch_size - len(labels)
-        blank = ((0, missing), *((0, 0),) * (images.ndim - 1))
-        yield np.pad(images, blank), np.pad(labels, (0, missing), constant_values=-1)
+        some = split.take(slice(start, start + batch_size))
+        missing = batch_size - len(some)
+
+        def complete(leaf: np.ndarray, missing: int = missing) -> np.ndarray:
+            return np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)))
+
+        images = jax.tree.map(complete, some.images)
+        yield images, np.pad(some.labels, (0, missing), constant_values=-1)

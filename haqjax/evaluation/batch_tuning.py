@@ -1,7 +1,6 @@
 """Tuning of the batch: the fastest numbers of policies and images at a time, measured once for a kind of device."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,7 +91,7 @@ def list_candidates(split: Split, policies: int) -> list[Batches]:
     >>> list_candidates(Split(np.zeros((100, 32, 32, 3), np.float32), np.zeros(100, np.int32)), 8)
     [Batches(batch_size=100, policies_at_once=1)]
     """
-    usual = min(suggest_batch_size(math.prod(split.images.shape[1:3])), len(split))
+    usual = min(suggest_batch_size(split.pixels), len(split))
     if jax.default_backend() == "cpu":
         return [Batches(usual, 1)]
     images = sorted({max(1, usual // 4), usual, min(4 * usual, len(split))})
@@ -112,7 +111,7 @@ def _time_candidates(
     """Times each candidate, compilation left out: seconds for an image and policy, inf where memory is short."""
     most = MOST_BATCHES * max(candidate.batch_size for candidate in candidates)
     few = split.take(np.arange(min(most, len(split))))
-    count = len(map_weights(lambda layer, weight: layer.name, apply, params, few.images[:1]))
+    count = len(map_weights(lambda layer, weight: layer.name, apply, params, few.first(1)))
     bits = jnp.asarray(np.resize(np.arange(2, WIDTHS + 1), policies))  # of all widths: none is computed twice
     timed = jnp.broadcast_to(bits[:, None, None], (policies, count, 2))
     evaluators = (make_evaluator(apply, params, few, ranges, **candidate._asdict()) for candidate in candidates)
@@ -137,6 +136,6 @@ def _evaluate(evaluator: Evaluator, policies: Int[Array, "N L 2"]) -> Evaluation
 
 def _describe(apply: Apply, params: PyTree, split: Split, policies: int, tried: Sequence[Batches]) -> str:
     """Describes what a choice holds for: networks of the same layers are alike."""
-    table = layers(apply, params, jax.ShapeDtypeStruct((1, *split.images.shape[1:]), split.images.dtype))
+    table = layers(apply, params, split.shaped(1))
     shape = [(name, np.asarray(column).tolist()) for name, column in dataclasses.asdict(table).items()]
-    return repr((VERSION, shape, split.images.shape, policies, [*tried]))
+    return repr((VERSION, shape, [leaf.shape for leaf in jax.tree.leaves(split.images)], policies, [*tried]))

@@ -1,11 +1,9 @@
 """Micro-batches of images: how many suit a device, and a split cut into them."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, PyTree
 
 from haqjax.data import Split
 
@@ -22,7 +20,7 @@ def balance_batch_size(split: Split, batch_size: int | None = None) -> int:
     >>> balance_batch_size(Split(np.zeros((9, 2, 2, 1), np.float32), np.zeros(9, np.int32)), 8)
     5
     """
-    most = batch_size or suggest_batch_size(math.prod(split.images.shape[1:3]))
+    most = batch_size or suggest_batch_size(split.pixels)
     return -(-len(split) // -(-len(split) // most))
 
 
@@ -33,9 +31,22 @@ def suggest_batch_size(pixels: int) -> int:
     return ACCELERATOR_IMAGES
 
 
-def split_into_batches(split: Split, batch_size: int) -> tuple[Float[Array, "m b H W C"], Int[Array, "m b"]]:
-    """Cuts images and labels into micro-batches; blank images labelled -1 complete the last."""
+def split_into_batches(split: Split, batch_size: int) -> tuple[PyTree, Int[Array, "m b"]]:
+    """Cuts images and labels into micro-batches [m, b, ...]; blank images labelled -1 complete the last."""
     missing = -len(split) % batch_size
-    images = np.pad(split.images, ((0, missing), *((0, 0),) * (split.images.ndim - 1)))
-    labels = np.pad(split.labels, (0, missing), constant_values=-1)
-    return jnp.asarray(images.reshape(-1, batch_size, *images.shape[1:])), jnp.asarray(labels.reshape(-1, batch_size))
+
+    def cut(leaf: np.ndarray, blank: float = 0) -> Array:
+        whole = np.pad(leaf, ((0, missing), *((0, 0),) * (leaf.ndim - 1)), constant_values=blank)
+        return jnp.asarray(whole.reshape(-1, batch_size, *whole.shape[1:]))
+
+    return jax.tree.map(cut, split.images), cut(split.labels, -1)
+
+
+def first_batch(batches: PyTree) -> PyTree:
+    """Returns the first micro-batch."""
+    return nth_batch(batches, 0)
+
+
+def nth_batch(batches: PyTree, number: int | Int[Array, ""]) -> PyTree:
+    """Returns one micro-batch."""
+    return jax.tree.map(lambda leaf: leaf[number], batches)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
+from haqjax.evaluation.batches import first_batch, split_into_batches, suggest_batch_size
 from haqjax.quantizers.integer_layers import hidden_zero, hook_with, prepare_layers
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Hook, map_weights, with_records
@@ -92,7 +92,7 @@ def compare(
     """
     if not len(split):
         raise ValueError("cannot compare on no images")
-    size = batch_size or suggest_batch_size(split.images.shape[1] * split.images.shape[2])
+    size = batch_size or suggest_batch_size(split.pixels)
     images, labels = split_into_batches(split, size)
     found = _run(apply, params, params if tuned is None else tuned, images, labels, jnp.asarray(policy), ranges)
     sums = jax.tree.map(np.asarray, found)
@@ -106,9 +106,9 @@ def _run(
     apply: Apply, params: PyTree, tuned: PyTree, images: Array, labels: Array, policy: Array, ranges: Ranges
 ) -> _Sums:
     zero = hidden_zero(ranges)
-    prepared = prepare_layers(apply, tuned, images[0], policy, ranges)
+    prepared = prepare_layers(apply, tuned, first_batch(images), policy, ranges)
 
-    uses = map_weights(lambda layer, weight: layer, apply, params, images[0], each_use=True)
+    uses = map_weights(lambda layer, weight: layer, apply, params, first_batch(images), each_use=True)
     layer_of = jnp.array([use.index for use in uses])
 
     def record(hook: Hook) -> Callable[..., tuple[Array, Array]]:

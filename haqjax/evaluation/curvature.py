@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.batches import split_into_batches, suggest_batch_size
+from haqjax.evaluation.batches import first_batch, nth_batch, split_into_batches, suggest_batch_size
 from haqjax.quantizers.fake_quantize import leave_unreached, quantize_weights
 from haqjax.quantizers.linear import Grid, make_grid, snap
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
@@ -73,11 +73,12 @@ def estimate_fisher_sensitivity(
     """
     if not len(split):
         raise ValueError("cannot estimate sensitivities on no images")
-    weights = map_weights(lambda layer, weight: weight, apply, params, split.images[:1])
+    weights = map_weights(lambda layer, weight: weight, apply, params, split.first(1))
     sums = _Fisher(jax.tree.map(jnp.zeros_like, weights), jnp.zeros((len(weights), WIDTHS)))
     for at in range(len(split)):
-        sums = _add_fisher(apply, sums, params, split.images[at : at + 1], split.labels[at : at + 1], ranges)
-    by_weight = _weight_errors(apply, params, split.images[:1], ranges, sums.weights)
+        one = split.take(slice(at, at + 1))
+        sums = _add_fisher(apply, sums, params, one.images, one.labels, ranges)
+    by_weight = _weight_errors(apply, params, split.first(1), ranges, sums.weights)
     return 0.5 * np.stack([by_weight, sums.activations], axis=1).astype(float) / len(split)
 
 
@@ -113,16 +114,16 @@ def estimate_hessian_sensitivity(
         raise ValueError("cannot estimate sensitivities on no images")
     if draws < 1:
         raise ValueError(f"draws must be at least 1, got {draws}")
-    images, labels = split_into_batches(split, suggest_batch_size(split.images.shape[1] * split.images.shape[2]))
+    images, labels = split_into_batches(split, suggest_batch_size(split.pixels))
     sums = [
-        _measure_trace(apply, params, images[at // draws], labels[at // draws], ranges, one)
-        for at, one in enumerate(jax.random.split(key, len(images) * draws))
+        _measure_trace(apply, params, nth_batch(images, at // draws), labels[at // draws], ranges, one)
+        for at, one in enumerate(jax.random.split(key, len(labels) * draws))
     ]
     trace = np.maximum(sum(np.asarray(one.trace, float) for one in sums) / (draws * len(split)), 0)
     activation = sum(np.asarray(one.errors, float) for one in sums) / (draws * len(split))
-    weights = map_weights(lambda layer, weight: weight, apply, params, images[0])
+    weights = map_weights(lambda layer, weight: weight, apply, params, first_batch(images))
     uniform = tuple(jnp.full(weight.shape, 1 / weight.size) for weight in weights)
-    errors = np.stack([_weight_errors(apply, params, images[0], ranges, uniform), activation], axis=1)
+    errors = np.stack([_weight_errors(apply, params, first_batch(images), ranges, uniform), activation], axis=1)
     return 0.5 * trace[..., None] * errors.astype(float)
 
 
@@ -157,7 +158,7 @@ def _measure_trace(
     count, uses = len(products.weights), jnp.array([index for index, _ in activations])
     errors, often = jnp.zeros((count, WIDTHS)), np.bincount([index for index, _ in activations])
     for index, activation in activations:
-        there = (labels >= 0).reshape(-1, *(1,) * (activation.ndim - 1)) * len(images) / activation.size
+        there = (labels >= 0).reshape(-1, *(1,) * (activation.ndim - 1)) * len(labels) / activation.size
         errors = errors.at[index].add(_activation_errors(index, activation, ranges, there / often[index]))
     by_activation = jnp.zeros(count).at[uses].add(jnp.stack(products.activations))
     return _Trace(jnp.stack([jnp.stack(products.weights), by_activation], axis=1), errors)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from haqjax.data import Split
 from haqjax.data.labels import check_answers
 from haqjax.evaluation.answers import answer_images, average, sum_images
-from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.batches import balance_batch_size, first_batch, split_into_batches
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import Prepared, prepare_layers, with_prepared
 from haqjax.sharding import IMAGE, POLICY, pad_policies, place
@@ -61,7 +61,7 @@ def make_evaluator(
 
     Args:
       apply: pure function `apply(params, images)` with logits [B, classes].
-      split: the images to evaluate on.
+      split: the images, or other inputs of the network, to evaluate on.
       ranges: from `calibrate`.
       batch_size: images at a time at most; None picks what suits the device.
       policies_at_once: policies evaluated side by side. On a CPU one is fastest; an accelerator wants more.
@@ -88,15 +88,16 @@ def make_evaluator(
         raise ValueError("cannot evaluate a policy on no images")
     check_params(params)
     apply, params = only_arrays(apply, params)
-    check_answers(apply, params, split, split.images[:1])
+    check_answers(apply, params, split, split.first(1))
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     if arithmetic is None:
-        arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+        arithmetic = choose_arithmetic(apply, params, split.first(1), ranges)
     plan = EvaluationPlan(policies_at_once, fit_arithmetic(arithmetic, policies_at_once))
     if mesh is None:
         return Evaluator(_make_function(apply, plan), params, images, labels, ranges)
     function = _make_sharded_function(apply, plan, mesh)
-    images, labels = _shard_batches(images, mesh, blank=0), _shard_batches(labels, mesh, blank=-1)
+    images = jax.tree.map(lambda leaf: _shard_batches(leaf, mesh, blank=0), images)
+    labels = _shard_batches(labels, mesh, blank=-1)
     params, ranges = place((params, ranges), mesh)
     return Evaluator(function, params, images, labels, ranges, mesh=mesh)
 
@@ -135,7 +136,7 @@ def fit_arithmetic(arithmetic: Sequence[Arithmetic], policies_at_once: int) -> t
     return tuple(layer._replace(form="float32") if layer.form == "bfloat16" else layer for layer in arithmetic)
 
 
-def unpack(evaluator: Evaluator) -> tuple[PyTree, Float[Array, "m b *shape"], Int[Array, "m b"], Ranges]:
+def unpack(evaluator: Evaluator) -> tuple[PyTree, PyTree, Int[Array, "m b"], Ranges]:
     """Returns the parameters, images, labels and ranges of an evaluator that has them all."""
     images, labels, ranges = evaluator.images, evaluator.labels, evaluator.ranges
     assert images is not None and labels is not None and ranges is not None
@@ -154,7 +155,7 @@ def _make_function(apply: Apply, plan: EvaluationPlan) -> Callable[..., Evaluati
                 return jax.tree.map(sum_images, _answer(apply, params, images, labels, ranges, prepared, arithmetic))
 
             def prepare(policy: Int[Array, "L 2"]) -> Prepared:
-                return prepare_layers(apply, params, images[0], policy, ranges, arithmetic)
+                return prepare_layers(apply, params, first_batch(images), policy, ranges, arithmetic)
 
             return map_policies(prepare, measure, policies, plan.policies_at_once)
 
@@ -178,7 +179,7 @@ def _make_sharded_function(apply: Apply, plan: EvaluationPlan, mesh: Mesh) -> Ca
             return _answer(apply, params, images, labels, ranges, prepared, arithmetic)
 
         def prepare(policy: Int[Array, "L 2"]) -> Prepared:
-            return prepare_layers(apply, params, images[0], policy, ranges, arithmetic)
+            return prepare_layers(apply, params, first_batch(images), policy, ranges, arithmetic)
 
         answers = map_policies(prepare, measure, policies, plan.policies_at_once)
         answers = jax.tree.map(lambda part: jax.lax.all_gather(part, IMAGE, axis=1, tiled=True), answers)

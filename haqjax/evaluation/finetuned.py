@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from haqjax.data import Source, Split
 from haqjax.data.labels import check_answers
+from haqjax.evaluation.batches import first_batch
 from haqjax.evaluation.evaluator import make_evaluator
 from haqjax.quantizers.trainable import as_ranges
 from haqjax.tracing.hooks import Apply, map_weights
@@ -65,9 +66,9 @@ def make_finetuned_evaluator(
     >>> untuned(policies).accuracy.tolist(), tuned(policies).accuracy.tolist()
     ([0.0], [1.0])
     """
-    check_answers(apply, params, data, split.images[:1])
+    check_answers(apply, params, data, split.first(1))
     images, labels = draw_batches(data, tuning, steps, key)
-    safe = map_weights(lambda layer, weight: safe_arithmetic(layer), apply, params, split.images[:1])  # weights move
+    safe = map_weights(lambda layer, weight: safe_arithmetic(layer), apply, params, split.first(1))  # weights move
     base = make_evaluator(apply, params, split, ranges, batch_size=batch_size, arithmetic=safe)
     proxy = _Proxy(images, labels, dataclasses.replace(base, params=None, ranges=None))
     function = _make_function(apply, make_tuner(apply, apply_train, tuning), policies_at_once)
@@ -83,7 +84,7 @@ def _make_function(apply: Apply, tune: Tune, policies_at_once: int) -> Callable[
 
         def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
             learned = tune(params, ranges, images, labels, policy)
-            found = as_ranges(apply, learned, images[0], policy, ranges)
+            found = as_ranges(apply, learned, first_batch(images), policy, ranges)
             return dataclasses.replace(base, params=learned.params, ranges=found)(policy[None]).accuracy[0]
 
         accuracy = jax.lax.map(measure, policies, batch_size=min(policies_at_once, len(policies)))

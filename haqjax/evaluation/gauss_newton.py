@@ -65,12 +65,12 @@ def estimate_gauss_newton_sensitivity(
         raise ValueError(f"temperature is {temperature}: give one above 0")
     batch = min(BATCH, len(split))
     rows = np.random.default_rng(0).permutation(len(split))[: min(IMAGES, len(split)) // batch * batch]
-    images = split.take(np.sort(rows)).images.reshape(-1, batch, *split.images.shape[1:])
-    keys = jax.random.split(key, len(images))
-    parts = [
-        np.asarray(_measure(apply, params, some, ranges, one, jnp.float32(temperature)), float)
-        for some, one in zip(images, keys, strict=True)
-    ]
+    drawn = split.take(np.sort(rows))
+    keys = jax.random.split(key, len(drawn) // batch)
+    parts = []
+    for at, one in enumerate(keys):
+        some = drawn.take(slice(at * batch, (at + 1) * batch)).images
+        parts.append(np.asarray(_measure(apply, params, some, ranges, one, jnp.float32(temperature)), float))
     return 0.5 * np.sum(parts, axis=0) / len(rows)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.answers import answer_images, average, sum_images
-from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.batches import balance_batch_size, first_batch, split_into_batches
 from haqjax.evaluation.evaluator import EvaluationPlan, unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import LayerOperands, prepare_layers, with_operands
@@ -79,7 +79,7 @@ def make_prefix_evaluator(
     images, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     base = jnp.asarray(base, jnp.int32)
     if arithmetic is None:
-        arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+        arithmetic = choose_arithmetic(apply, params, split.first(1), ranges)
     plan = EvaluationPlan(1, tuple(arithmetic))
     prefix = _Prefix(base, _run_heads(apply, cuts, plan.in_floats, params, images, ranges, base))
     return Evaluator(_make_function(apply, cuts, plan), params, images, labels, ranges, prefix)
@@ -142,7 +142,7 @@ def split_network(
     def run(params: PyTree, first: tuple[Array, tuple], rest: tuple) -> PyTree:
         return with_operands(apply, (*first[1], *rest), ranges, arithmetic)(params, first[0])
 
-    return split_program(run, params, (images[0], operands[:cut]), operands[cut:])
+    return split_program(run, params, (first_batch(images), operands[:cut]), operands[cut:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -156,7 +156,7 @@ def _run_heads(
     base: Int[Array, "L 2"],
 ) -> list[list[Array]]:
     """Computes the activations of the known policy at each cut, [micro-batches, images, ...]."""
-    operands = prepare_layers(apply, params, images[0], base, ranges, arithmetic).operands()
+    operands = prepare_layers(apply, params, first_batch(images), base, ranges, arithmetic).operands()
     heads = [split_network(apply, cut, params, images, ranges, operands, arithmetic).head for cut in cuts]
 
     def run(batch: Array) -> list[list[Array]]:
@@ -191,7 +191,7 @@ def _make_function(apply: Apply, cuts: tuple[int, ...], plan: EvaluationPlan) ->
             def measure(policy: Int[Array, "L 2"]) -> tuple[Array, Array]:
                 differs = jnp.append((policy != prefix.policy).any(-1), True)
                 branch = (jnp.array(cuts) <= jnp.argmax(differs)).sum()
-                operands = prepare_layers(apply, params, images[0], policy, ranges, arithmetic).operands()
+                operands = prepare_layers(apply, params, first_batch(images), policy, ranges, arithmetic).operands()
                 return jax.tree.map(sum_images, jax.lax.switch(branch, branches, operands))
 
             return jax.lax.map(measure, policies)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from haqjax.data import Split
 from haqjax.evaluation.answers import count_answers
-from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.batches import balance_batch_size, first_batch, nth_batch, split_into_batches
 from haqjax.evaluation.evaluator import unpack
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.integer_layers import prepare_network
@@ -64,7 +64,7 @@ def make_racing_evaluator(
         raise ValueError(f"a race on {len(split)} images with error {error}: give images, and 0 to below 1")
     order = np.random.default_rng(0).permutation(len(split))
     images, labels = split_into_batches(split.take(order), balance_batch_size(split, batch_size))
-    arithmetic = choose_arithmetic(apply, params, split.images[:1], ranges)
+    arithmetic = choose_arithmetic(apply, params, split.first(1), ranges)
     return Evaluator(_make_function(apply, error, arithmetic), params, images, labels, ranges, races=True)
 
 
@@ -90,15 +90,15 @@ def _make_function(apply: Apply, error: float, arithmetic: tuple[Arithmetic, ...
         whole = (labels >= 0).sum()
 
         def race(policy: Int[Array, "L 2"]) -> Evaluation:
-            quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
+            quantised = prepare_network(apply, params, first_batch(images), policy, ranges, arithmetic)
 
             def goes_on(tally: Tally) -> Bool[Array, ""]:
-                promising = bound_accuracy(tally, whole, len(images), error) >= least
-                return (tally.batches < len(images)) & promising
+                promising = bound_accuracy(tally, whole, len(labels), error) >= least
+                return (tally.batches < len(labels)) & promising
 
             def count_batch(tally: Tally) -> Tally:
                 at = tally.batches
-                right, loss = count_answers(quantised(params, images[at]), labels[at])
+                right, loss = count_answers(quantised(params, nth_batch(images, at)), labels[at])
                 return Tally(at + 1, tally.images + (labels[at] >= 0).sum(), tally.right + right, tally.loss + loss)
 
             zero = jnp.int32(0)

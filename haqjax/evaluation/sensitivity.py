@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from haqjax.allocation.additive import guard, rank_correlation
 from haqjax.allocation.choices import allowed
 from haqjax.data import Split
-from haqjax.evaluation.batches import balance_batch_size, split_into_batches
+from haqjax.evaluation.batches import balance_batch_size, first_batch, split_into_batches
 from haqjax.evaluation.curvature import estimate_fisher_sensitivity, estimate_hessian_sensitivity
 from haqjax.evaluation.evaluator import make_evaluator, unpack
 from haqjax.policies.actions import to_bits
@@ -154,12 +154,13 @@ def make_divergence_evaluator(
     >>> evaluator(jnp.full((1, 1, 2), 32)).loss.tolist()
     [0.0]
     """
-    if not len(images):
+    count = len(jax.tree.leaves(images)[0])
+    if not count:
         raise ValueError("cannot compare answers on no images")
-    split = Split(np.asarray(images), np.zeros(len(images), np.int32))
+    split = Split(jax.tree.map(np.asarray, images), np.zeros(count, np.int32))
     batches, labels = split_into_batches(split, balance_batch_size(split, batch_size))
     expected = _float_answers(apply, params, batches)
-    arithmetic = choose_arithmetic(apply, params, batches[0], ranges)
+    arithmetic = choose_arithmetic(apply, params, first_batch(batches), ranges)
     return Evaluator(_make_divergence(apply, arithmetic), params, batches, labels, ranges, expected)
 
 
@@ -212,7 +213,7 @@ def _make_divergence(apply: Apply, arithmetic: tuple[Arithmetic, ...]) -> Callab
         params, images, labels, ranges = unpack(evaluator)
 
         def measure(policy: Int[Array, "L 2"]) -> Float[Array, ""]:
-            quantised = prepare_network(apply, params, images[0], policy, ranges, arithmetic)
+            quantised = prepare_network(apply, params, first_batch(images), policy, ranges, arithmetic)
 
             def diverge(batch: tuple[Array, Array, Array]) -> Float[Array, ""]:
                 x, there, expected = batch

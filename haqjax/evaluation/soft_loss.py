@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from haqjax.data import Split
-from haqjax.evaluation.batches import split_into_batches
+from haqjax.evaluation.batches import nth_batch, split_into_batches
 from haqjax.quantizers.fractional import quantize_fractionally
 from haqjax.tracing.conv_gradients import use_training_kernels
 from haqjax.tracing.hooks import Apply
@@ -57,8 +57,8 @@ def _make_loss(apply: Apply) -> Callable[..., Float[Array, ""]]:
     def loss(
         params: PyTree, images: Array, labels: Array, ranges: Ranges, bits: Float[Array, "L 2"], index: Int[Array, ""]
     ) -> Float[Array, ""]:
-        at = jnp.asarray(index) % len(images)
-        logits, truth = soft(params, images[at], bits, ranges), labels[at]
+        at = jnp.asarray(index) % len(labels)
+        logits, truth = soft(params, nth_batch(images, at), bits, ranges), labels[at]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(truth, 0))
         return jnp.where(truth >= 0, losses, 0).sum() / (truth >= 0).sum()
 

@@ -50,6 +50,11 @@ class Network:
     epsilon: float = EPSILON  # added to the variance by batch normalisation
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """Returns what `haqjax.layers` is told besides the example."""
+        return {}
+
+    @property
     def example(self) -> jax.ShapeDtypeStruct:
         """Returns shape and type of one image as a batch."""
         return jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), np.float32)

@@ -187,7 +187,7 @@ def find_roofs(rooflines: Rooflines) -> dict[int, tuple[Float[np.ndarray, "n"], 
     """Draws each limit as a line: operations per byte, and operations a second at most there; by bits."""
     intensity = np.concatenate([rooflines.before.intensity, rooflines.after.intensity])
     ridges = [peak / rooflines.bandwidth for peak in rooflines.peaks.values()]
-    line = np.geomspace(intensity.min() / 2, max(intensity.max(), *ridges, 0.0) * 2, 60)
+    line = np.geomspace(np.nanmin(intensity) / 2, max(np.nanmax(intensity), *ridges, 0.0) * 2, 60)
     line = np.unique(np.concatenate([line, ridges]))
     return {bits: (line, np.minimum(peak, line * rooflines.bandwidth)) for bits, peak in rooflines.peaks.items()}
 

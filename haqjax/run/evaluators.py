@@ -21,7 +21,7 @@ from haqjax.evaluation.batch_tuning import choose_batches
 from haqjax.evaluation.batches import suggest_batch_size
 from haqjax.evaluation.evaluator import only_finite, only_weights
 from haqjax.evaluation.prefix_reuse import choose_cuts, make_prefix_evaluator
-from haqjax.models import Network
+from haqjax.models import AnyNetwork
 from haqjax.run.config.options import with_options
 from haqjax.run.config.search import SearchConfig
 from haqjax.run.distributed import make_evaluation_mesh
@@ -38,7 +38,7 @@ AT_ONCE = 4  # policies that are measured in one call
 FINETUNE_SEED = 0  # of the images that every policy is fine-tuned on; the same for all, so that policies differ alone
 
 
-def choose_batch_sizes(config: SearchConfig, network: Network, split: Split, ranges: Ranges) -> SearchConfig:
+def choose_batch_sizes(config: SearchConfig, network: AnyNetwork, split: Split, ranges: Ranges) -> SearchConfig:
     """Decides how much is evaluated at a time, by timing where nothing was asked.
 
     It is decided once a run, and changes no answer. Several devices time nothing.
@@ -54,20 +54,20 @@ def choose_batch_sizes(config: SearchConfig, network: Network, split: Split, ran
     return with_options(config, chosen._asdict())
 
 
-def tune_products(network: Network, split: Split, ranges: Ranges) -> tuple[Arithmetic, ...] | None:
+def tune_products(network: AnyNetwork, split: Split, ranges: Ranges) -> tuple[Arithmetic, ...] | None:
     """Finds the fastest arithmetic of this device once, and remembers it; it changes no answer.
 
     None, which is float32, for several processes: they must run the same program.
     """
     if jax.process_count() > 1:
         return None
-    size = suggest_batch_size(split.images.shape[1] * split.images.shape[2])
-    x = jax.ShapeDtypeStruct((size, *split.images.shape[1:]), split.images.dtype)
+    size = suggest_batch_size(split.pixels)
+    x = split.shaped(size)
     return tune_arithmetic(network.apply, network.params, x, ranges, cache=cache_folder())
 
 
 def make_split_evaluator(
-    config: SearchConfig, prepared: PreparedSearch, network: Network, split: Split, ranges: Ranges
+    config: SearchConfig, prepared: PreparedSearch, network: AnyNetwork, split: Split, ranges: Ranges
 ) -> Evaluator:
     """Makes the evaluator on one split; after a little fine-tuning under each policy where that is asked for."""
     options = config.evaluation
@@ -102,7 +102,7 @@ def make_split_evaluator(
 
 
 def make_search_evaluator(
-    config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges, usual: Evaluator
+    config: SearchConfig, prepared: PreparedSearch, network: AnyNetwork, ranges: Ranges, usual: Evaluator
 ) -> Evaluator:
     """Makes the evaluator that a search goes by: the usual one of the search split, a race, or with prefix reuse.
 

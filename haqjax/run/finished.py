@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 from rich.console import Console
 
 from haqjax.evaluation import make_evaluator
-from haqjax.models import Network
+from haqjax.models import AnyNetwork
 from haqjax.policies.actions import from_rows, uniform
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.reading import one_line
@@ -34,7 +34,7 @@ class FinishedRun(NamedTuple):
 
     config: SearchConfig
     prepared: PreparedSearch
-    network: Network  # trained, float
+    network: AnyNetwork  # trained, float
     ranges: Ranges
     policy: Int[Array, "L 2"]
     uniform: Int[Array, "L 2"]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from haqjax.data import Dataset
 from haqjax.files import check_writable
-from haqjax.models import Network, build, outline
+from haqjax.models import AnyNetwork, Network, OwnNetwork, build, outline
 from haqjax.run.progress import show_progress
 from haqjax.run.terminal import say
 from haqjax.training import RECIPES, Progress, fit, load_params, save_params
@@ -33,12 +33,16 @@ def empty_network(model: str, data: Dataset) -> Network:
     return outline(model, classes=data.classes, image_size=height)
 
 
-def load_network(network: Network, data: Dataset, weights: str | None, console: Console) -> Network:
+def load_network(network: AnyNetwork, data: Dataset, weights: str | None, console: Console) -> AnyNetwork:
     """Fills in trained parameters: its own, or of the folder `weights`, or from the cache, or else by training now."""
-    if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(network.params)):
+    own = isinstance(network, OwnNetwork)
+    empty = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(network.params))
+    if not empty and not (own and weights is not None):
         return network
     if weights is not None:
         return dataclasses.replace(network, params=load_params(weights, network.params))
+    if isinstance(network, OwnNetwork):
+        raise ValueError(f"{network.name} returns shapes as params: return arrays, or say which by WEIGHTS")
     folder = cache_folder() / "networks" / _cache_name(network, data)
     if folder.is_dir():
         try:

@@ -18,7 +18,7 @@ def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> 
     if machine.model == "measured" or (policy == FULL_PRECISION).any():
         return None
     usage = estimate_usage(machine, layers)
-    operations = 2.0 * machine.spec.batch * layers.macs
+    operations = 2.0 * machine.spec.batch * np.where(layers.macs > 0, layers.macs, np.nan)  # lookups have no place
     timed = [moved for moved, time in zip(usage.moved, usage.transfers, strict=True) if np.any(time > 0)]
     limit = np.argmax(np.stack([usage.compute, *usage.transfers]), axis=0)
 
@@ -27,10 +27,13 @@ def find_rooflines(machine: Machine, layers: LayerTable, policy: np.ndarray) -> 
         names = tuple(LIMITS[int(at)] for at in layer_costs(limit, bits))
         return LayerSpeeds(operations / moved, operations / layer_costs(usage.latency, bits), names)
 
+    def products(values: np.ndarray) -> np.ndarray:
+        return np.where(layers.macs > 0, values, np.nan)
+
     def even(bits: int) -> np.ndarray:
         return np.full_like(policy, bits)
 
-    peaks = {bits: float(np.max(operations / layer_costs(usage.ideal, even(bits)))) for bits in ROOF_BITS}
+    peaks = {bits: float(np.nanmax(operations / products(layer_costs(usage.ideal, even(bits))))) for bits in ROOF_BITS}
     return Rooflines(place(even(WIDTHS)), place(policy), peaks, _bandwidth(usage))
 
 

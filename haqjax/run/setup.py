@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import PyTree
 
 from haqjax.data import Dataset, Source, Split, load
 from haqjax.hardware import available_widths, cost_table, find_lifetimes, machine
-from haqjax.models import Network, load_pretrained
+from haqjax.models import AnyNetwork, OwnNetwork, is_own, load_own, load_pretrained, own_data
 from haqjax.policies.bounds import find_outer
 from haqjax.policies.budgets import budget
 from haqjax.policies.feasibility import check_reachable
@@ -18,6 +18,7 @@ from haqjax.policies.rules import bounds_by_rules
 from haqjax.quantizers import calibrate
 from haqjax.quantizers.codebook import make_codebook
 from haqjax.run.config.aim import FrontAim
+from haqjax.run.config.options import with_options
 from haqjax.run.config.search import (
     DataOptions,
     NetworkOptions,
@@ -37,6 +38,7 @@ from haqjax.types import (
 )
 from haqjax.widths import LINEAR
 
+OWN = "own"  # data that a network of the user brings along
 CALIBRATION_IMAGES = 256  # of the training split
 CALIBRATION_BATCH = 64
 
@@ -46,7 +48,7 @@ class PreparedSearch(NamedTuple):
 
     machine: str
     data: Dataset
-    network: Network  # with the parameters of others, or with shapes in their place
+    network: AnyNetwork  # with the parameters of others, or with shapes in their place
     layers: LayerTable
     table: CostTable
     bounds: Bounds
@@ -62,7 +64,7 @@ def prepare(config: SearchConfig) -> PreparedSearch:
     """
     accelerator, aim = machine(config.target.hw), config.aim
     network, data = open_network(config.network, config.data)
-    rows = layers(network.apply, network.params, network.example)
+    rows = layers(network.apply, network.params, network.example, **network.reading)
     lifetimes = find_lifetimes(network.apply, network.params, network.example)
     table = cost_table(accelerator, rows, "codebook" if config.by_codebook else "plain", lifetimes)
     least = (2, WIDTHS if config.by_codebook else 2)  # where size is all that counts, activations stay at 8 bits
@@ -95,8 +97,12 @@ def _check_linear(bounds: Bounds, names: Sequence[str]) -> None:
         )
 
 
-def open_network(network: NetworkOptions, data: DataOptions) -> tuple[Network, Dataset]:
+def open_network(network: NetworkOptions, data: DataOptions) -> tuple[AnyNetwork, Dataset]:
     """Opens the network and its data: weights of others say how their images are to be scaled."""
+    if is_own(network.model):
+        return _open_own(load_own(network.model), data)
+    if data.data == OWN:
+        raise ValueError(f"data {OWN!r} are those of a network of your own, such as model mynet:make")
     if not network.pretrained:
         loaded = _load(data, data.preprocessing)
         return empty_network(network.model, loaded), loaded
@@ -108,6 +114,26 @@ def open_network(network: NetworkOptions, data: DataOptions) -> tuple[Network, D
             "choose data that suit them"
         )
     return dataclasses.replace(opened, image_size=empty_network(network.model, loaded).image_size), loaded
+
+
+def _open_own(network: OwnNetwork, data: DataOptions) -> tuple[OwnNetwork, Dataset]:
+    """Opens a network of the user on its own data, or on others."""
+    loaded = own_data(network) if data.data == OWN else _load(data, data.preprocessing)
+    loaded = dataclasses.replace(
+        loaded,
+        search=loaded.search.take(slice(data.search_images)),
+        report=loaded.report.take(slice(data.report_images)),
+    )
+    example = loaded.search.shaped(1) if network.example is None else network.example
+    return dataclasses.replace(network, example=example, classes=loaded.classes), loaded
+
+
+def use_own_data(config: SearchConfig) -> SearchConfig:
+    """Lets a network of the user be evaluated on the data that it brings along, where no others are asked for."""
+    usual = config.data.data == DataOptions().data
+    if not is_own(config.network.model) or not usual or load_own(config.network.model).data is None:
+        return config
+    return with_options(config, {"data": OWN})
 
 
 def _load(options: DataOptions, preprocessing: str | None) -> Dataset:
@@ -123,7 +149,7 @@ def _load(options: DataOptions, preprocessing: str | None) -> Dataset:
     )
 
 
-def find_ranges(options: QuantizerOptions, by_codebook: bool, network: Network, data: Dataset) -> Ranges:
+def find_ranges(options: QuantizerOptions, by_codebook: bool, network: AnyNetwork, data: Dataset) -> Ranges:
     """Calibrates on the first images of the training split; clusters the weights where they are only stored."""
     few = calibration_batches(data.train)
     ranges = calibrate(network.apply, network.params, few, options.calibration, rounding=options.rounding)
@@ -132,7 +158,7 @@ def find_ranges(options: QuantizerOptions, by_codebook: bool, network: Network, 
     return dataclasses.replace(ranges, codebook=make_codebook(network.apply, network.params, network.example))
 
 
-def calibration_batches(split: Split | Source) -> list[Float[np.ndarray, "B H W C"]]:
+def calibration_batches(split: Split | Source) -> list[PyTree]:
     """Takes the images that clip values are chosen by."""
-    images = split.take(np.arange(min(CALIBRATION_IMAGES, len(split)))).images
-    return [images[at : at + CALIBRATION_BATCH] for at in range(0, len(images), CALIBRATION_BATCH)]
+    few = split.take(np.arange(min(CALIBRATION_IMAGES, len(split))))
+    return [few.take(slice(at, at + CALIBRATION_BATCH)).images for at in range(0, len(few), CALIBRATION_BATCH)]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
@@ -163,7 +162,7 @@ def finetune_all(
     """
     _check_trainable(params)
     check_params(params)
-    example = jax.ShapeDtypeStruct((1, *data.image_shape), np.float32)
+    example = data.shaped(1)
     check_policy(apply, params, example, policy, ranges)
     check_answers(apply, params, data, example)
     policy = jnp.asarray(policy)

@@ -50,7 +50,7 @@ def finetune_policies(
     Raises:
       ValueError: as `finetune_all`; less than one step.
     """
-    check_answers(apply, params, data, jax.ShapeDtypeStruct((1, *data.image_shape), np.float32))
+    check_answers(apply, params, data, data.shaped(1))
     images, labels = draw_batches(data, tuning, steps, key)
     tune = make_tuner(apply, apply_train, tuning)
     return _tune_all(tune, params, ranges, images, labels, jnp.asarray(policies))

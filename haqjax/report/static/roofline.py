@@ -73,7 +73,7 @@ def limits_figure(
     """
     figure = Figure(figsize=(WIDTH * 0.6, 3.2), layout="constrained")
     axes = _add_log_axes(figure, "operations per byte of DRAM traffic")
-    line = np.geomspace(min(intensity) / 2, max(max(intensity), peak / bandwidth) * 2, 50)
+    line = np.geomspace(np.nanmin(intensity) / 2, max(np.nanmax(intensity), peak / bandwidth) * 2, 50)
     axes.plot(line, np.minimum(peak, line * bandwidth), color="0.3", linewidth=1)
     kinds = np.array(layer_kinds(depthwise, pointwise))
     style: dict[str, Any] = {"markeredgecolor": "0.15", "markeredgewidth": 0.4, "markersize": 4.5}

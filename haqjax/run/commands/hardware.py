@@ -37,8 +37,8 @@ def run_hardware(config: HardwareConfig, console: Console) -> Path | None:
       ValueError: bad input; nothing is written.
     """
     machines = [machine(name) for name in config.hw]
-    network = find_network(config.model, config.classes, config.image_size)
-    table_of = layers(*network)
+    apply, params, example, options = find_network(config.model, config.classes, config.image_size)
+    table_of = layers(apply, params, example, **options)
     parts = [_explain(accelerator, table_of) for accelerator in machines]
     for accelerator, rows in zip(machines, parts, strict=True):
         text = as_text(_as_table(accelerator, table_of, rows, config.model), TABLE_WIDTH)
@@ -103,13 +103,14 @@ def _figures(accelerator: Machine, table_of: LayerTable, parts: Parts, model: st
             f"{model} on {accelerator.name}",
         )
     }
+    products = np.where(table_of.macs > 0, 1.0, np.nan)  # lookups have no place in a roofline
     for bits, (_, _, intensity, utilisation) in parts.items():
         at = (slice(None), bits - 1, bits - 1)
-        speed = 2.0 * accelerator.spec.batch * table_of.macs / usage.latency[at]
+        speed = 2.0 * accelerator.spec.batch * table_of.macs / usage.latency[at] * products
         moved = np.sum([stream[at] for stream in usage.moved], axis=0) / 8
         longest = np.max([stream[at] for stream in usage.transfers], axis=0)
         bandwidth = float(np.nanmax(moved / np.maximum(longest, np.finfo(float).tiny)))
         title = f"{model} on {accelerator.name}, {bits} bits"
-        peak = float(np.max(speed / utilisation))
-        figures[f"roofline-{bits}bits"] = limits_figure(intensity, speed, peak, bandwidth, *kinds, title)
+        peak = float(np.nanmax(speed / np.where(utilisation > 0, utilisation, np.nan)))
+        figures[f"roofline-{bits}bits"] = limits_figure(intensity * products, speed, peak, bandwidth, *kinds, title)
     return figures

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from haqjax.evaluation import estimate_gauss_newton_sensitivity
 from haqjax.files import check_free
-from haqjax.models import Network
+from haqjax.models import AnyNetwork
 from haqjax.reading import quote
 from haqjax.run.answers import answers_to
 from haqjax.run.answers.common import Measured, SearchRun, count_not_finite
@@ -35,9 +35,10 @@ from haqjax.run.float_network import load_network
 from haqjax.run.folder.documents import open_folder
 from haqjax.run.progress import show_phase
 from haqjax.run.resumable import hold_search, make_run_folder, run_resumable
-from haqjax.run.setup import PreparedSearch, find_ranges, prepare
+from haqjax.run.setup import PreparedSearch, find_ranges, prepare, use_own_data
 from haqjax.run.terminal import say
 from haqjax.searchers import make_problem
+from haqjax.tracing.hooks import map_weights
 from haqjax.training.checkpoints import fingerprint
 from haqjax.types import FULL_PRECISION, WIDTHS, Ranges
 
@@ -59,7 +60,7 @@ def run_search(config: SearchConfig, console: Console) -> Path:
     """
     join(config.run.hosts, console)
     console = make_speaker(console)
-    config, out = from_first(lambda: find_folder(config))
+    config, out = from_first(lambda: find_folder(use_own_data(config)))
     config.check_files()
     if config.run.resume is not None and out is not None:
         with hold_search(out, console):
@@ -137,11 +138,13 @@ def _name_folder(config: SearchConfig, prepared: PreparedSearch) -> str:
 
 
 def _estimate_sensitivity(
-    config: SearchConfig, prepared: PreparedSearch, network: Network, ranges: Ranges
+    config: SearchConfig, prepared: PreparedSearch, network: AnyNetwork, ranges: Ranges
 ) -> Float[np.ndarray, "L 2 8"] | None:
     """Estimates what the search begins with; None where it asks for nothing."""
     if config.method.search != "ilp":
         return None
+    if any(map_weights(lambda use, _: use.looped, network.apply, network.params, network.example, each_use=True)):
+        return None  # it probes
     split, key = prepared.data.search, jax.random.key(SENSITIVITY_SEED)
     return from_first(lambda: estimate_gauss_newton_sensitivity(network.apply, network.params, split, ranges, key=key))
 
@@ -149,7 +152,7 @@ def _estimate_sensitivity(
 def _pose(
     config: SearchConfig,
     prepared: PreparedSearch,
-    network: Network,
+    network: AnyNetwork,
     ranges: Ranges,
     sensitivity: Float[np.ndarray, "L 2 8"] | None,
 ) -> SearchRun:

@@ -1,7 +1,5 @@
 """The table command: what each layer of a network costs on a machine, as a file."""
 
-import importlib
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from rich.console import Console
 
 from haqjax.hardware import cost_table, save_table
 from haqjax.hardware.table_files import check_new
-from haqjax.models import MODELS, outline
-from haqjax.reading import one_line, quote
+from haqjax.models import MODELS, is_own, load_own, outline, own_data
+from haqjax.reading import quote
 from haqjax.run.config.commands import TableConfig
 from haqjax.run.terminal import say
 from haqjax.tracing.layer_table import layers
@@ -28,44 +26,37 @@ def run_table(config: TableConfig, console: Console) -> Path:
     """
     out = check_new(config.out)
     accelerator = config.machine
-    apply, params, example = find_network(config.model, config.classes, config.image_size)
-    table_of = layers(apply, params, example)
+    apply, params, example, options = find_network(config.model, config.classes, config.image_size)
+    table_of = layers(apply, params, example, **options)
     save_table(out, cost_table(accelerator, table_of), table_of, accelerator.batch)
     say(console, f"{len(table_of)} layers of {config.model} on {accelerator.name}: {out}")
     return out
 
 
-def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, PyTree, Any]:
+def find_network(model: str, classes: int, image_size: int) -> tuple[Callable, PyTree, Any, dict[str, Any]]:
     """Finds a network of the zoo by name, or calls a `module:function` of the user's, without arguments.
 
     Returns:
-      `(apply, params, example)`: params and example may be shapes only.
+      `(apply, params, example, options)`: params and example may be shapes only; options are for `haqjax.layers`.
 
     Raises:
       ValueError: no such network, or a function that returns something else.
 
-    >>> apply, params, example = find_network("resnet20", 10, 32)
+    >>> apply, params, example, _ = find_network("resnet20", 10, 32)
     >>> example.shape
     (1, 32, 32, 3)
     """
-    if ":" not in model:
+    if not is_own(model):
         if model not in MODELS:
             raise ValueError(
                 f"unknown model {quote(model)}: there are {', '.join(sorted(MODELS))}, or give module:function"
             )
         network = outline(model, classes=classes, image_size=image_size)
-        return network.apply, network.params, network.example
-    module, _, function = model.partition(":")
-    sys.path.insert(0, "")  # a module beside the working folder, as with python -m
-    try:
-        found = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"cannot call {quote(model)} without arguments: {one_line(error, 200)}") from error
-    finally:
-        sys.path.remove("")
-    if not (isinstance(found, tuple) and len(found) == 3 and callable(found[0])):
-        raise ValueError(f"{quote(model)} must return (apply, params, example), not {type(found).__name__}")
-    bad = next((leaf for leaf in jax.tree.leaves(found[1]) if not hasattr(leaf, "dtype")), None)
+        return network.apply, network.params, network.example, {}
+    own = load_own(model)
+    bad = next((leaf for leaf in jax.tree.leaves(own.params) if not hasattr(leaf, "dtype")), None)
     if bad is not None:
         raise ValueError(f"{quote(model)} must return arrays as params, not {quote(bad)}")
-    return found[0], jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), found[1]), found[2]
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), own.params)
+    example = own_data(own).search.shaped(1) if own.example is None else own.example
+    return own.apply, shapes, example, own.reading

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from haqjax.files import check_free
-from haqjax.models import MODELS, is_pretrained_source
+from haqjax.models import MODELS, is_own, is_pretrained_source
 from haqjax.quantizers.calibration import ROUNDINGS
 from haqjax.quantizers.clipping import METHODS
 from haqjax.run.config.aim import Aim, read_aim
@@ -34,13 +34,15 @@ class NetworkOptions:
     """The network."""
 
     model: str = "mobilenet_v2"
-    """mobilenet_v1, mobilenet_v2, resnet50, resnet20 or resnet56."""
+    """mobilenet_v1, mobilenet_v2, resnet50, resnet20 or resnet56; or module:function, which returns a network of your
+    own, see docs/howto/own-network.md."""
     weights: str | None = None
     """Trained weights: a folder that the train command wrote, a .safetensors file, timm:NAME or hf:OWNER/REPOSITORY.
     Default: train on first use, then reuse."""
 
     def __post_init__(self) -> None:
-        check_one_of("model", self.model, MODELS)
+        if not is_own(self.model):
+            check_one_of("model", self.model, MODELS)
 
     @property
     def pretrained(self) -> bool:
@@ -62,7 +64,7 @@ class DataOptions:
 
     data: str = "digits"
     """digits (needs no download), tfds:NAME for a prepared set of TensorFlow Datasets, folder:PATH for images in
-    train/CLASS/ and validation/CLASS/, or npz:FILE for arrays."""
+    train/CLASS/ and validation/CLASS/, npz:FILE for arrays, or own for what a network of your own brings along."""
     data_dir: str | None = None
     """Folder of tfds data sets."""
     preprocessing: str | None = None
