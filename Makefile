@@ -47,7 +47,8 @@ override flags = $(foreach pair,$($1_FLAGS),$(call flag,$(firstword $(subst :, ,
 
 # What make help says of the variables: lines that begin with two hashes. A test compares them with the recipes.
 ## Network and data (search; train takes MODEL, DATA, DATA_DIR, PREPROCESSING, SEED and OUT, too)
-##   MODEL           mobilenet_v1, mobilenet_v2 (the default), resnet50, resnet20 or resnet56
+##   MODEL           mobilenet_v1, mobilenet_v2 (the default), resnet50, resnet20 or resnet56; or module:function
+##                   that returns a network of your own, see docs/howto/own-network.md
 ##   WEIGHTS         trained weights: a folder of make train, a .safetensors file, timm:NAME or hf:OWNER/REPOSITORY
 ##   DATA            digits (the default, no download), tfds:NAME, folder:PATH or npz:FILE
 ##   DATA_DIR        folder of the tfds sets
