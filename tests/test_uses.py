@@ -296,3 +296,57 @@ def test_turns_take_the_memory_of_one():
         for apply in (unrolled, looped, until)
     ]
     assert memory[0] == memory[1] == memory[2] > 0
+
+
+def test_a_weight_that_is_computed_twice_in_the_same_way_is_one():
+    normal = lambda w: 3 * w / jnp.linalg.norm(w)  # a call of its own each time
+    apply = lambda params, x: jnp.tanh(x @ normal(params["w"])) @ normal(params["w"])
+    table = layers(apply, SQUARE, X)
+    assert table.names == ("w",) and table.macs.tolist() == [128]
+    with pytest.raises(ValueError, match="'w' is read in two forms"):
+        layers(lambda params, x: jnp.tanh(x @ normal(params["w"])) @ params["w"], SQUARE, X)
+
+
+def test_a_loop_over_the_examples_is_no_loop_of_one():
+    mapped = lambda params, x: jax.lax.map(lambda row: jax.nn.relu(row @ params["w"]) @ params["head"], x)
+    table = layers(mapped, SQUARE, X)
+    assert table.macs.tolist() == [64, 24] and table.repeats is None
+    split = Split(np.asarray(X).reshape(6, 2, 4, 1), np.array([0, 1, 2, 0, 1, 2], np.int32))
+    apply = lambda params, x: mapped(params, x.reshape(len(x), -1))
+    plain = lambda params, x: jax.nn.relu(x.reshape(len(x), -1) @ params["w"]) @ params["head"]
+    ranges = haqjax.calibrate(plain, SQUARE, [split.images], rounding="nearest", correct_bias=False)
+    policy = jnp.full((2, 2), 5)
+    noises = [compare(f, SQUARE, split, policy, ranges, batch_size=4).noise for f in (apply, plain)]
+    np.testing.assert_allclose(*noises, rtol=1e-4)
+
+
+def stacked_cells(params, x):
+    """Layers under a scan, each with a loop over time in it."""
+
+    def layer(rows, w):
+        def step(state, row):
+            state = jnp.tanh(row @ w["ih"] + state @ w["hh"])
+            return state, state
+
+        return jax.lax.scan(step, jnp.zeros((rows.shape[1], 8)), rows)[1], None
+
+    rows, _ = jax.lax.scan(layer, x.swapaxes(0, 1), {"ih": params["ih"], "hh": params["hh"]})
+    return rows[-1] @ params["head"]
+
+
+def test_a_loop_in_a_scan_over_layers_has_a_row_for_each_layer():
+    params = {"ih": draw(3, 8, 8), "hh": draw(3, 8, 8, seed=1), "head": draw(8, 4, seed=2)}
+    x = draw(4, 5, 8, seed=3)
+    table = layers(stacked_cells, params, x)
+    assert table.names == ("ih[0]", "hh[0]", "ih[1]", "hh[1]", "ih[2]", "hh[2]", "head")
+    assert table.macs.tolist() == [5 * 64] * 6 + [32]
+    ranges = haqjax.calibrate(stacked_cells, params, [x])
+    whole, found = stacked_cells(params, x), haqjax.quantize(stacked_cells)(params, x, jnp.full((7, 2), 8), ranges)
+    assert 0 < np.linalg.norm(found - whole) < 0.04 * np.linalg.norm(whole)
+
+
+def test_shared_weights_next_to_weights_of_each_turn():
+    mixed = lambda params, x: jax.lax.scan(lambda x, w: (x + jnp.tanh(x @ w) @ params["w"], None), x, params["v"])[0]
+    table = layers(mixed, {"w": draw(8, 8), "v": draw(3, 8, 8, seed=1)}, X)
+    assert table.names == ("v[0]", "w", "v[1]", "v[2]") and table.macs.tolist() == [64, 192, 64, 64]
+    assert table.weights.sum() == 4 * 64 and table.other_parameters == 0

@@ -138,8 +138,9 @@ def _run(
 
 
 def _energy(y: Array, there: Bool[Array, "B"]) -> Float[Array, ""]:
-    """Sums squares of the images that are there; the axis of turns comes first."""
-    return jnp.sum(jnp.square(y) * there.reshape(1, -1, *(1,) * (y.ndim - 2)))
+    """Sums squares of the images that are there; the axis of turns comes first, which may go over the images."""
+    axis = 0 if y.ndim < 2 or (y.shape[1] != len(there) and y.shape[0] == len(there)) else 1
+    return jnp.sum(jnp.square(y) * there.reshape([-1 if at == axis else 1 for at in range(y.ndim)]))
 
 
 def _count_answers(logits: Array, other: Array, truth: Int[Array, "B"]) -> tuple[Array, Array, Array]:

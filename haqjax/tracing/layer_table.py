@@ -14,7 +14,7 @@ from haqjax.tracing.batch_axes import count_examples, fill_prefix, list_leaves, 
 from haqjax.tracing.hooks import Apply, is_array, only_arrays, trace
 from haqjax.tracing.jaxpr import Layer, Product
 from haqjax.tracing.names import is_statistic, make_names, parts_of
-from haqjax.tracing.rows import columns, read_convolution, read_dense, read_lookup, read_product
+from haqjax.tracing.rows import columns, read_product, read_row
 from haqjax.types import LayerTable
 
 IsState = Any  # a predicate on paths, or a tree of booleans
@@ -73,8 +73,10 @@ def layers(
     plan = trace(apply, arrays, (x,), _name_leaves(params, arrays, names), batched).plan
     found = tuple(plan.uses())
     _check_turns([*found, *plan.products], turns)
-    rows = [_read_row(use, batch if use.batched else 1) for use in found]
-    repeats = [int(turns or 1) if use.turns is None else use.turns for use in found]
+    often = [int(turns or 1) if use.turns is None else use.turns for use in found]
+    read = [read_row(use, batch if use.batched else 1, each) for use, each in zip(found, often, strict=True)]
+    rows = [row | {"lookup": use.lookup} for use, (row, _) in zip(found, read, strict=True)]
+    repeats = [each for _, each in read]
     first, further = _join_rows(found, rows, repeats)
     outer = np.zeros(len(first), bool)
     outer[[use.index for use in found if use.reads_input]] = outer[list(plan.last)] = True
@@ -86,11 +88,6 @@ def layers(
         further=_make_table(found, rows, repeats, further) if further else None,
         further_of=np.array([found[place].index for place in further]) if further else None,
     )
-
-
-def _read_row(use: Layer, batch: int) -> dict[str, Any]:
-    read = read_dense if use.dense else read_lookup if use.lookup else read_convolution
-    return read(use, batch) | {"lookup": use.lookup}
 
 
 def _check_turns(runs: Sequence[Layer | Product], turns: int | None) -> None:

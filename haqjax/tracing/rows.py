@@ -12,17 +12,40 @@ from haqjax.tracing.jaxpr import Layer, Product, dtype_of, elements, shape_of
 COMPLEX_PRODUCTS = 4  # real products of a complex one
 
 
+def read_row(layer: Layer, batch: int, turns: int) -> tuple[dict[str, Any], int]:
+    """Reads the sizes of a layer for one example, and how often it runs for that.
+
+    A loop may go over the examples, as `jax.lax.map` does: then its turns are divided among them.
+
+    Args:
+      turns: of the loops around it.
+    """
+    read = _read_dense if layer.dense else _read_lookup if layer.lookup else _read_convolution
+    total = _count_rows(layer)
+    if total % batch and turns % batch == 0:
+        return read(layer, total), turns // batch
+    return read(layer, _per_example(total, batch, layer)), turns
+
+
+def _count_rows(layer: Layer) -> int:
+    """Counts the rows of a matrix product, the entries that a lookup picks, or the maps of a convolution."""
+    if layer.dense:
+        contract, batched = layer.dot_axes
+        summed = elements(layer.weight_shape, contract) * elements(layer.weight_shape, batched)
+        return math.prod(layer.activation_shape) // summed
+    if layer.lookup:
+        return math.prod(layer.activation_shape[:-1])
+    return layer.activation_shape[layer.equation.params["dimension_numbers"].lhs_spec[0]]
+
+
 def columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Makes a column of each field of some rows."""
     return {field: np.array([row[field] for row in rows], np.int64) for field in rows[0]}
 
 
-def read_dense(layer: Layer, batch: int) -> dict[str, Any]:
-    """Reads a matrix product with a weight."""
+def _read_dense(layer: Layer, rows: int) -> dict[str, Any]:
     contract, batched = layer.dot_axes
     inputs, groups = elements(layer.weight_shape, contract), elements(layer.weight_shape, batched)
-    total = elements(layer.activation_shape, range(len(layer.activation_shape)))
-    rows = _per_example(total // (inputs * groups), batch, layer)
     return _matrix_product(rows, inputs, elements(layer.weight_shape, layer.channel_axes) // groups, groups)
 
 
@@ -40,22 +63,17 @@ def _matrix_product(rows: int, inputs: int, outputs: int, groups: int) -> dict[s
     )
 
 
-def read_lookup(layer: Layer, batch: int) -> dict[str, Any]:
+def _read_lookup(layer: Layer, entries: int) -> dict[str, Any]:
     """Reads a table of which entries are picked: out_size counts those of an example."""
-    *picks, _ = layer.activation_shape
-    entries = _per_example(math.prod(picks), batch, layer)
     sizes = elements(layer.weight_shape, layer.channel_axes), math.prod(layer.weight_shape)
     return _matrix_product(entries, sizes[0], sizes[1] // sizes[0], 1)
 
 
-def read_convolution(layer: Layer, batch: int) -> dict[str, Any]:
-    """Reads a convolution with a weight."""
+def _read_convolution(layer: Layer, repeats: int) -> dict[str, Any]:
     params = layer.equation.params
     if params["batch_group_count"] != 1:
         raise ValueError(f"layer {layer.name!r} has batch_group_count {params['batch_group_count']}: only 1 is a layer")
-    axes = params["dimension_numbers"]
-    repeats = _per_example(layer.activation_shape[axes.lhs_spec[0]], batch, layer)
-    output_shape = shape_of(layer.equation.outvars[0])
+    axes, output_shape = params["dimension_numbers"], shape_of(layer.equation.outvars[0])
 
     def plane(sizes: Sequence[int], times: int = 1) -> tuple[int, int]:
         *rows, last = (1, *sizes) if len(sizes) < 2 else sizes

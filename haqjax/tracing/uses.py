@@ -12,7 +12,7 @@ from jax.extend.core import JaxprEqn, Literal
 
 from haqjax.tracing.jaxpr import BARRIER, Branches, Layer, Loop, Plan, Turns, shape_of
 from haqjax.tracing.leaves import Leaves
-from haqjax.tracing.scans import inner_bodies
+from haqjax.tracing.scans import inner_bodies, open_body
 
 SAME = ("copy", "copy_p", "stop_gradient")
 
@@ -153,9 +153,9 @@ class _Walk:
             return [Value(given[0].number, tuple(given[0].order[axis] for axis in permutation))]
         if name in SAME:
             return [given[0]]
-        alone = any(True for _ in inner_bodies(equation.params.values()))
-        options = id(equation) if alone else repr(sorted(equation.params.items(), key=lambda item: item[0]))
-        return [self.name((name, options, *given, at), var) for at, var in enumerate(equation.outvars)]
+        options = str(sorted(equation.params.items(), key=lambda item: item[0]))  # what is called is written out
+        constants = [id(value) for body in inner_bodies(equation.params.values()) for value in open_body(body)[1]]
+        return [self.name((name, options, *constants, *given, at), var) for at, var in enumerate(equation.outvars)]
 
     def turns(self, equation: JaxprEqn, turns: Turns, operands: Values) -> Values:
         first = turns.consts + turns.carried
