@@ -193,3 +193,14 @@ def test_estimates_and_tuning_pass_over_lookups():
     assert [layer.form for layer in forms][:2] == ["float32", "int8"]
     uses = map_weights(lambda layer, weight: layer.lookup, flat, PARAMS, split.images)
     assert uses == (True, False, False)
+
+
+def test_a_transposed_table_is_looked_up_as_it_lies():
+    params = {"w": draw(8, 8), "e": draw(8, 8, seed=4)}
+    tokens = TOKENS % 8
+    apply = lambda p, t: jnp.tanh(p["e"][t].sum(1)) @ p["w"] + jnp.take(p["w"].T, t, axis=0).sum(1)
+    ranges, policy = haqjax.calibrate(apply, params, [tokens]), jnp.full((2, 2), 8)
+    found = haqjax.quantize(apply)(params, tokens, policy, ranges)
+    fractional = quantize_fractionally(apply)(params, tokens, policy.astype(jnp.float32), ranges)
+    np.testing.assert_allclose(fractional, found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found, apply(params, tokens), rtol=0.1, atol=0.1)

@@ -196,9 +196,15 @@ def test_data_in_parts_or_batches():
         ([(x, labels, 1)], "no pairs"),
         ({"train": pair, "search": pair, "report": x}, "data is dict, expected pairs"),
         ((jax.tree.map(lambda leaf: leaf[:3], x), labels[:3]), "3 examples cannot be cut"),
+        ((x, labels + 2**32), "labels are not in 0"),
+        (((np.ones((20, 3)), np.ones((20, 2))), labels), "apply.params, x. fails on its data"),
     ):
         with pytest.raises(ValueError, match=message):
             made(bad)
+    two = [(jax.tree.map(lambda leaf: leaf[:10], x), labels[:10])] * 2
+    assert len(made(tuple(two)).train) == 12
+    with pytest.raises(ValueError, match="no whole number"):
+        own_data(OwnNetwork(apply_linear, PARAMS, data=pair, classes="three"))
     with pytest.raises(ValueError, match="returns no data"):
         own_data(network)
     images = OwnNetwork(lambda params, x: x["left"], PARAMS, data=pair)

@@ -12,7 +12,7 @@ from haqjax.data import Split
 from haqjax.evaluation import estimate_gauss_newton_sensitivity
 from haqjax.evaluation.comparison import compare
 from haqjax.hardware import find_lifetimes
-from haqjax.policies.cost import exact_cost
+from haqjax.policies.cost import exact_cost, peak_memory
 from haqjax.quantizers.arithmetic import choose_arithmetic
 from haqjax.quantizers.rounding_offsets import to_nearest
 from haqjax.quantizers.trainable import begin, quantize_learned
@@ -291,10 +291,7 @@ def test_signal_and_noise_count_all_uses():
 
 
 def test_turns_take_the_memory_of_one():
-    memory = [
-        haqjax.policies.cost.peak_memory(find_lifetimes(apply, SQUARE, X), np.full((2, 2), 8))
-        for apply in (unrolled, looped, until)
-    ]
+    memory = [peak_memory(find_lifetimes(apply, SQUARE, X), np.full((2, 2), 8)) for apply in (unrolled, looped, until)]
     assert memory[0] == memory[1] == memory[2] > 0
 
 
@@ -350,3 +347,101 @@ def test_shared_weights_next_to_weights_of_each_turn():
     table = layers(mixed, {"w": draw(8, 8), "v": draw(3, 8, 8, seed=1)}, X)
     assert table.names == ("v[0]", "w", "v[1]", "v[2]") and table.macs.tolist() == [64, 192, 64, 64]
     assert table.weights.sum() == 4 * 64 and table.other_parameters == 0
+
+
+def test_calibration_of_a_long_loop_covers_all_features():
+    """Each turn gives few samples, and others than the turn before."""
+    params, turns = {"w": draw(16, 16), "h": draw(16, 3, seed=5)}, 300
+    rows = draw(4, turns, 16, seed=1) * jnp.where(jnp.arange(16) % 3 == 0, 0.04, 4.0).reshape(1, 1, 16)
+    mapped = lambda p, x: jax.lax.map(lambda row: jnp.tanh(row @ p["w"]), x.transpose(1, 0, 2)).mean(0) @ p["h"]
+    plain = lambda p, x: jnp.tanh(x @ p["w"]).mean(1) @ p["h"]
+    whole, errors = plain(params, rows), []
+    for apply in (mapped, plain):
+        ranges = haqjax.calibrate(apply, params, [rows])
+        for bits in (4, 8):
+            found = haqjax.quantize(plain)(params, rows, jnp.array([[8, bits], [8, 8]]), ranges)
+            errors.append(np.linalg.norm(found - whole) / np.linalg.norm(whole))
+    assert errors[0] < 1.3 * errors[2] and errors[1] < max(0.04, 1.3 * errors[3])
+
+
+@pytest.mark.parametrize("other", [(((2, 1), (1, 0)), ((), ())), (((1, 2), (0, 1)), ((), ()))])
+def test_moments_of_uses_are_added_only_where_they_lie_alike(other):
+    params, x = {"w": draw(2, 4, 5)}, draw(64, 2, 4, seed=1) * jnp.array([1, 10.0, 0.1, 3.0]).reshape(1, 1, 4)
+    first = (((1, 2), (0, 1)), ((), ()))
+    apply = lambda p, x: jax.lax.dot_general(x, p["w"], first) + jax.lax.dot_general(x**2, p["w"], other)
+    ranges = haqjax.calibrate(apply, params, [x])
+    errors = [
+        np.abs(haqjax.quantize(apply)(params, x, jnp.array([[bits, 8]]), one) - apply(params, x)).mean()
+        for one in (ranges, haqjax.calibrate(apply, params, [x], rounding="nearest"))
+        for bits in (2, 3)
+    ]
+    assert errors[0] <= 1.2 * errors[2] and errors[1] <= 1.2 * errors[3]
+
+
+@pytest.mark.parametrize("groups", [(2, 1), (1, 2)])
+def test_a_kernel_of_two_group_counts(groups):
+    params, x = {"k": draw(3, 3, 4, 8)}, draw(2, 5, 5, 8, seed=3)
+    apply = lambda params, x: sum_convs(params, x, groups)
+    ranges, whole = haqjax.calibrate(apply, params, [x]), apply(params, x)
+    found = haqjax.quantize(apply)(params, x, jnp.array([[8, 8]]), ranges)
+    assert np.linalg.norm(found - whole) < 0.04 * np.linalg.norm(whole)
+
+
+def sum_convs(params, x, groups):
+    kinds = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    parts = [jax.lax.conv_general_dilated(x[..., : 4 * n], params["k"], feature_group_count=n, **kinds) for n in groups]
+    return sum(parts)
+
+
+def test_a_weight_contracted_over_its_other_axis():
+    params = {"w": draw(8, 5)}
+    apply = lambda p, x: jnp.einsum("bo,io->bi", jnp.tanh(x @ p["w"]), p["w"])
+    ranges = haqjax.calibrate(apply, params, [X])
+    found = haqjax.quantize(apply)(params, X, jnp.array([[8, 8]]), ranges)
+    assert np.linalg.norm(found - apply(params, X)) < 0.04 * np.linalg.norm(apply(params, X))
+
+
+def test_turns_of_known_loops_count_beside_those_of_a_while():
+    inner = lambda p, x: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, jnp.tanh(s[1] @ p["w"])), (0, x))
+    around = lambda p, x: jax.lax.scan(lambda h, _: (inner(p, h)[1], None), x, None, length=5)[0]
+    assert layers(around, {"w": SQUARE["w"]}, X, turns=10).macs.tolist() == [5 * 10 * 64]
+    body = lambda p, s: jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), s, None, length=3)[0]
+    within = lambda p, x: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, body(p, s[1])), (0, x))[1]
+    assert layers(within, {"w": SQUARE["w"]}, X, turns=10).macs.tolist() == [3 * 10 * 64]
+    alone = lambda p, row: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: jnp.tanh(h @ p["w"]) + 1, row)
+    with pytest.raises(ValueError, match="a `while` under `vmap`"):
+        layers(lambda p, x: jax.vmap(lambda row: alone(p, row))(x), {"w": SQUARE["w"]}, X, turns=2)
+
+
+@pytest.mark.parametrize("apply", [looped, unrolled, until])
+def test_a_loop_that_begins_with_the_input_reads_it(apply):
+    assert layers(apply, SQUARE, X, turns=3).outer.tolist() == [True, True]
+
+
+def test_a_loop_takes_the_memory_of_its_turns_written_out():
+    params, x = {"a": draw(100, 10), "b": draw(10, 100, seed=1), "h": draw(100, 3, seed=2)}, draw(1, 100)
+    step = lambda p, h, c: jnp.tanh((h + c) @ p["a"]) @ p["b"]
+    loop = lambda p, x: jax.lax.scan(lambda h, _: (step(p, h, x), None), x, None, length=3)[0] @ p["h"]
+    plain = lambda p, x: step(p, step(p, step(p, x, x), x), x) @ p["h"]
+    outputs = lambda p, x: jax.lax.scan(lambda h, _: (step(p, h, h), h), x, None, length=6)[1].sum(0) @ p["h"]
+    policy = np.array([[8, 8], [8, 8], [8, 2]])
+    found = [float(peak_memory(find_lifetimes(apply, params, x), policy)) for apply in (loop, plain, outputs)]
+    assert found[0] == found[1] and found[2] >= 5 * 100 * 2 / 8 + found[0] / 2
+
+
+def test_ranges_of_another_number_of_uses_are_refused():
+    def cells(params, rows):
+        state = jnp.zeros((len(rows), 8))
+        for at in range(rows.shape[1]):
+            state = jnp.tanh((state + rows[:, at]) @ params["w"])
+        return state @ params["head"]
+
+    long, short = draw(4, 6, 8, seed=3), draw(4, 3, 8, seed=3)
+    for one, other in ((long, short), (short, long)):
+        ranges = haqjax.calibrate(cells, SQUARE, [one])
+        with pytest.raises(ValueError, match="another number of places"):
+            haqjax.quantize(cells)(SQUARE, other, jnp.full((2, 2), 8), ranges)
+    with pytest.raises(ValueError, match="batch 1 is of a size at which"):
+        haqjax.calibrate(cells, SQUARE, [long, short])
+    free = haqjax.calibrate(cells, SQUARE, [long], correct_bias=False)
+    assert np.isfinite(haqjax.quantize(cells)(SQUARE, short, jnp.full((2, 2), 8), free)).all()

@@ -99,17 +99,35 @@ def _walk_turns(
     """Lists the steps of a loop's turns, one where all are alike; what they put out is written where it is stacked."""
     first = turns.consts + turns.carried
     carry, rows = operands[turns.consts : first], []
-    for plan in turns.plans:
+    looped = isinstance(turns, Loop)
+    # What a loop puts out in all turns but the last is there from its first on.
+    before = [_add_earlier(elements, var) if looped else None for var in equation.outvars[turns.carried :]]
+    steps += [_Step(frozenset(), (tensor,), None, product=False) for tensor in before if tensor is not None]
+    # A second turn carries what the first leaves, as all further ones do.
+    for plan in turns.plans * (2 if looped and equation.params.get("length", 2) > 1 else 1):
         values = _walk(plan, [*operands[: turns.consts], *carry, *operands[first:]], elements, steps)
         carry = values[: turns.carried]
         rows.append(values[turns.carried :])
+    if looped:  # what every turn reads is kept to the end
+        kept = _tensors([*operands[: turns.consts], *operands[first:]])
+        steps.append(_Step(kept, (), None, product=False))
+        rows = rows[-1:]
     outputs: list[int | None] = list(carry)
-    for var, column in zip(equation.outvars[turns.carried :], zip(*rows, strict=True), strict=True):
-        read = _tensors(column)
+    columns = zip(equation.outvars[turns.carried :], before, zip(*rows, strict=True), strict=True)
+    for var, earlier, column in columns:
+        read = _tensors([*column, earlier])
         outputs.append(_add(elements, var) if read else None)
         if read:
             steps.append(_Step(read, (len(elements) - 1,), None, product=False))
     return outputs
+
+
+def _add_earlier(elements: list[int], var: Any) -> int | None:
+    length, *_ = shape_of(var)
+    if length < 2:
+        return None
+    elements.append(math.prod(shape_of(var)) // length * (length - 1))
+    return len(elements) - 1
 
 
 def _walk_branches(

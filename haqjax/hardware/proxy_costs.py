@@ -1,5 +1,7 @@
 """Proxy costs, which know no machine: bit operations (BOPs) of a network, bytes of its stored weights."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -42,7 +44,10 @@ def bop_table(layers: LayerTable, convention: str = "products") -> Float[np.ndar
     if convention == "accumulated":
         summands = np.prod(layers.kernel, axis=1) * (layers.in_channels // layers.groups)
         of_each = of_each + w + a + np.log2(summands)[:, None, None]
-    return layers.macs[:, None, None] * of_each
+    found = dataclasses.replace(layers, further=None, further_of=None).macs[:, None, None] * of_each
+    if layers.further is not None and layers.further_of is not None:
+        np.add.at(found, layers.further_of, bop_table(layers.further, convention))
+    return found
 
 
 def _is_lookup(layers: LayerTable) -> Bool[np.ndarray, "L"]:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from haqjax.data import Dataset, Split
+from haqjax.data.labels import check_classes
 from haqjax.data.splits import stratified
 from haqjax.models.network import Network
 from haqjax.reading import one_line, quote
@@ -61,7 +62,8 @@ AnyNetwork = Network | OwnNetwork
 
 def is_own(model: str) -> bool:
     """Returns True for a name of the form `module:function`."""
-    return ":" in model
+    module, _, function = model.partition(":")
+    return bool(module and function)
 
 
 def load_own(model: str) -> OwnNetwork:
@@ -120,22 +122,19 @@ def own_data(network: OwnNetwork) -> Dataset:
         train, search, report = (_make_split(name, data[part]) for part in SPLITS)
     else:
         train, search, report = _cut(_make_split(name, data if _is_pair(data) else _join(name, data)))
-    return Dataset(name, _count_classes(network, train), train, search, report)
+    return Dataset(name, _count_classes(network, train), train, search, report, (f"data: those that {name} returns.",))
 
 
 def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple) and len(data) == 2 and np.ndim(data[1]) == 1 and not isinstance(data[0], tuple)
+    return isinstance(data, tuple) and len(data) == 2 and getattr(data[1], "ndim", None) == 1
 
 
 def _make_split(name: str, pair: Any) -> Split:
     if not _is_pair(pair):
         raise ValueError(f"{quote(name)}: data is {type(pair).__name__}, expected pairs (inputs, labels [n])")
     inputs, labels = pair
-    return Split(jax.tree.map(np.asarray, inputs), np.asarray(labels, np.int32) if _is_whole(labels) else labels)
-
-
-def _is_whole(labels: Any) -> bool:
-    return np.issubdtype(np.asarray(labels).dtype, np.integer)
+    split = Split(jax.tree.map(np.asarray, inputs), np.asarray(labels))  # checks the labels as they are
+    return Split(split.images, split.labels.astype(np.int32))
 
 
 def _join(name: str, batches: Any) -> tuple[PyTree, np.ndarray]:
@@ -156,9 +155,13 @@ def _cut(whole: Split) -> list[Split]:
 
 def _count_classes(network: OwnNetwork, train: Split) -> int:
     if network.classes is not None:
-        return network.classes
+        return check_classes(quote(network.name), network.classes)
     apply, arrays = only_arrays(network.apply, network.params)
-    logits = jax.eval_shape(apply, arrays, train.shaped(1))
+    try:
+        logits = jax.eval_shape(apply, arrays, train.shaped(1))
+    except (TypeError, ValueError) as error:
+        said = one_line(str(error).strip().partition("\n")[0], 200)
+        raise ValueError(f"{quote(network.name)}: apply(params, x) fails on its data: {said}") from error
     if not isinstance(logits, jax.ShapeDtypeStruct) or len(logits.shape) != 2:
         shown = getattr(logits, "shape", type(logits).__name__)
         raise ValueError(f"{quote(network.name)}: apply gives {shown}, expected logits [B, classes] to be evaluated")

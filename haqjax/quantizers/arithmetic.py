@@ -56,7 +56,9 @@ def choose_arithmetic(
     first = [(layer, weight) for layer, weight in pairs if layer.use == 0]
     channels = [math.prod(weight.shape[axis] for axis in layer.channel_axes) for layer, weight in first]
     ends, parts = np.cumsum(channels), [1] * len(first)
-    turned = {layer.index for layer, _ in pairs if layer.order is not None}  # what is summed differs by use
+    turned = {
+        layer.index for layer, _ in pairs if layer.order is not None or layer.one_scale
+    }  # what is summed differs by use
     for layer, weight in pairs:
         mine = slice(ends[layer.index] - channels[layer.index], ends[layer.index])
         found = _count_parts(layer, weight, ranges, mine, layer.index in turned)

@@ -15,14 +15,17 @@ from haqjax.tracing.hooks import Apply, map_weights
 from haqjax.tracing.jaxpr import Layer
 from haqjax.types import Ranges
 
+OTHER_USES = (
+    "the ranges are of a network that reads its weights at another number of places, such as a loop that is written "
+    "out for inputs of another length: calibrate on inputs of this size, or with correct_bias=False"
+)
 
-def mean_inputs(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray | None:
-    """Returns the mean of each input, at the place of the weights that read it; None of a lookup.
+
+def mean_inputs(layer: Layer, weight: np.ndarray, sums: Moments) -> np.ndarray:
+    """Returns the mean of each input, at the place of the weights that read it.
 
     Axes of outputs that read the same inputs have size one.
     """
-    if layer.lookup:
-        return None
     mean = np.asarray(sums.first) / np.maximum(np.asarray(sums.total), 1)
     whole = from_matrix(layer, np.broadcast_to(mean[..., None], to_matrix(layer, weight).shape))
     if layer.dense:
@@ -44,8 +47,10 @@ def output_bias(layer: Layer, weight: Array, quantised: Array, ranges: Ranges) -
     `sum over inputs of E[input] (weight - quantised)`, with the means of the float network. It has no gradient.
     """
     assert ranges.rounding is not None and ranges.rounding.means is not None
+    if layer.product >= len(ranges.rounding.means):
+        raise ValueError(OTHER_USES)
     summed = tuple(axis for axis in range(weight.ndim) if axis not in layer.channel_axes)
-    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.place])
+    error = (weight - quantised) * jnp.asarray(ranges.rounding.means[layer.product])
     return jax.lax.stop_gradient(jnp.sum(error, axis=summed).reshape(-1))
 
 
@@ -61,4 +66,8 @@ def output_biases(
             return None
         return output_bias(layer, weight, layer.arrange(weights[layer.index]), ranges)
 
-    return map_weights(bias, apply, params, x, each_use=True)
+    found = map_weights(bias, apply, params, x, each_use=True)
+    assert ranges.rounding is not None and ranges.rounding.means is not None
+    if sum(one is not None for one in found) != len(ranges.rounding.means):
+        raise ValueError(OTHER_USES)
+    return found

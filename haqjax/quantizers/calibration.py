@@ -97,8 +97,16 @@ def calibrate(
             activations = empty_histogram(len(first))
             sums = empty_moments(rows, use_comq, correct_bias)
             layer_of = tuple(use.index for use, _ in rows)
+            shapes = jax.tree.map(np.shape, x)
             # The turns of a `while` are known where it runs, outside of `jit`.
-            count = _count_in_one_program if all(use.turns for use, _ in rows) else _count_activations
+            count = _count_in_one_program if not any(use.untold for use, _ in rows) else _count_activations
+        if jax.tree.map(np.shape, x) != shapes:
+            others = map_weights(lambda use, _: use.index, apply, params, x, each_use=True)
+            if others != layer_of:
+                raise ValueError(
+                    f"batch {number} is of a size at which the network reads its weights at other places: calibrate on "
+                    "batches of one size"
+                )
         activations, sums = count(apply, params, x, activations, sums, method == "mse", examples, layer_of)
     if not rows:
         raise ValueError("no batch to calibrate on: pass at least one")
@@ -125,11 +133,11 @@ def _count_activations(
     def hook(layer: Layer, activation: Array, weight: Array, compute: Compute) -> tuple[Array, tuple]:
         if layer.lookup:
             return compute(activation, weight), (None, sums[layer.place])
-        energy, times = input_energy(layer, weight) if weighted else 1.0, layer.turns or 1
+        energy, times = input_energy(layer, weight) if weighted else 1.0, layer.turns
         known = sums[layer.place]
         asked = known.second is not None, known.first is not None
         mine = find_moments(layer, activation, max(1, ROWS // times) * examples, *asked)
-        sample = draw_sample(activation, energy, examples, times)
+        sample = draw_sample(activation, energy, examples, times, getattr(compute, "turn", 0))
         return use_cpu_kernels(layer, activation, weight, compute), (sample, mine)
 
     samples, more = zip(*with_records(apply, hook)(params, x)[1], strict=True)

@@ -64,7 +64,8 @@ def quantize_fractionally(
         def on_layer(layer: Layer, activation: Array, weight: Array, compute: Compute) -> Array:
             at = layer.index
             if layer.lookup:
-                return compute(activation, _mix(weights[0][at], weights[1][at], near.fraction[at][WEIGHT]))
+                table = _mix(weights[0][at], weights[1][at], near.fraction[at][WEIGHT])
+                return compute(activation, layer.arrange(table))
             low, high = (snap(activation, jax.tree.map(lambda leaf: leaf[at], grid)) for grid in grids)
             ends = layer.arrange(weights[0][at]), layer.arrange(weights[1][at])
             fraction = near.fraction[at]

@@ -18,6 +18,8 @@ from haqjax.quantizers.im2col import coprime_stride
 BINS = 1 << 15  # a side of zero: 8 bits of exponent and 7 of mantissa
 SHIFT = 16  # of the bits of a float32 that a bin does not tell apart
 SAMPLES = 1 << 11  # of one example in one tensor, at most so many elements are counted; extremes are taken over all
+LEAST = 8  # elements that are counted in each turn of a loop at least
+STEP = 7919  # places that a turn begins behind the one before: a prime, so that all are counted in time
 WEIGHT_SAMPLES = 1 << 15  # of one weight
 
 
@@ -45,22 +47,28 @@ class Histogram(NamedTuple):
         return jnp.maximum(-self.lowest, self.highest)
 
 
-def draw_sample(x: Array, weight: Array | float = 1.0, examples: int | None = None, times: int = 1) -> Sample:
+def draw_sample(
+    x: Array, weight: Array | float = 1.0, examples: int | None = None, times: int = 1, turn: Array | int = 0
+) -> Sample:
     """Takes evenly spaced elements of a tensor, each counted `weight` times (a scalar, or of the shape of `x`).
 
     Args:
       x: any shape, at least one element.
       examples: in `x`, one after the other: as many elements are taken of each, whatever the number beside it. None is
         one tensor as a whole.
-      times: that the tensor is sampled, such as in the turns of a loop: fewer elements each time.
+      times: that the tensor is sampled, as in a loop: fewer elements each time, and others in each turn.
+      turn: number of this time.
 
     >>> draw_sample(jnp.array([0.5, -2.0])).values.tolist()
     [0.5, -2.0]
     """
     rows, most = (examples, SAMPLES) if examples and x.size % examples == 0 else (1, WEIGHT_SAMPLES)
-    stride = coprime_stride(x.size // rows, max(1, most // times))
+    stride = coprime_stride(x.size // rows, max(LEAST, most // times))
     weights = jnp.broadcast_to(jnp.asarray(weight, jnp.float32), x.shape)
-    taken, counts = (part.reshape(rows, -1)[:, ::stride].reshape(-1) for part in (x, weights))
+    parts = [part.reshape(rows, -1) for part in (x, weights)]
+    if times > 1:
+        parts = [jnp.roll(part, -STEP * turn, axis=1) for part in parts]
+    taken, counts = (part[:, ::stride].reshape(-1) for part in parts)
     lowest, highest = (end(x).astype(jnp.float32) for end in (jnp.min, jnp.max))
     return Sample(taken.astype(jnp.float32), counts, lowest, highest, ~jnp.isfinite(x).all())
 

@@ -25,7 +25,7 @@ def to_matrix(layer: Layer, weight: AnyArray) -> Float[AnyArray, "G D R"]:
     >>> map_weights(shape, apply, {"w": jnp.ones((2, 3))}, jnp.ones((1, 3)))
     (((3, 2), (1, 3, 2)),)
     """
-    groups, order = _arrangement(layer)
+    groups, order = arrangement(layer)
     ordered = weight.transpose(order)
     if layer.dense:
         inputs = math.prod(layer.weight_shape[axis] for axis in layer.dot_axes[0])
@@ -37,7 +37,7 @@ def to_matrix(layer: Layer, weight: AnyArray) -> Float[AnyArray, "G D R"]:
 
 def from_matrix(layer: Layer, matrix: Float[AnyArray, "G D R"]) -> AnyArray:
     """Returns the weight that `to_matrix` made a matrix of."""
-    _, order = _arrangement(layer)
+    _, order = arrangement(layer)
     shape = [layer.weight_shape[axis] for axis in order]
     ordered = (matrix if layer.dense else matrix.transpose(1, 0, 2)).reshape(shape)
     return ordered.transpose(np.argsort(order))
@@ -75,7 +75,7 @@ def _take_dense(layer: Layer, activation: Array, most: int) -> Float[Array, "G n
     return rows[:, np.arange(0, rows.shape[1], coprime_stride(rows.shape[1], most))]
 
 
-def _arrangement(layer: Layer) -> tuple[int, list[int]]:
+def arrangement(layer: Layer) -> tuple[int, list[int]]:
     """Returns the groups and the order of the weight's axes: batched, contracted, free; or taps, input, output."""
     if layer.dense:
         contract, batch = layer.dot_axes

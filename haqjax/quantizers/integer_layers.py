@@ -30,7 +30,7 @@ from haqjax.quantizers.per_channel import broadcast_outputs
 from haqjax.tracing.cpu_kernels import use_cpu_kernels
 from haqjax.tracing.hooks import Apply, Compute, Hook, map_weights, with_hook
 from haqjax.tracing.integer_products import Arithmetic, Weights, multiply, ready_weights, safe_arithmetic
-from haqjax.tracing.interpreter import make_compute
+from haqjax.tracing.interpreter import Computed
 from haqjax.tracing.jaxpr import Layer, dtype_of
 from haqjax.tracing.rounded_products import opaque_zero, round_product, rounds_products
 from haqjax.types import WEIGHT, Ranges
@@ -220,7 +220,7 @@ def hidden_zero(ranges: Ranges) -> Int[Array, ""]:
 def _compute(layer: Layer, activation: Array, mine: Operands, zero: Int[Array, ""], arithmetic: Arithmetic) -> Array:
     """Computes one layer: codes, their exact sums, and one multiplication; or picks entries of a table of values."""
     if layer.lookup:
-        return make_compute(layer)(activation, mine.weights.integers)
+        return Computed(layer)(activation, mine.weights.integers)
     sums = multiply(layer, encode(activation, mine.grid), mine.weights, arithmetic, mine.signed, mine.whole)
     y = round_product(sums * broadcast_outputs(layer, mine.scale).astype(sums.dtype), zero)
     y = y if mine.bias is None else y + broadcast_outputs(layer, mine.bias).astype(sums.dtype)

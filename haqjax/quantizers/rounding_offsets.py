@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from haqjax.quantizers.bias_correction import mean_inputs
 from haqjax.quantizers.comq import round_levels
-from haqjax.quantizers.im2col import from_matrix, to_matrix
+from haqjax.quantizers.im2col import arrangement, from_matrix, to_matrix
 from haqjax.quantizers.input_moments import Moments
 from haqjax.quantizers.linear import SIDES, Grid, widen
 from haqjax.quantizers.per_channel import broadcast_channels, host_ratios
@@ -45,9 +45,9 @@ def make_rounding(
     """
     uses, sums = [use for use, _ in rows], jax.tree.map(np.asarray, moments)
     every = [np.asarray(weight, np.float32) for _, weight in rows]
-    products = [mine for use, mine in zip(uses, sums, strict=True) if not use.lookup]
-    means = tuple(map(mean_inputs, uses, every, sums)) if any(mine.first is not None for mine in products) else None
-    if all(mine.second is None for mine in products):
+    products = [row for row in zip(uses, every, sums, strict=True) if not row[0].lookup]
+    means = tuple(mean_inputs(*row) for row in products) if any(row[2].first is not None for row in products) else None
+    if all(mine.second is None for *_, mine in products):
         return Rounding(None, None, means, None)
     layers, weights = zip(
         *((use, weight) for use, weight in zip(uses, every, strict=True) if use.use == 0), strict=True
@@ -64,12 +64,13 @@ def make_rounding(
 def _add_uses(uses: Sequence[Layer], sums: Sequence[Moments]) -> list[Moments]:
     """Adds up the second moments of a layer's uses, one entry a layer; none where they sum over other axes."""
     total: dict[int, Moments] = {}
+    first = {use.index: use for use in reversed(uses)}
     for use, mine in zip(uses, sums, strict=True):
         known = total.get(use.index)
         if known is None:
             total[use.index] = mine._replace(second=None) if use.one_scale else mine
         elif known.second is not None:
-            alike = use.order is None and mine.second is not None
+            alike = mine.second is not None and use.order is None and arrangement(use) == arrangement(first[use.index])
             second = np.asarray(known.second) + np.asarray(mine.second) if alike else None
             total[use.index] = Moments(known.total + mine.total, None, second)
     return list(total.values())

@@ -51,7 +51,9 @@ class Finder:
             stored=self.leaves.count(mine),
             reads_input=BEHIND not in activation,
             batched=BATCHED in activation,
-            turns=count_turns(around),
+            product=sum(not layer.lookup for layer in self.layers),
+            turns=math.prod(turns for turns in around if turns is not None),
+            untold=around.count(None),
             looped=bool(around),
         )
         self.layers.append(layer)
@@ -59,17 +61,8 @@ class Finder:
 
     def note(self, equation: JaxprEqn, around: Surroundings) -> None:
         """Notes a product that is no layer."""
-        self.products.append(Product(equation, count_turns(around)))
-
-
-def count_turns(around: Surroundings) -> int | None:
-    """Counts how often an equation runs; None where a loop around it does not tell.
-
-    >>> count_turns((2, 3)), count_turns((2, None))
-    (6, None)
-    """
-    known = [turns for turns in around if turns is not None]
-    return math.prod(known) if len(known) == len(around) else None
+        known = math.prod(turns for turns in around if turns is not None)
+        self.products.append(Product(equation, known, around.count(None)))
 
 
 class Weights(Finder):
@@ -78,7 +71,9 @@ class Weights(Finder):
     def __init__(self, leaves: Leaves):
         super().__init__(leaves)
         self.sources: list[Sources] = []
+        self.reads_input: dict[int, bool] = {}  # by the identity of the equation
 
     def add(self, equation: JaxprEqn, weight_at: int, operands: Sequence[Sources], around: Surroundings) -> None:
         """Collects the sources."""
         self.sources.append(operands[weight_at])
+        self.reads_input[id(equation)] = BEHIND not in operands[1 - weight_at]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from haqjax.tracing.interpreter import UNKNOWN, After, Compute, make_compute, run_plan
+from haqjax.tracing.interpreter import UNKNOWN, After, Compute, Computed, run_plan
 from haqjax.tracing.jaxpr import Layer, Plan
 from haqjax.tracing.names import make_names
 from haqjax.tracing.plan import make_plan
@@ -159,4 +159,4 @@ def is_array(leaf: Any) -> bool:
 def compute_in(layer: Layer, sum_type: Any) -> Compute:
     """Returns a layer as a function of its operands, of any type, that adds up products in `sum_type`."""
     typed = layer.equation.replace(params={**layer.equation.params, "preferred_element_type": np.dtype(sum_type)})
-    return make_compute(dataclasses.replace(layer, equation=typed))
+    return Computed(dataclasses.replace(layer, equation=typed))

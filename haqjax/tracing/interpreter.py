@@ -1,5 +1,6 @@
 """Interpreter of plans: runs a program one equation after another, with a hook in place of each of its layers."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ UNKNOWN = _Unknown()
 
 
 def run_plan(
-    plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | None = None
+    plan: Plan, arguments: Sequence[Any], hook: Callable, after: After | None = None, turn: Any = 0
 ) -> tuple[list[Any], tuple]:
     """Runs a plan; where an argument is `UNKNOWN`, so is all that depends on it."""
     values = dict(zip(plan.jaxpr.invars, arguments, strict=True))
@@ -36,13 +37,13 @@ def run_plan(
         operands = [read(atom) for atom in equation.invars]
         unknown = any(operand is UNKNOWN for operand in operands)
         if isinstance(step, Layer):
-            output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], make_compute(step))
+            output, record = hook(step, operands[1 - step.weight_at], operands[step.weight_at], Computed(step, turn))
             outputs, records = [output], (*records, record)
         elif isinstance(step, Plan) and (step.has_layers or unknown):
-            outputs, inner = _call(equation, step, operands, hook, after)
+            outputs, inner = _call(equation, step, operands, hook, after, turn)
             records = (*records, *inner)
         elif isinstance(step, Turns | Loop | Branches):
-            outputs, inner = RUN[type(step)](step, equation, operands, hook, after)
+            outputs, inner = RUN[type(step)](step, equation, operands, hook, after, turn)
             records = (*records, *inner)
         elif unknown:
             outputs = operands if equation.primitive.name == BARRIER else [UNKNOWN] * len(equation.outvars)
@@ -54,7 +55,7 @@ def run_plan(
 
 
 def _run_turns(
-    turns: Turns, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None
+    turns: Turns, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None, turn: Any
 ) -> tuple[list[Any], tuple]:
     """Runs a scan turn by turn, and stacks what they put out."""
     first = turns.consts + turns.carried
@@ -63,7 +64,7 @@ def _run_turns(
     records: tuple = ()
     for plan, at in zip(turns.plans, turns.order, strict=True):
         entries = [UNKNOWN if whole is UNKNOWN else whole[at] for whole in scanned]
-        values, inner = run_plan(plan, [*consts, *carry, *entries], hook, after)
+        values, inner = run_plan(plan, [*consts, *carry, *entries], hook, after, turn)
         carry, rows[at], records = values[: turns.carried], values[turns.carried :], (*records, *inner)
     columns = zip(*(rows[at] for at in sorted(rows)), strict=True)
     stacked = [UNKNOWN if any(entry is UNKNOWN for entry in column) else jnp.stack(column) for column in columns]
@@ -71,25 +72,27 @@ def _run_turns(
 
 
 def _run_loop(
-    loop: Loop, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None
+    loop: Loop, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None, turn: Any
 ) -> tuple[list[Any], tuple]:
     """Runs a loop as a loop; records get an axis of turns in front."""
     (plan,), given = loop.plans, operands[loop.condition :]
     first = loop.consts + loop.carried
     consts, carry, scanned = given[: loop.consts], given[loop.consts : first], given[first:]
+    length = equation.params.get("length", 1)
     if any(operand is UNKNOWN for operand in operands):
         entries = [UNKNOWN] * len(scanned)
         values, records = run_plan(plan, [*consts, *carry, *entries], hook, after)
         return [*values[: loop.carried], *[UNKNOWN] * (len(equation.outvars) - loop.carried)], records
 
-    def turn(carry: Sequence[Any], entries: Sequence[Any]) -> tuple[list[Any], tuple]:
-        values, records = run_plan(plan, [*consts, *carry, *entries], hook, after)
+    def run(carry: Sequence[Any], given: tuple[Any, Sequence[Any]]) -> tuple[list[Any], tuple]:
+        number, entries = given
+        values, records = run_plan(plan, [*consts, *carry, *entries], hook, after, turn * length + number)
         return values[: loop.carried], (values[loop.carried :], records)
 
     if equation.primitive.name == "while":
-        return _run_while(loop, equation, operands[: loop.condition], carry, lambda carry: turn(carry, ()))
+        return _run_while(loop, equation, operands[: loop.condition], carry, lambda carry, at: run(carry, (at, ())))
     options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
-    carry, (stacked, records) = jax.lax.scan(turn, carry, scanned, **options)
+    carry, (stacked, records) = jax.lax.scan(run, carry, (jnp.arange(length), scanned), **options)
     return [*carry, *stacked], records
 
 
@@ -102,14 +105,17 @@ def _run_while(
     def goes_on(carry: Sequence[Any]) -> Any:
         return jax.core.eval_jaxpr(condition.jaxpr, condition.consts, *consts, *carry)[0]
 
-    _, (_, shapes) = jax.eval_shape(turn, carry)
+    _, (_, shapes) = jax.eval_shape(lambda carry: turn(carry, 0), carry)
     if not jax.tree.leaves(shapes):
-        return [*jax.lax.while_loop(goes_on, lambda carry: turn(carry)[0], carry)], shapes
+        return [*jax.lax.while_loop(goes_on, lambda carry: turn(carry, 0)[0], carry)], shapes
     if isinstance(goes_on(carry), jax.core.Tracer):
-        raise ValueError("a `while` with layers in it has records of each turn only where it runs outside of `jit`")
-    rows = []
+        raise ValueError(
+            "a `while` with layers in it has records of its turns only outside of `jit` and of other loops: write the "
+            "outer loop out, or scan over a number of turns that is known"
+        )
+    rows: list[tuple] = []
     while goes_on(carry):
-        carry, (_, records) = turn(carry)
+        carry, (_, records) = turn(carry, len(rows))
         rows.append(records)
     if not rows:  # no turn: records of none
         return [*carry], jax.tree.map(lambda leaf: jnp.zeros((0, *leaf.shape), leaf.dtype), shapes)
@@ -117,21 +123,21 @@ def _run_while(
 
 
 def _run_branches(
-    branches: Branches, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None
+    branches: Branches, equation: JaxprEqn, operands: list[Any], hook: Callable, after: After | None, turn: Any
 ) -> tuple[list[Any], tuple]:
     """Runs the branch that is taken; the records of the others are zeros."""
     index, given = operands[0], operands[1:]
     if any(operand is UNKNOWN for operand in operands):
-        found = [run_plan(plan, given, hook, after)[1] for plan in branches.plans]
+        found = [run_plan(plan, given, hook, after, turn)[1] for plan in branches.plans]
         return [UNKNOWN] * len(equation.outvars), tuple(record for records in found for record in records)
     types = [dtype_of(var) for var in equation.outvars]
     shapes = [
-        jax.eval_shape(lambda *args, p=plan: run_plan(p, args, hook, after)[1], *given) for plan in branches.plans
+        jax.eval_shape(lambda *args, p=plan: run_plan(p, args, hook, after, turn)[1], *given) for plan in branches.plans
     ]
 
     def branch(at: int) -> Callable[..., tuple[list[Any], tuple]]:
         def run(*given: Any) -> tuple[list[Any], tuple]:
-            values, records = run_plan(branches.plans[at], given, hook, after)
+            values, records = run_plan(branches.plans[at], given, hook, after, turn)
             empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             rows = [records if other == at else nothing for other, nothing in enumerate(empty)]
             cast = [jnp.asarray(value, dtype) for value, dtype in zip(values, types, strict=True)]
@@ -150,23 +156,25 @@ RUN: dict[type, Callable[..., tuple[list[Any], tuple]]] = {
 
 
 def _call(
-    equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable, after: After | None
+    equation: JaxprEqn, plan: Plan, operands: list[Any], hook: Callable, after: After | None, turn: Any
 ) -> tuple[list[Any], tuple]:
     """Runs a call in place; rematerialisation stays, since it bounds memory."""
     if "policy" not in equation.params or any(operand is UNKNOWN for operand in operands):
-        return run_plan(plan, operands, hook, after)
+        return run_plan(plan, operands, hook, after, turn)
     keep = {name: equation.params[name] for name in ("policy", "prevent_cse")}
-    return jax.checkpoint(lambda *arguments: run_plan(plan, arguments, hook, after), **keep)(*operands)
+    return jax.checkpoint(lambda *arguments: run_plan(plan, arguments, hook, after, turn), **keep)(*operands)
 
 
-def make_compute(layer: Layer) -> Compute:
-    """Returns a layer as a function of its operands."""
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A layer as a function of its operands, and the turn of the loops around it that it is computed in."""
 
-    def compute(activation: Array, weight: Array) -> Array:
-        operands = [weight, activation] if layer.weight_at == 0 else [activation, weight]
-        return run_equation(layer.equation, operands)[0]
+    layer: Layer
+    turn: Any = 0
 
-    return compute
+    def __call__(self, activation: Array, weight: Array) -> Array:
+        operands = [weight, activation] if self.layer.weight_at == 0 else [activation, weight]
+        return run_equation(self.layer.equation, operands)[0]
 
 
 def run_equation(equation: JaxprEqn, operands: Sequence[Any]) -> list[Any]:

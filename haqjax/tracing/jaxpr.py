@@ -27,7 +27,9 @@ class Layer:
     batched: bool = True  # each example has an activation of its own
     place: int = 0  # of the use: in order of execution
     use: int = 0  # of the layer's uses, in order of execution
-    turns: int | None = 1  # of the loops around it; None where the program does not tell
+    product: int = 0  # of the uses that are no lookups, in order of execution
+    turns: int = 1  # of the loops around it, but for a `while`
+    untold: int = 0  # loops around it whose turns the program does not tell: each `while`
     looped: bool = False  # in a loop that stays one
     # How the axes of the weight lie in that of the first use; None: alike.
     order: tuple[int, ...] | None = None
@@ -40,7 +42,7 @@ class Layer:
 
     @property
     def lookup(self) -> bool:
-        """Whether the weight is a table of which entries are picked: the activation are their numbers."""
+        """Whether the weight is a table of which entries are picked; the activation holds their numbers."""
         return self.equation.primitive.name == "gather"
 
     @property
@@ -80,10 +82,10 @@ class Layer:
 
     def arrange_channels(self, values: Any) -> Any:
         """Returns one value for each output channel of the first use, flat, as this one has them."""
-        if self.order is None:
-            return values
         if self.one_scale:
             return values[:1].repeat(elements(self.weight_shape, self.channel_axes))
+        if self.order is None:
+            return values
         mine = [self.order[axis] for axis in sorted(self.channel_axes)]
         sizes = {self.order[axis]: self.weight_shape[axis] for axis in self.channel_axes}
         first = sorted(mine)
@@ -97,7 +99,8 @@ class Product:
     """A product that is no layer: of two activations, of complex numbers, or with a product of parameters."""
 
     equation: JaxprEqn = dataclasses.field(repr=False)
-    turns: int | None  # of the loops around it; None where the program does not tell
+    turns: int  # as of a `Layer`
+    untold: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

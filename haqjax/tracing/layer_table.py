@@ -73,7 +73,7 @@ def layers(
     plan = trace(apply, arrays, (x,), _name_leaves(params, arrays, names), batched).plan
     found = tuple(plan.uses())
     _check_turns([*found, *plan.products], turns)
-    often = [int(turns or 1) if use.turns is None else use.turns for use in found]
+    often = [use.turns * (turns or 1) ** use.untold for use in found]
     read = [read_row(use, batch if use.batched else 1, each) for use, each in zip(found, often, strict=True)]
     rows = [row | {"lookup": use.lookup} for use, (row, _) in zip(found, read, strict=True)]
     repeats = [each for _, each in read]
@@ -93,7 +93,7 @@ def layers(
 def _check_turns(runs: Sequence[Layer | Product], turns: int | None) -> None:
     if turns is not None and (isinstance(turns, bool) or turns < 1):
         raise ValueError(f"turns is {turns!r}: expected how many a `while` takes, 1 or more")
-    unknown = [run for run in runs if run.turns is None]
+    unknown = [run for run in runs if run.untold]
     if unknown and turns is None:
         name = f"layer {unknown[0].name!r}" if isinstance(unknown[0], Layer) else "a product"
         raise ValueError(

@@ -30,7 +30,7 @@ from haqjax.tracing.finder import (
     Surroundings,
     Weights,
 )
-from haqjax.tracing.jaxpr import BARRIER, Branches, Loop, Plan, Step, Turns, dtype_of, shape_of
+from haqjax.tracing.jaxpr import BARRIER, Branches, Layer, Loop, Plan, Step, Turns, dtype_of, shape_of
 from haqjax.tracing.leaves import Leaves
 from haqjax.tracing.scans import find_slices, inner_bodies, open_body, scan_counts, take_turn
 from haqjax.tracing.uses import join_uses
@@ -160,7 +160,7 @@ def _plan_scan(
     if _has_stacked_weights(equation, operands, finder.leaves):
         return _unroll(equation, operands, finder, around)
     sources = _fixed_point(body, operands, start, carried, finder.leaves)
-    plan, outputs = _walk(*open_body(body), sources, finder, (*around, length))
+    plan, outputs = _walk_loop(body, operands, sources, finder, (*around, length))
     return (Loop((plan,), 0, start, carried), outputs) if plan.has_layers else None
 
 
@@ -174,11 +174,33 @@ def _plan_while(
     sources = _fixed_point(params["body_jaxpr"], operands[in_condition:], start, carried, finder.leaves)
     condition = [*operands[:in_condition], *sources[start:]]
     _refuse_layers(params["cond_jaxpr"], condition, finder, "in the condition of a `while`")
-    plan, outputs = _walk(*open_body(params["body_jaxpr"]), sources, finder, (*around, None))
+    if shape_of(open_body(params["cond_jaxpr"])[0].outvars[0]):
+        raise ValueError(
+            "a `while` under `vmap` takes turns of its own for each example: pass the batch through it as a whole, or "
+            "scan over a number of turns that is known"
+        )
+    plan, outputs = _walk_loop(params["body_jaxpr"], operands[in_condition:], sources, finder, (*around, None))
     if not plan.has_layers:
         return None
     ends = [before | after for before, after in zip(operands[in_condition + start :], outputs, strict=True)]
     return Loop((plan,), in_condition, start, carried), ends
+
+
+def _walk_loop(
+    body: Any, first: list[Sources], sources: list[Sources], finder: Finder, around: Surroundings
+) -> tuple[Plan, list[Sources]]:
+    """Walks over the body of a loop; a layer that reads the input in the first turn reads it."""
+    begun, start = Weights(finder.leaves), len(finder.layers)
+    _walk(*open_body(body), first, begun, ())
+    plan, outputs = _walk(*open_body(body), sources, finder, around)
+
+    def mark(layer: Layer) -> Layer:
+        return dataclasses.replace(
+            layer, reads_input=layer.reads_input or begun.reads_input.get(id(layer.equation), False)
+        )
+
+    finder.layers[start:] = map(mark, finder.layers[start:])
+    return plan.replace_layers(mark), outputs
 
 
 def _plan_branches(

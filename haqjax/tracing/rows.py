@@ -95,8 +95,7 @@ def read_product(product: Product, batch: int, turns: int | None) -> dict[str, A
     """Reads a product without a weight as a matrix product."""
     equation = product.equation
     (left, right), output = map(shape_of, equation.invars), shape_of(equation.outvars[0])
-    times = turns if product.turns is None else product.turns
-    assert times is not None
+    times = product.turns * (turns or 1) ** product.untold
     if jnp.issubdtype(dtype_of(equation.outvars[0]), jnp.complexfloating):
         times *= COMPLEX_PRODUCTS
     if equation.primitive.name == "dot_general":

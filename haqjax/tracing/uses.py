@@ -44,7 +44,7 @@ def join_uses(
       ValueError: a weight that is read in two forms, or changes from turn to turn; names it.
     """
     roots = [layer.leaf for layer in uses]
-    if len(set(roots)) == len(roots) and all(layer.turns == 1 for layer in uses):
+    if len(set(roots)) == len(roots) and not any(layer.looped for layer in uses):
         return plan, {place: place for place in range(len(uses))}
     found: dict[int, Value | None] = {}
     arguments: Values = [_Walk.whole(at, var) for at, var in enumerate(plan.jaxpr.invars[:parameters])]
