@@ -445,3 +445,19 @@ def test_ranges_of_another_number_of_uses_are_refused():
         haqjax.calibrate(cells, SQUARE, [long, short])
     free = haqjax.calibrate(cells, SQUARE, [long], correct_bias=False)
     assert np.isfinite(haqjax.quantize(cells)(SQUARE, short, jnp.full((2, 2), 8), free)).all()
+
+
+def test_a_weight_joined_of_several_parameters_stores_them_all():
+    params = {name: draw(8, 8, seed=at) for at, name in enumerate("qkv")} | {"bias": draw(24)}
+    fused = lambda p, x: x @ jnp.concatenate([p["q"], p["k"], p["v"]], 1) + p["bias"][None]
+    table = layers(fused, params, X)
+    assert table.weights.tolist() == [192] and table.other_parameters == 24 and table.names == ("k",)
+    with pytest.raises(ValueError, match="is read in two forms"):
+        layers(lambda p, x: fused(p, x)[:, :8] @ p["k"], params, X)
+    summed = layers(lambda p, x: x @ (p["q"] + p["k"]), params, X)
+    assert summed.weights.tolist() == [64] and summed.other_parameters == 64  # both are stored
+
+
+def test_a_weight_that_is_put_on_a_device_is_the_same():
+    apply = lambda p, x: jnp.tanh(x @ jax.device_put(p["w"])) @ p["w"]
+    assert layers(apply, SQUARE, X).macs.tolist() == [128]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jax.extend.core import JaxprEqn
 
-from haqjax.tracing.jaxpr import Layer, Product
+from haqjax.tracing.jaxpr import Layer, Product, shape_of
 from haqjax.tracing.leaves import Leaves
 
 # Sources of a value: leaves by number, and these.
@@ -39,7 +39,10 @@ class Finder:
         """Adds one use of a layer."""
         activation, weight = operands[1 - weight_at], operands[weight_at]
         whole = self.leaves[self.leaves.largest(weight)]
-        mine = frozenset(number for number in weight if number >= 0 and self.leaves[number].root == whole.root)
+        every = frozenset(number for number in weight if number >= 0)
+        mine = frozenset(number for number in every if self.leaves[number].root == whole.root)
+        if COPIED in weight and self.leaves.count(every) == math.prod(shape_of(equation.invars[weight_at])):
+            mine = every  # joined, such as the kernels of several gates
         self.numbers.append(mine)
         layer = Layer(
             index=len(self.layers),
@@ -48,7 +51,8 @@ class Finder:
             leaf=whole.root,
             weight_at=weight_at,
             equation=equation,
-            stored=self.leaves.count(mine),
+            stored=self.leaves.count(number for number in mine if self.leaves[number].root == whole.root),
+            joined=tuple(sorted({self.leaves[number].root for number in mine} - {whole.root})),
             reads_input=BEHIND not in activation,
             batched=BATCHED in activation,
             product=sum(not layer.lookup for layer in self.layers),

@@ -23,6 +23,7 @@ class Layer:
     weight_at: int  # which operand of the equation is the weight: 0 or 1
     equation: JaxprEqn = dataclasses.field(repr=False)
     stored: int = 0  # elements of the leaf that are the weight's
+    joined: tuple[int, ...] = ()  # other leaves that the weight is put together of, all their elements
     reads_input: bool = False  # none of its activation has come through another layer, or a lookup
     batched: bool = True  # each example has an activation of its own
     place: int = 0  # of the use: in order of execution

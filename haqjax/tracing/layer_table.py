@@ -167,6 +167,7 @@ def _count_others(params: PyTree, found: Sequence[Layer], reached: Sequence[bool
     for use in found:
         if use.use == 0:
             stored[use.leaf] = stored.get(use.leaf, 0) + use.stored
+            stored |= {at: math.prod(jax.tree.leaves(params)[at].shape) for at in use.joined}
     total = 0
     for at, (leaf, state) in enumerate(zip(jax.tree.leaves(params), states, strict=True)):
         if reached[at] and not state and jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -40,8 +40,8 @@ class Leaves:
         return self._leaves[number]
 
     def largest(self, numbers: Iterable[int]) -> int:
-        """Finds the leaf of the most elements; what is below 0 is none."""
-        return max((number for number in numbers if number >= 0), key=lambda number: self[number].size)
+        """Finds the leaf of the most elements, of several the first; what is below 0 is none."""
+        return max(sorted(number for number in numbers if number >= 0), key=lambda number: self[number].size)
 
     def count(self, numbers: Iterable[int]) -> int:
         """Counts the elements of some leaves together."""

@@ -37,7 +37,7 @@ from haqjax.tracing.uses import join_uses
 
 SLICES = ("slice", "split")
 COPIES = ("broadcast_in_dim", "gather", "concatenate", "dynamic_slice", "dynamic_update_slice", "pad")
-AS_IT_IS = ("squeeze", "convert_element_type", "copy", "copy_p", "stop_gradient")
+AS_IT_IS = ("squeeze", "convert_element_type", "copy", "copy_p", "stop_gradient", "device_put")
 SUMS = ("add", "add_any", "sub")
 CONTRACTIONS = ("dot_general", "conv_general_dilated")
 

@@ -14,7 +14,7 @@ from haqjax.tracing.jaxpr import BARRIER, Branches, Layer, Loop, Plan, Turns, sh
 from haqjax.tracing.leaves import Leaves
 from haqjax.tracing.scans import inner_bodies, open_body
 
-SAME = ("copy", "copy_p", "stop_gradient")
+SAME = ("copy", "copy_p", "stop_gradient", "device_put")
 
 
 class Value(NamedTuple):
@@ -43,7 +43,7 @@ def join_uses(
     Raises:
       ValueError: a weight that is read in two forms, or changes from turn to turn; names it.
     """
-    roots = [layer.leaf for layer in uses]
+    roots = [root for layer in uses for root in (layer.leaf, *layer.joined)]
     if len(set(roots)) == len(roots) and not any(layer.looped for layer in uses):
         return plan, {place: place for place in range(len(uses))}
     found: dict[int, Value | None] = {}
@@ -68,15 +68,16 @@ def _check_apart(
     uses: Sequence[Layer], numbers: Sequence[frozenset[int]], leaves: Leaves, groups: Sequence[Sequence[int]]
 ) -> None:
     """Checks that different layers have no number in common."""
-    known: dict[int, list[frozenset[int]]] = {}
+    known: dict[int, list[int]] = {}  # by the leaf of the parameters
     for first, *_ in groups:
-        others = known.setdefault(uses[first].leaf, [])
-        if any(leaves.overlap(a, b) for other in others for a in numbers[first] for b in other):
+        mine = numbers[first]
+        if any(leaves.overlap(a, b) for a in mine for b in known.get(leaves[a].root, [])):
             raise ValueError(
                 f"weight {uses[first].name!r} is read in two forms: two layers have numbers of it in common, but do "
                 "not read the same array; compute what both of them read once, or give each a parameter of its own"
             )
-        others.append(numbers[first])
+        for number in mine:
+            known.setdefault(leaves[number].root, []).append(number)
 
 
 def _join(
